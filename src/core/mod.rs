@@ -1,1 +1,4 @@
-//! Decisions.
+//! Decisions, and nothing else: no Postgres, no sockets, no clock, no randomness. Ids and time come in as arguments.
+
+pub mod error;
+pub mod wire;
