@@ -1,4 +1,6 @@
 //! Decisions, and nothing else: no Postgres, no sockets, no clock, no randomness. Ids and time come in as arguments.
 
 pub mod error;
+pub mod sentences;
+pub mod terms;
 pub mod wire;

@@ -126,7 +126,12 @@ pub enum Reply {
     /// One count for each text.
     Counts(Vec<u32>),
     /// The document, read and cut.
-    Prepared(Prepared),
+    Prepared {
+        /// The document.
+        prepared: Prepared,
+        /// Name of the model that will embed it.
+        model: String,
+    },
     /// How the gateway is.
     Status(Status),
 }

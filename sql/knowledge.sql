@@ -1,0 +1,511 @@
+-- Documents, the chunks they are cut into, and what is kept beside each chunk to find it.
+
+create table helper.knowledge_sources (
+  workspace_id uuid not null,
+  id uuid not null default helper.uuid_v7(),
+  source_type text not null constraint knowledge_sources_source_type_check check (source_type ~ '^[a-z][a-z0-9_]{0,62}$'),
+  external_id text,
+  title text not null constraint knowledge_sources_title_check check (btrim(title) <> ''),
+  content text,
+  mime_type text,
+  metadata jsonb not null default '{}' constraint knowledge_sources_metadata_check check (jsonb_typeof(metadata) = 'object'),
+  language text,
+  status text not null default 'pending' constraint knowledge_sources_status_check check (status in ('pending', 'ready', 'failed')),
+  error jsonb,
+  attachment_id uuid,
+  input_hash bytea not null,
+  chunk_count integer not null default 0,
+  token_count integer not null default 0,
+  created_by uuid,
+  created_at timestamptz not null default clock_timestamp(),
+  updated_at timestamptz not null default clock_timestamp(),
+  indexed_at timestamptz,
+  primary key (workspace_id, id),
+  constraint knowledge_sources_id_key unique (id),
+  constraint knowledge_sources_external_id_key unique (workspace_id, source_type, external_id)
+);
+comment on table helper.knowledge_sources is 'Documents of a workspace';
+comment on column helper.knowledge_sources.workspace_id is 'Workspace that the document belongs to';
+comment on column helper.knowledge_sources.id is 'Identifier, in order of creation';
+comment on column helper.knowledge_sources.source_type is 'What the document is, such as uploaded_doc, kb_article or contact';
+comment on column helper.knowledge_sources.external_id is 'The application''s own identifier; one document for each type and identifier';
+comment on column helper.knowledge_sources.title is 'Title; it is embedded with each chunk';
+comment on column helper.knowledge_sources.content is 'All of the text as it is searchable now; offsets count its characters from 0; null until first indexed';
+comment on column helper.knowledge_sources.mime_type is 'Media type of what was given';
+comment on column helper.knowledge_sources.metadata is 'The application''s own facts, an object; search can filter on it';
+comment on column helper.knowledge_sources.language is 'ISO 639-1 code, given or detected; null where it cannot be told';
+comment on column helper.knowledge_sources.status is 'pending: waits to be indexed (an earlier version stays searchable); ready; failed: see error';
+comment on column helper.knowledge_sources.error is 'Why indexing failed: sqlstate, message, detail, hint';
+comment on column helper.knowledge_sources.attachment_id is 'The attached table that it follows, if any';
+comment on column helper.knowledge_sources.input_hash is 'SHA-256 of what was given, to tell whether it changed';
+comment on column helper.knowledge_sources.chunk_count is 'Chunks that are searchable';
+comment on column helper.knowledge_sources.token_count is 'Tokens in these chunks, by the embedding model''s count';
+comment on column helper.knowledge_sources.created_by is 'Who added it';
+comment on column helper.knowledge_sources.created_at is 'When it was added';
+comment on column helper.knowledge_sources.updated_at is 'When it was last given anew';
+comment on column helper.knowledge_sources.indexed_at is 'When it was last indexed';
+create index knowledge_sources_metadata_idx on helper.knowledge_sources using gin (metadata jsonb_path_ops);
+create index knowledge_sources_workspace_id_status_idx on helper.knowledge_sources (workspace_id, status);
+create index knowledge_sources_attachment_id_idx on helper.knowledge_sources (attachment_id, external_id) where attachment_id is not null;
+
+create table helper.knowledge_inputs (
+  workspace_id uuid not null,
+  source_id uuid not null,
+  content bytea not null,
+  is_file boolean not null,
+  primary key (workspace_id, source_id),
+  constraint knowledge_inputs_source_fkey foreign key (workspace_id, source_id) references helper.knowledge_sources (workspace_id, id) on delete cascade
+);
+alter table helper.knowledge_inputs alter column content set storage external;
+comment on table helper.knowledge_inputs is 'What is still to be indexed, and the bytes of files';
+comment on column helper.knowledge_inputs.workspace_id is 'Workspace of the document';
+comment on column helper.knowledge_inputs.source_id is 'The document';
+comment on column helper.knowledge_inputs.content is 'Bytes as given; text is in UTF-8';
+comment on column helper.knowledge_inputs.is_file is 'Kept after indexing, so that the file can be read again';
+
+create table helper.knowledge_chunks (
+  workspace_id uuid not null,
+  id uuid not null default helper.uuid_v7(),
+  source_id uuid not null,
+  ordinal integer not null,
+  heading text not null,
+  content text not null,
+  token_count integer not null,
+  start_offset integer not null,
+  end_offset integer not null,
+  content_hash bytea not null,
+  created_at timestamptz not null default clock_timestamp(),
+  primary key (workspace_id, id),
+  constraint knowledge_chunks_source_fkey foreign key (workspace_id, source_id) references helper.knowledge_sources (workspace_id, id) on delete cascade,
+  constraint knowledge_chunks_offsets_check check (start_offset >= 0 and start_offset < end_offset)
+);
+create index knowledge_chunks_workspace_id_source_id_ordinal_idx on helper.knowledge_chunks (workspace_id, source_id, ordinal);
+comment on table helper.knowledge_chunks is 'Parts of documents, found and cited one by one';
+comment on column helper.knowledge_chunks.workspace_id is 'Workspace of the document';
+comment on column helper.knowledge_chunks.id is 'Identifier; kept while the chunk''s text stays the same';
+comment on column helper.knowledge_chunks.source_id is 'The document';
+comment on column helper.knowledge_chunks.ordinal is 'Place in the document, from 0';
+comment on column helper.knowledge_chunks.heading is 'Trail of headings above it';
+comment on column helper.knowledge_chunks.content is 'The document''s characters from start_offset to end_offset';
+comment on column helper.knowledge_chunks.token_count is 'Tokens, by the embedding model''s count';
+comment on column helper.knowledge_chunks.start_offset is 'First character in the document, from 0';
+comment on column helper.knowledge_chunks.end_offset is 'One past the last character';
+comment on column helper.knowledge_chunks.content_hash is 'SHA-256 of title, heading and content: the same hash is never embedded again';
+comment on column helper.knowledge_chunks.created_at is 'When it was first indexed';
+
+-- The tables below are for the extension alone: no policy, no grant.
+
+create table helper.knowledge_vectors (
+  workspace_id uuid not null,
+  chunk_id uuid not null,
+  source_id uuid not null,
+  model text not null,
+  embedding halfvec not null,
+  sentences bytea not null,
+  primary key (workspace_id, model, chunk_id),
+  constraint knowledge_vectors_chunk_fkey foreign key (workspace_id, chunk_id) references helper.knowledge_chunks (workspace_id, id) on delete cascade
+);
+-- Read for the few candidates alone, so kept out of the rows that a scan goes through.
+alter table helper.knowledge_vectors alter column sentences set storage external;
+alter table helper.knowledge_vectors alter column embedding set storage plain;
+comment on table helper.knowledge_vectors is 'Embeddings of chunks and of their sentences';
+comment on column helper.knowledge_vectors.workspace_id is 'Workspace of the document';
+comment on column helper.knowledge_vectors.chunk_id is 'The chunk';
+comment on column helper.knowledge_vectors.source_id is 'The document';
+comment on column helper.knowledge_vectors.model is 'Model that made it; two models are never compared';
+comment on column helper.knowledge_vectors.embedding is 'Embedding of title, heading and content, of length 1';
+comment on column helper.knowledge_vectors.sentences is 'Embeddings of the chunk''s sentences in eight bits a number, with their offsets';
+-- Cascades from chunks look for the chunk alone.
+create index knowledge_vectors_workspace_id_chunk_id_idx on helper.knowledge_vectors (workspace_id, chunk_id);
+
+create table helper.knowledge_terms (
+  workspace_id uuid not null,
+  chunk_id uuid not null,
+  source_id uuid not null,
+  config text not null,
+  length integer not null,
+  terms bytea not null,
+  primary key (workspace_id, chunk_id),
+  constraint knowledge_terms_chunk_fkey foreign key (workspace_id, chunk_id) references helper.knowledge_chunks (workspace_id, id) on delete cascade
+);
+alter table helper.knowledge_terms alter column terms set storage main;
+comment on table helper.knowledge_terms is 'Terms of each chunk, for BM25';
+comment on column helper.knowledge_terms.workspace_id is 'Workspace of the document';
+comment on column helper.knowledge_terms.chunk_id is 'The chunk';
+comment on column helper.knowledge_terms.source_id is 'The document';
+comment on column helper.knowledge_terms.config is 'Text search configuration that made the terms';
+comment on column helper.knowledge_terms.length is 'Terms in the chunk, repeated ones counted each time';
+comment on column helper.knowledge_terms.terms is 'Keys of the distinct terms in order, and how often each occurs';
+
+create function helper._term_keys(terms bytea) returns bigint[]
+language c immutable strict parallel safe as 'MODULE_PATHNAME', 'term_keys_wrapper';
+comment on function helper._term_keys(bytea) is 'Keys in a chunk''s terms; a key stands for one term in one workspace';
+create index knowledge_terms_keys_idx on helper.knowledge_terms using gin (helper._term_keys(terms));
+
+-- How many chunks and terms a workspace has. Every change appends a row and the worker folds them together, so that a
+-- caller's open transaction never makes another one wait.
+create table helper.knowledge_stats (
+  workspace_id uuid not null,
+  config text not null,
+  chunks bigint not null,
+  terms bigint not null
+);
+comment on table helper.knowledge_stats is 'Chunks and terms of each workspace and configuration, as sums of its rows';
+comment on column helper.knowledge_stats.workspace_id is 'The workspace';
+comment on column helper.knowledge_stats.config is 'Text search configuration';
+comment on column helper.knowledge_stats.chunks is 'Chunks added or taken away';
+comment on column helper.knowledge_stats.terms is 'Terms added or taken away, repeated ones counted each time';
+create index knowledge_stats_workspace_id_idx on helper.knowledge_stats (workspace_id);
+
+create function helper._count_terms() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if tg_op = 'INSERT' then
+    insert into helper.knowledge_stats (workspace_id, config, chunks, terms)
+    select c.workspace_id, c.config, count(*), sum(c.length)
+    from changed_terms c
+    group by c.workspace_id, c.config;
+  else
+    insert into helper.knowledge_stats (workspace_id, config, chunks, terms)
+    select c.workspace_id, c.config, -count(*), -sum(c.length)
+    from changed_terms c
+    group by c.workspace_id, c.config;
+  end if;
+  return null;
+end
+$$;
+comment on function helper._count_terms() is 'Keeps knowledge_stats in step with knowledge_terms';
+create trigger knowledge_terms_count_insert after insert on helper.knowledge_terms
+  referencing new table as changed_terms for each statement execute function helper._count_terms();
+create trigger knowledge_terms_count_delete after delete on helper.knowledge_terms
+  referencing old table as changed_terms for each statement execute function helper._count_terms();
+
+create table helper.attached_tables (
+  id uuid not null default helper.uuid_v7() primary key,
+  relation regclass not null,
+  workspace_id uuid,
+  workspace_column name,
+  key_columns name[] not null,
+  title_column name not null,
+  content_column name not null,
+  metadata_columns name[] not null default '{}',
+  source_type text not null,
+  language text,
+  created_at timestamptz not null default clock_timestamp(),
+  constraint attached_tables_relation_source_type_key unique (relation, source_type),
+  constraint attached_tables_workspace_check check ((workspace_id is null) <> (workspace_column is null))
+);
+comment on table helper.attached_tables is 'Tables whose rows are kept as documents';
+comment on column helper.attached_tables.id is 'Identifier';
+comment on column helper.attached_tables.relation is 'The table';
+comment on column helper.attached_tables.workspace_id is 'Workspace of all its rows';
+comment on column helper.attached_tables.workspace_column is 'Or the column that names each row''s workspace';
+comment on column helper.attached_tables.key_columns is 'Columns that identify a row';
+comment on column helper.attached_tables.title_column is 'Column with the title';
+comment on column helper.attached_tables.content_column is 'Column with the text';
+comment on column helper.attached_tables.metadata_columns is 'Columns that become metadata';
+comment on column helper.attached_tables.source_type is 'source_type of its documents';
+comment on column helper.attached_tables.language is 'Language of its documents; null to detect it';
+comment on column helper.attached_tables.created_at is 'When it was attached';
+
+alter table helper.knowledge_sources enable row level security;
+alter table helper.knowledge_inputs enable row level security;
+alter table helper.knowledge_chunks enable row level security;
+alter table helper.knowledge_vectors enable row level security;
+alter table helper.knowledge_terms enable row level security;
+alter table helper.knowledge_stats enable row level security;
+alter table helper.attached_tables enable row level security;
+create policy knowledge_sources_select_member on helper.knowledge_sources for select
+  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
+comment on policy knowledge_sources_select_member on helper.knowledge_sources is 'Members see the documents of their workspaces';
+create policy knowledge_chunks_select_member on helper.knowledge_chunks for select
+  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
+comment on policy knowledge_chunks_select_member on helper.knowledge_chunks is 'Members see the chunks of their workspaces';
+create policy attached_tables_select_member on helper.attached_tables for select
+  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
+comment on policy attached_tables_select_member on helper.attached_tables is 'Members see the tables attached to their workspaces';
+
+select pg_catalog.pg_extension_config_dump('helper.knowledge_sources', '');
+select pg_catalog.pg_extension_config_dump('helper.knowledge_inputs', '');
+select pg_catalog.pg_extension_config_dump('helper.knowledge_chunks', '');
+select pg_catalog.pg_extension_config_dump('helper.knowledge_vectors', '');
+select pg_catalog.pg_extension_config_dump('helper.knowledge_terms', '');
+select pg_catalog.pg_extension_config_dump('helper.attached_tables', '');
+-- knowledge_stats is not dumped: loading knowledge_terms counts it anew.
+
+create function helper._text_config(language text) returns text
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
+  select coalesce(
+    (select c.config
+     from (values ('ar', 'arabic'), ('hy', 'armenian'), ('eu', 'basque'), ('ca', 'catalan'), ('da', 'danish'), ('nl', 'dutch'),
+       ('en', 'english'), ('fi', 'finnish'), ('fr', 'french'), ('de', 'german'), ('el', 'greek'), ('hi', 'hindi'), ('hu', 'hungarian'),
+       ('id', 'indonesian'), ('ga', 'irish'), ('it', 'italian'), ('lt', 'lithuanian'), ('ne', 'nepali'), ('no', 'norwegian'),
+       ('nb', 'norwegian'), ('nn', 'norwegian'), ('pt', 'portuguese'), ('ro', 'romanian'), ('ru', 'russian'), ('sr', 'serbian'),
+       ('es', 'spanish'), ('sv', 'swedish'), ('ta', 'tamil'), ('tr', 'turkish'), ('yi', 'yiddish')) c (code, config)
+     where c.code = lower(language)),
+    'simple')
+$$;
+comment on function helper._text_config(text) is 'Text search configuration for an ISO 639-1 code; simple for any other';
+
+create function helper._halfvec(embedding real[]) returns halfvec
+language sql immutable parallel safe
+begin atomic
+  select embedding::halfvec;
+end;
+comment on function helper._halfvec(real[]) is 'An embedding in half precision';
+
+create function helper._dimensions(embedding halfvec) returns integer
+language sql immutable parallel safe
+begin atomic
+  select vector_dims(embedding);
+end;
+comment on function helper._dimensions(halfvec) is 'Numbers in an embedding';
+
+-- The caller's workspace for a change, checked.
+create function helper._writable_workspace(workspace uuid, minimum_role text) returns uuid
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workspace uuid := helper.current_workspace(workspace);
+begin
+  if not helper.is_member(v_workspace, minimum_role) then
+    raise exception using errcode = '42501', message = 'permission denied for workspace',
+      detail = format('The caller''s role in the workspace is %s; this needs %s.', helper.my_role(v_workspace), minimum_role);
+  end if;
+  return v_workspace;
+end
+$$;
+comment on function helper._writable_workspace(uuid, text) is 'The workspace of a call that changes something; 42501 where the caller''s role in it is too low';
+
+create function helper._limit_bytes(name text, fallback text) returns bigint
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select pg_size_bytes(coalesce(nullif(current_setting(name, true), ''), fallback))
+$$;
+comment on function helper._limit_bytes(text, text) is 'A size setting in bytes';
+
+-- Writes a document and asks for it to be indexed. Whoever calls this has checked the caller. Unchanged, nothing happens.
+create function helper._put_source(
+  workspace uuid,
+  title text,
+  content bytea,
+  is_file boolean,
+  source_type text,
+  external_id text,
+  mime_type text,
+  metadata jsonb,
+  language text,
+  attachment uuid
+) returns uuid
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_hash bytea := sha256(content);
+  v_id uuid;
+  v_changed boolean;
+begin
+  insert into helper.knowledge_sources as s
+    (workspace_id, source_type, external_id, title, mime_type, metadata, language, attachment_id, input_hash, created_by)
+  values
+    (workspace, source_type, external_id, title, mime_type, metadata, language, attachment, v_hash, helper.current_user_id())
+  on conflict on constraint knowledge_sources_external_id_key do update
+  set title = excluded.title,
+    mime_type = excluded.mime_type,
+    metadata = excluded.metadata,
+    language = coalesce(excluded.language, s.language),
+    attachment_id = excluded.attachment_id,
+    input_hash = excluded.input_hash,
+    status = case
+      when s.status <> 'failed' and s.input_hash = excluded.input_hash and s.title = excluded.title
+        and s.mime_type is not distinct from excluded.mime_type then s.status
+      else 'pending' end,
+    error = null,
+    updated_at = clock_timestamp()
+  returning s.id, s.status = 'pending' into v_id, v_changed;
+  if v_changed then
+    insert into helper.knowledge_inputs as i (workspace_id, source_id, content, is_file)
+    values (workspace, v_id, _put_source.content, _put_source.is_file)
+    on conflict (workspace_id, source_id) do update
+    set content = excluded.content,
+      is_file = excluded.is_file;
+    perform helper._enqueue(workspace, 'index', '{}', v_id);
+  end if;
+  return v_id;
+end
+$$;
+comment on function helper._put_source(uuid, text, bytea, boolean, text, text, text, jsonb, text, uuid) is 'Writes a document and asks for it to be indexed';
+
+create function helper._check_document(title text, metadata jsonb, source_type text, language text, bytes bigint) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_most bigint := helper._limit_bytes('helper_ai.max_document_size', '50MB');
+begin
+  if title is null or btrim(title) = '' then
+    raise exception using errcode = '22023', message = 'title is empty';
+  end if;
+  if length(title) > 1000 then
+    raise exception using errcode = '22023', message = format('title has %s characters, at most 1000 are allowed', length(title));
+  end if;
+  if metadata is null or jsonb_typeof(metadata) <> 'object' then
+    raise exception using errcode = '22023', message = 'metadata is not a JSON object';
+  end if;
+  if source_type is null or source_type !~ '^[a-z][a-z0-9_]{0,62}$' then
+    raise exception using errcode = '22023', message = format('source type "%s" is not valid', source_type),
+      hint = 'Use lower-case letters, digits and underscores, beginning with a letter.';
+  end if;
+  if language is not null and language !~ '^[a-z]{2}$' then
+    raise exception using errcode = '22023', message = format('language "%s" is not a two-letter code', language),
+      hint = 'Use an ISO 639-1 code such as en or id, or null to detect it.';
+  end if;
+  if bytes is null or bytes = 0 then
+    raise exception using errcode = '22023', message = 'content is empty';
+  end if;
+  if bytes > v_most then
+    raise exception using errcode = '53400', message = format('document has %s, at most %s are allowed', pg_size_pretty(bytes), pg_size_pretty(v_most)),
+      hint = 'An administrator can raise helper_ai.max_document_size.';
+  end if;
+end
+$$;
+comment on function helper._check_document(text, jsonb, text, text, bigint) is 'Refuses a document that cannot be accepted: 22023, or 53400 where it is too large';
+
+create function helper.add_document(
+  title text,
+  content text,
+  source_type text default 'uploaded_doc',
+  source_id text default null,
+  metadata jsonb default '{}',
+  language text default null,
+  workspace uuid default null
+) returns uuid
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workspace uuid := helper._writable_workspace(workspace, 'member');
+begin
+  perform helper._check_document(title, metadata, source_type, language, octet_length(btrim(content, E' \t\r\n')));
+  return helper._put_source(v_workspace, title, convert_to(content, 'UTF8'), false, source_type, source_id, 'text/markdown', metadata, language, null);
+end
+$$;
+comment on function helper.add_document(text, text, text, text, jsonb, text, uuid) is
+  'Adds a text, plain or Markdown, as a document and returns its id; it is searchable once indexed. With a source_id the document of that source_type and source_id is replaced. Needs the role member. Errors: 22023, 42501, 42704, 53400';
+
+create function helper.add_file(
+  name text,
+  content bytea,
+  mime_type text default null,
+  metadata jsonb default '{}',
+  workspace uuid default null
+) returns uuid
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workspace uuid := helper._writable_workspace(workspace, 'member');
+begin
+  perform helper._check_document(name, metadata, 'uploaded_doc', null, octet_length(content));
+  return helper._put_source(v_workspace, name, content, true, 'uploaded_doc', null, mime_type, metadata, null, null);
+end
+$$;
+comment on function helper.add_file(text, bytea, text, jsonb, uuid) is
+  'Adds a file (plain text, Markdown, HTML, CSV) as a document and returns its id; the format follows from mime_type or the name. A file that cannot be read fails in knowledge_sources with its cause. Needs the role member. Errors: 22023, 42501, 42704, 53400';
+
+-- The document, if the caller may change it: its adder or an admin.
+create function helper._changeable_source(id uuid) returns helper.knowledge_sources
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_source helper.knowledge_sources;
+begin
+  select s.* into v_source
+  from helper.knowledge_sources s
+  where s.id = _changeable_source.id and helper.is_member(s.workspace_id);
+  if not found then
+    raise exception using errcode = '42704', message = format('document "%s" does not exist', id);
+  end if;
+  if not helper.is_member(v_source.workspace_id, 'admin')
+    and not (helper.is_member(v_source.workspace_id, 'member') and v_source.created_by is not distinct from helper.current_user_id()) then
+    raise exception using errcode = '42501', message = format('permission denied for document "%s"', id),
+      detail = 'Only who added a document and the admins of its workspace may change it.';
+  end if;
+  return v_source;
+end
+$$;
+comment on function helper._changeable_source(uuid) is 'A document that the caller may change; 42704 or 42501 otherwise';
+
+create function helper.remove_document(id uuid) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_source helper.knowledge_sources := helper._changeable_source(id);
+begin
+  delete from helper.job_queue q where q.workspace_id = v_source.workspace_id and q.key = v_source.id;
+  delete from helper.knowledge_sources s where s.workspace_id = v_source.workspace_id and s.id = v_source.id;
+end
+$$;
+comment on function helper.remove_document(uuid) is 'Removes a document with its chunks; for who added it and admins. Errors: 42501, 42704';
+
+create function helper._reindex_source(source helper.knowledge_sources) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  insert into helper.knowledge_inputs (workspace_id, source_id, content, is_file)
+  select source.workspace_id, source.id, convert_to(source.content, 'UTF8'), false
+  where source.content is not null
+  on conflict (workspace_id, source_id) do nothing;
+  update helper.knowledge_sources s
+  set status = 'pending', error = null, updated_at = clock_timestamp()
+  where s.workspace_id = source.workspace_id and s.id = source.id;
+  perform helper._enqueue(source.workspace_id, 'index', '{}', source.id);
+end
+$$;
+comment on function helper._reindex_source(helper.knowledge_sources) is 'Asks for a document to be indexed again';
+
+create function helper.reindex(document uuid default null, workspace uuid default null, only_failed boolean default false) returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workspace uuid;
+  v_source helper.knowledge_sources;
+  v_count bigint := 0;
+begin
+  if document is not null then
+    perform helper._reindex_source(helper._changeable_source(document));
+    return 1;
+  end if;
+  v_workspace := helper._writable_workspace(workspace, 'admin');
+  for v_source in
+    select s.* from helper.knowledge_sources s
+    where s.workspace_id = v_workspace and (s.status = 'failed' or not only_failed)
+    order by s.id
+  loop
+    perform helper._reindex_source(v_source);
+    v_count := v_count + 1;
+  end loop;
+  return v_count;
+end
+$$;
+comment on function helper.reindex(uuid, uuid, boolean) is
+  'Asks for one document (its adder or an admin), or all or all failed ones of a workspace (an admin), to be indexed again; returns how many. What did not change is not embedded again. Errors: 42501, 42704';
+
+create view helper.index_progress with (security_invoker = true) as
+  select
+    p.workspace_id,
+    p.documents,
+    p.chunks,
+    p.ready as done,
+    p.failed,
+    p.pending,
+    round(p.recent_chunks / 60.0, 1) as chunks_per_second,
+    case when p.recent_documents > 0 then make_interval(secs => round(p.pending * 60.0 / p.recent_documents)::double precision) end as time_left
+  from (
+    select
+      s.workspace_id,
+      count(*) as documents,
+      coalesce(sum(s.chunk_count), 0) as chunks,
+      count(*) filter (where s.status = 'ready') as ready,
+      count(*) filter (where s.status = 'failed') as failed,
+      count(*) filter (where s.status = 'pending') as pending,
+      count(*) filter (where s.indexed_at > now() - interval '1 minute') as recent_documents,
+      coalesce(sum(s.chunk_count) filter (where s.indexed_at > now() - interval '1 minute'), 0) as recent_chunks
+    from helper.knowledge_sources s
+    group by s.workspace_id
+  ) p;
+comment on view helper.index_progress is 'How far indexing is in each of the caller''s workspaces; the rate is that of the last minute';
+comment on column helper.index_progress.workspace_id is 'The workspace';
+comment on column helper.index_progress.documents is 'Documents in all';
+comment on column helper.index_progress.chunks is 'Chunks that are searchable';
+comment on column helper.index_progress.done is 'Documents that are indexed';
+comment on column helper.index_progress.failed is 'Documents that could not be indexed; knowledge_sources.error says why';
+comment on column helper.index_progress.pending is 'Documents that wait';
+comment on column helper.index_progress.chunks_per_second is 'Chunks indexed a second, over the last minute';
+comment on column helper.index_progress.time_left is 'At the last minute''s rate; null where nothing was indexed in it';

@@ -1,0 +1,230 @@
+-- Work that waits. `jobs` is the durable record; `job_queue` holds a thin row for each job that may be claimed, deleted
+-- on claim; `job_leases` one row for each job that runs, fenced by a token. Only the worker and the functions of this
+-- extension touch them.
+
+create table helper.jobs (
+  workspace_id uuid not null,
+  id uuid not null default helper.uuid_v7(),
+  kind text not null constraint jobs_kind_check check (kind in ('index')),
+  key uuid,
+  payload jsonb not null default '{}',
+  principal_role name not null,
+  principal_claims jsonb,
+  status text not null default 'queued' constraint jobs_status_check check (status in ('queued', 'running', 'succeeded', 'failed', 'cancelled')),
+  attempts integer not null default 0,
+  result jsonb,
+  error jsonb,
+  created_at timestamptz not null default clock_timestamp(),
+  started_at timestamptz,
+  finished_at timestamptz,
+  primary key (workspace_id, id)
+);
+comment on table helper.jobs is 'Work that was asked for and runs later: the durable record';
+comment on column helper.jobs.workspace_id is 'Workspace that the work belongs to';
+comment on column helper.jobs.id is 'Identifier, in order of creation';
+comment on column helper.jobs.kind is 'What is done: index reads a document, cuts it and embeds it';
+comment on column helper.jobs.key is 'Jobs with the same key never run at once; for index, the document';
+comment on column helper.jobs.payload is 'What the kind needs to know';
+comment on column helper.jobs.principal_role is 'Role of the caller who asked';
+comment on column helper.jobs.principal_claims is 'JWT claims of the caller who asked';
+comment on column helper.jobs.status is 'queued, running, succeeded, failed or cancelled';
+comment on column helper.jobs.attempts is 'Times that it was claimed and did not end';
+comment on column helper.jobs.result is 'What came of it';
+comment on column helper.jobs.error is 'Why it failed: sqlstate, message, detail, hint';
+comment on column helper.jobs.created_at is 'When it was asked for';
+comment on column helper.jobs.started_at is 'When it was last claimed';
+comment on column helper.jobs.finished_at is 'When it ended';
+-- Finished jobs are deleted in order of age.
+create index jobs_created_at_idx on helper.jobs using brin (created_at);
+
+create table helper.job_queue (
+  workspace_id uuid not null,
+  run_at timestamptz not null default clock_timestamp(),
+  job_id uuid not null,
+  key uuid,
+  primary key (workspace_id, job_id),
+  constraint job_queue_job_fkey foreign key (workspace_id, job_id) references helper.jobs on delete cascade,
+  -- One waiting job for a document is enough, however often it changes.
+  constraint job_queue_key_key unique (workspace_id, key)
+);
+comment on table helper.job_queue is 'Jobs that may be claimed, deleted on claim';
+comment on column helper.job_queue.workspace_id is 'Workspace that the work belongs to; workspaces take turns';
+comment on column helper.job_queue.run_at is 'Not before this time';
+comment on column helper.job_queue.job_id is 'The job';
+comment on column helper.job_queue.key is 'The job''s key, at most one waiting for each';
+create index job_queue_workspace_id_run_at_job_id_idx on helper.job_queue (workspace_id, run_at, job_id);
+
+create table helper.job_leases (
+  workspace_id uuid not null,
+  job_id uuid not null,
+  key uuid,
+  token uuid not null default helper.uuid_v7(),
+  claimed_at timestamptz not null default clock_timestamp(),
+  primary key (workspace_id, job_id),
+  constraint job_leases_job_fkey foreign key (workspace_id, job_id) references helper.jobs on delete cascade
+);
+comment on table helper.job_leases is 'Jobs that run now, one row each';
+comment on column helper.job_leases.workspace_id is 'Workspace that the work belongs to';
+comment on column helper.job_leases.job_id is 'The job';
+comment on column helper.job_leases.key is 'The job''s key';
+comment on column helper.job_leases.token is 'Whoever ends the job must hold this token; a lost lease has another';
+comment on column helper.job_leases.claimed_at is 'When it was claimed';
+create index job_leases_key_idx on helper.job_leases (workspace_id, key);
+
+alter table helper.jobs enable row level security;
+alter table helper.job_queue enable row level security;
+alter table helper.job_leases enable row level security;
+create policy jobs_select_member on helper.jobs for select
+  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
+comment on policy jobs_select_member on helper.jobs is 'Members see the work of their workspaces';
+
+select pg_catalog.pg_extension_config_dump('helper.jobs', '');
+select pg_catalog.pg_extension_config_dump('helper.job_queue', '');
+select pg_catalog.pg_extension_config_dump('helper.job_leases', '');
+
+create function helper._wake_worker() returns trigger
+language c as 'MODULE_PATHNAME', 'wake_worker_wrapper';
+comment on function helper._wake_worker() is 'Wakes this database''s worker when the transaction commits';
+create trigger job_queue_wake after insert on helper.job_queue
+  for each statement execute function helper._wake_worker();
+
+create function helper._enqueue(workspace uuid, kind text, payload jsonb, key uuid) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_job uuid;
+begin
+  if exists (select from helper.job_queue q where q.workspace_id = _enqueue.workspace and q.key = _enqueue.key) then
+    return;
+  end if;
+  insert into helper.jobs (workspace_id, kind, key, payload, principal_role, principal_claims)
+  values (workspace, kind, key, payload, helper.caller_role(), nullif(current_setting('request.jwt.claims', true), '')::jsonb)
+  returning id into v_job;
+  insert into helper.job_queue (workspace_id, job_id, key)
+  values (workspace, v_job, key)
+  on conflict on constraint job_queue_key_key do nothing;
+  if not found then
+    delete from helper.jobs j where j.workspace_id = _enqueue.workspace and j.id = v_job;
+  end if;
+end
+$$;
+comment on function helper._enqueue(uuid, text, jsonb, uuid) is 'Adds a job as the caller; does nothing where one with the key waits already';
+
+-- Claims at most `most` jobs, the workspaces after `after` first, each at most `share`. The recursion steps from one
+-- workspace that has a waiting job to the next, so that its cost depends on `most` and not on the backlog.
+create function helper._claim(after uuid, most integer, share integer)
+returns table (workspace_id uuid, job_id uuid, kind text, key uuid, payload jsonb, attempts integer, token uuid)
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+  with recursive turn (workspace_id, n) as (
+    (select q.workspace_id, 1 from helper.job_queue q where q.workspace_id > after order by q.workspace_id limit 1)
+    union all
+    select (select q.workspace_id from helper.job_queue q where q.workspace_id > t.workspace_id order by q.workspace_id limit 1), t.n + 1
+    from turn t
+    where t.workspace_id is not null and t.n < most
+  ), picked as materialized (
+    select w.workspace_id, w.job_id, w.key
+    from turn t
+    cross join lateral (
+      select q.workspace_id, q.job_id, q.key
+      from helper.job_queue q
+      where q.workspace_id = t.workspace_id
+        and q.run_at <= clock_timestamp()
+        and not exists (select from helper.job_leases l where l.workspace_id = q.workspace_id and l.key = q.key)
+      order by q.run_at, q.job_id
+      limit share
+      for update skip locked
+    ) w
+    limit most
+  ), taken as (
+    delete from helper.job_queue q using picked p
+    where q.workspace_id = p.workspace_id and q.job_id = p.job_id
+    returning q.workspace_id, q.job_id, q.key
+  ), leased as (
+    insert into helper.job_leases (workspace_id, job_id, key)
+    select t.workspace_id, t.job_id, t.key from taken t
+    returning job_leases.workspace_id, job_leases.job_id, job_leases.token
+  )
+  update helper.jobs j
+  set status = 'running', started_at = clock_timestamp(), attempts = j.attempts + 1
+  from leased l
+  where j.workspace_id = l.workspace_id and j.id = l.job_id
+  returning j.workspace_id, j.id, j.kind, j.key, j.payload, j.attempts, l.token
+$$;
+comment on function helper._claim(uuid, integer, integer) is 'Leases waiting jobs to the worker, workspaces in turn';
+
+create function helper._finish(workspace uuid, job uuid, token uuid, status text, error jsonb) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  delete from helper.job_leases l
+  where l.workspace_id = workspace and l.job_id = job and l.token = _finish.token;
+  if not found then
+    return false;
+  end if;
+  update helper.jobs j
+  set status = _finish.status, error = _finish.error, finished_at = clock_timestamp()
+  where j.workspace_id = workspace and j.id = job;
+  return true;
+end
+$$;
+comment on function helper._finish(uuid, uuid, uuid, text, jsonb) is 'Ends a leased job; false where the lease was lost';
+
+-- Gives a leased job back to the queue, to be claimed after `delay`. A job that was asked for again meanwhile is dropped.
+create function helper._requeue(workspace uuid, job uuid, token uuid, delay interval, count_attempt boolean) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_key uuid;
+begin
+  delete from helper.job_leases l
+  where l.workspace_id = workspace and l.job_id = job and l.token = _requeue.token
+  returning l.key into v_key;
+  if not found then
+    return false;
+  end if;
+  insert into helper.job_queue (workspace_id, job_id, key, run_at)
+  values (workspace, job, v_key, clock_timestamp() + delay)
+  on conflict on constraint job_queue_key_key do nothing;
+  update helper.jobs j
+  set status = case when exists (select from helper.job_queue q where q.workspace_id = workspace and q.job_id = job) then 'queued' else 'cancelled' end,
+    attempts = j.attempts - case when count_attempt then 0 else 1 end
+  where j.workspace_id = workspace and j.id = job;
+  return true;
+end
+$$;
+comment on function helper._requeue(uuid, uuid, uuid, interval, boolean) is 'Gives a leased job back; false where the lease was lost';
+
+create function helper._release_leases() returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_count bigint := 0;
+  v_lease record;
+begin
+  for v_lease in select l.workspace_id, l.job_id, l.token from helper.job_leases l loop
+    perform helper._requeue(v_lease.workspace_id, v_lease.job_id, v_lease.token, interval '0', true);
+    v_count := v_count + 1;
+  end loop;
+  return v_count;
+end
+$$;
+comment on function helper._release_leases() is 'Gives back what a worker that is gone had claimed; a database has one worker, so at its start every lease is such';
+
+create function helper._clean(retention_minutes integer) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  delete from helper.jobs j
+  where j.ctid = any (array(
+    select f.ctid from helper.jobs f
+    where f.created_at < clock_timestamp() - make_interval(mins => retention_minutes)
+      and f.finished_at < clock_timestamp() - make_interval(mins => retention_minutes)
+    limit 10000));
+  -- Rows that a caller's open transaction still changes are left for the next time.
+  with folded as (
+    delete from helper.knowledge_stats s
+    where s.ctid = any (array(select f.ctid from helper.knowledge_stats f limit 100000 for update skip locked))
+    returning s.workspace_id, s.config, s.chunks, s.terms
+  )
+  insert into helper.knowledge_stats (workspace_id, config, chunks, terms)
+  select f.workspace_id, f.config, sum(f.chunks), sum(f.terms)
+  from folded f
+  group by f.workspace_id, f.config;
+end
+$$;
+comment on function helper._clean(integer) is 'Deletes the record of jobs that ended long ago and folds the counts together';

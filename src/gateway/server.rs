@@ -1,0 +1,223 @@
+//! The socket server: hellos and requests in, replies out, one task for each request.
+//!
+//! Only processes of the same user are let in. A connection that closes, or a `Cancel`, ends its requests at once;
+//! nothing here outlives them. It never opens a file or a network connection itself.
+
+use crate::core::error::{Error, Result};
+use crate::core::wire::{self, Frame, Frames, Hello, Item, PROTOCOL, Reply, Request, Status, Tag};
+use crate::gateway::batch::Batcher;
+use crate::gateway::parse;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+/// Embeddings in one frame of a reply.
+const SLICE: usize = 64;
+
+/// Frames that wait to be written on a connection before its requests wait in turn.
+const WAITING_FRAMES: usize = 32;
+
+/// What all connections share.
+pub struct Gateway {
+    batcher: Batcher,
+    limits: parse::Limits,
+    started: Instant,
+    connections: AtomicU32,
+    in_flight: AtomicU32,
+    cancelled: AtomicU64,
+}
+
+/// Counts a request while it is under way, and as cancelled when it is dropped before its end.
+struct UnderWay {
+    gateway: Arc<Gateway>,
+    ended: bool,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.gateway.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if !self.ended {
+            self.gateway.cancelled.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Gateway {
+    /// A gateway around a model.
+    pub fn new(batcher: Batcher, limits: parse::Limits) -> Arc<Self> {
+        Arc::new(Gateway {
+            batcher,
+            limits,
+            started: Instant::now(),
+            connections: AtomicU32::new(0),
+            in_flight: AtomicU32::new(0),
+            cancelled: AtomicU64::new(0),
+        })
+    }
+
+    /// Serves connections on a socket for ever.
+    ///
+    /// The socket appears under its name only when it can be connected to and by its owner alone.
+    pub async fn serve(self: Arc<Self>, socket: &Path) -> std::io::Result<()> {
+        let fresh = socket.with_extension(format!("sock.{}", std::process::id()));
+        let _ = std::fs::remove_file(&fresh);
+        let listener = UnixListener::bind(&fresh)?;
+        std::fs::set_permissions(&fresh, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        std::fs::rename(&fresh, socket)?;
+        let me = rustix::process::geteuid().as_raw();
+        loop {
+            let (stream, _) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, say: the ones that are open go on.
+                    eprintln!("helper_ai gateway: cannot accept a connection: {error}");
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            match stream.peer_cred() {
+                Ok(peer) if peer.uid() == me => {
+                    tokio::spawn(Arc::clone(&self).connection(stream));
+                }
+                _ => eprintln!("helper_ai gateway: refused a connection of another user"),
+            }
+        }
+    }
+
+    async fn connection(self: Arc<Self>, stream: UnixStream) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        let mut running: HashMap<u32, AbortHandle> = HashMap::new();
+        if let Err(error) = self.converse(stream, &mut running).await {
+            eprintln!("helper_ai gateway: closed a connection: {error}");
+        }
+        for (_, task) in running {
+            task.abort();
+        }
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    async fn converse(self: &Arc<Self>, stream: UnixStream, running: &mut HashMap<u32, AbortHandle>) -> Result<()> {
+        let (mut reader, mut writer) = stream.into_split();
+        let (out, mut frames_out) = mpsc::channel::<Vec<u8>>(WAITING_FRAMES);
+        let hello = Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").into() };
+        // There is room: the channel is new.
+        let _ = out.try_send(wire::encode(Tag::Hello, 0, &hello)?);
+        tokio::spawn(async move {
+            while let Some(frame) = frames_out.recv().await {
+                if writer.write_all(&frame).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let mut frames = Frames::default();
+        let mut buffer = vec![0; 256 * 1024];
+        let mut greeted = false;
+        loop {
+            while let Some(frame) = frames.next()? {
+                match frame.tag {
+                    Tag::Hello => {
+                        let hello: Hello = wire::decode(&frame.body)?;
+                        if hello.protocol != PROTOCOL {
+                            return Err(Error::not_ready(format!(
+                                "the database speaks protocol {}, this gateway {PROTOCOL}",
+                                hello.protocol
+                            )));
+                        }
+                        greeted = true;
+                    }
+                    Tag::Request if greeted => {
+                        running.retain(|_, task| !task.is_finished());
+                        let id = frame.id;
+                        let task = tokio::spawn(Arc::clone(self).request(frame, out.clone()));
+                        running.insert(id, task.abort_handle());
+                    }
+                    Tag::Cancel => {
+                        if let Some(task) = running.remove(&frame.id) {
+                            task.abort();
+                        }
+                    }
+                    _ => return Err(Error::bug("unexpected frame from the database")),
+                }
+            }
+            match reader.read(&mut buffer).await {
+                Ok(0) | Err(_) => return Ok(()),
+                Ok(count) => frames.push(&buffer[..count]),
+            }
+        }
+    }
+
+    async fn request(self: Arc<Self>, frame: Frame, out: mpsc::Sender<Vec<u8>>) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let mut under_way = UnderWay { gateway: Arc::clone(&self), ended: false };
+        let id = frame.id;
+        let answer = match wire::decode::<Request>(&frame.body) {
+            Ok(request) => self.answer(id, request, &out).await,
+            Err(error) => Err(error),
+        };
+        let last = match answer {
+            Ok(reply) => wire::encode(Tag::End, id, &reply),
+            Err(error) => wire::encode(Tag::Error, id, &error),
+        };
+        let last = last.or_else(|error| wire::encode(Tag::Error, id, &error));
+        under_way.ended = true;
+        drop(under_way);
+        if let Ok(last) = last {
+            let _ = out.send(last).await;
+        }
+    }
+
+    async fn answer(&self, id: u32, request: Request, out: &mpsc::Sender<Vec<u8>>) -> Result<Reply> {
+        match request {
+            Request::Status => Ok(Reply::Status(self.status())),
+            Request::Embed { model, inputs, interactive } => {
+                self.batcher.check(&model).await?;
+                let mut tokens = 0;
+                let mut inputs = inputs.into_iter();
+                loop {
+                    let slice: Vec<String> = inputs.by_ref().take(SLICE).collect();
+                    if slice.is_empty() {
+                        return Ok(Reply::Done { tokens });
+                    }
+                    let done = self.batcher.embed(slice, interactive).await?;
+                    tokens += done.tokens;
+                    let dimensions = done.embeddings.first().map_or(0, Vec::len) as u32;
+                    let item = Item::Embeddings { dimensions, values: done.embeddings.concat() };
+                    let _ = out.send(wire::encode(Tag::Item, id, &item)?).await;
+                }
+            }
+            Request::CountTokens { model, inputs } => {
+                self.batcher.check(&model).await?;
+                Ok(Reply::Counts(self.batcher.count_tokens(inputs).await?))
+            }
+            Request::Prepare(prepare) => {
+                self.batcher.check(&prepare.model).await?;
+                let model = self.batcher.model().await?;
+                let name = model.name().to_owned();
+                let prepared = parse::prepare(prepare, move |text| model.count_tokens(text), &self.limits).await?;
+                Ok(Reply::Prepared { prepared, model: name })
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        let (model, dimensions) = self.batcher.loaded();
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            connections: self.connections.load(Ordering::Relaxed),
+            in_flight: self.in_flight.load(Ordering::Relaxed).saturating_sub(1),
+            queued_texts: self.batcher.queued() as u32,
+            cancelled: self.cancelled.load(Ordering::Relaxed),
+            model,
+            dimensions,
+            tokens: self.batcher.tokens(),
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Two hooks: whoever drops, renames, moves or copies a database gets our worker out of it first, and a dropped
+//! extension's worker leaves at commit.
+
+use crate::pg::{shared, wait, wake};
+use pgrx::prelude::*;
+use std::ffi::CStr;
+use std::time::{Duration, Instant};
+
+static mut PREVIOUS_UTILITY: pg_sys::ProcessUtility_hook_type = None;
+static mut PREVIOUS_ACCESS: pg_sys::object_access_hook_type = None;
+
+/// Installs both; only while the server preloads libraries.
+pub fn install() {
+    // SAFETY: no other thread exists, and the library is never unloaded.
+    unsafe {
+        PREVIOUS_UTILITY = pg_sys::ProcessUtility_hook;
+        pg_sys::ProcessUtility_hook = Some(utility);
+        PREVIOUS_ACCESS = pg_sys::object_access_hook;
+        pg_sys::object_access_hook = Some(access);
+    }
+}
+
+/// The database that a statement needs for itself, or 0.
+unsafe fn needed_alone(statement: *mut pg_sys::Node) -> u32 {
+    unsafe {
+        if statement.is_null() {
+            return 0;
+        }
+        let name = match (*statement).type_ {
+            pg_sys::NodeTag::T_DropdbStmt => (*statement.cast::<pg_sys::DropdbStmt>()).dbname,
+            pg_sys::NodeTag::T_AlterDatabaseStmt => (*statement.cast::<pg_sys::AlterDatabaseStmt>()).dbname,
+            pg_sys::NodeTag::T_CreatedbStmt => template((*statement.cast::<pg_sys::CreatedbStmt>()).options),
+            pg_sys::NodeTag::T_RenameStmt => {
+                let rename = statement.cast::<pg_sys::RenameStmt>();
+                if (*rename).renameType != pg_sys::ObjectType::OBJECT_DATABASE {
+                    return 0;
+                }
+                (*rename).subname
+            }
+            _ => return 0,
+        };
+        if name.is_null() { 0 } else { pg_sys::get_database_oid(name, true).to_u32() }
+    }
+}
+
+/// The template that `create database` names.
+unsafe fn template(options: *mut pg_sys::List) -> *mut std::ffi::c_char {
+    unsafe {
+        if options.is_null() {
+            return std::ptr::null_mut();
+        }
+        for at in 0..(*options).length {
+            let option = pg_sys::list_nth(options, at).cast::<pg_sys::DefElem>();
+            if CStr::from_ptr((*option).defname) == c"template" && !(*option).arg.is_null() {
+                return pg_sys::defGetString(option);
+            }
+        }
+        std::ptr::null_mut()
+    }
+}
+
+/// Keeps the worker out of a database until dropped.
+struct Hold {
+    database: u32,
+}
+
+impl Hold {
+    fn take(database: u32) -> Option<Hold> {
+        // SAFETY: a plain number.
+        let me = unsafe { pg_sys::MyProcPid };
+        let worker = shared::change(|state| {
+            state.slot(database).map(|slot| {
+                slot.held_by = me;
+                slot.worker
+            })
+        })?;
+        let hold = Hold { database };
+        if worker != 0 {
+            let begin = Instant::now();
+            // It ends on SIGTERM, in a transaction or not.
+            shared::terminate(worker);
+            while shared::is_alive(worker) && begin.elapsed() < Duration::from_secs(5) {
+                wait::interruptible(None, Some(Duration::from_millis(5)));
+            }
+        }
+        Some(hold)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let launcher = shared::change(|state| {
+            if let Some(slot) = state.slot(self.database) {
+                slot.held_by = 0;
+                // Whether the database is still there, and still has the extension, the new worker finds out.
+                slot.wanted = true;
+            }
+            state.launcher
+        });
+        shared::wake_process(launcher);
+    }
+}
+
+#[pg_guard]
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C-unwind" fn utility(
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const std::ffi::c_char,
+    read_only: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    params: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    destination: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    // SAFETY: called by the server with what its hook promises; passed on unchanged.
+    unsafe {
+        let database = needed_alone((*statement).utilityStmt);
+        // Privileges are checked by the statement itself: who may not drop a database only makes our worker restart.
+        let _hold = if database != 0 && owns(database) { Hold::take(database) } else { None };
+        let next = PREVIOUS_UTILITY.unwrap_or(standard);
+        pg_sys::ffi::pg_guard_ffi_boundary(|| {
+            next(statement, query, read_only, context, params, environment, destination, completion)
+        });
+    }
+}
+
+#[pg_guard]
+#[allow(clippy::too_many_arguments)]
+unsafe extern "C-unwind" fn standard(
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const std::ffi::c_char,
+    read_only: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    params: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    destination: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
+    unsafe {
+        pg_sys::standard_ProcessUtility(
+            statement,
+            query,
+            read_only,
+            context,
+            params,
+            environment,
+            destination,
+            completion,
+        )
+    }
+}
+
+/// Whether the caller may do such things to the database, so that a stranger cannot keep our worker out of it.
+unsafe fn owns(database: u32) -> bool {
+    unsafe {
+        let user = pg_sys::GetUserId();
+        pg_sys::superuser() || pg_sys::has_createdb_privilege(user) || pg_sys::pg_database_ownercheck(database.into(), user)
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn access(
+    access: pg_sys::ObjectAccessType::Type,
+    class: pg_sys::Oid,
+    object: pg_sys::Oid,
+    part: i32,
+    arg: *mut std::ffi::c_void,
+) {
+    // SAFETY: called by the server with what its hook promises; passed on unchanged.
+    unsafe {
+        if let Some(previous) = PREVIOUS_ACCESS {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| previous(access, class, object, part, arg));
+        }
+        if access == pg_sys::ObjectAccessType::OAT_DROP
+            && class == pg_sys::ExtensionRelationId
+            && object == pg_sys::get_extension_oid(c"helper_ai".as_ptr(), true)
+        {
+            wake::worker_at_commit();
+        }
+    }
+}

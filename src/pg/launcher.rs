@@ -1,0 +1,319 @@
+//! The launcher: keeps the gateway running as its child, and one worker in each database that has the extension.
+//!
+//! It is connected to no database, so it is in nobody's way.
+
+use crate::pg::gateway::SOCKET;
+use crate::pg::{settings, shared, wait};
+use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
+use pgrx::prelude::*;
+use std::collections::HashMap;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Registers the launcher; only while the server preloads libraries.
+pub fn register() {
+    BackgroundWorkerBuilder::new("helper_ai launcher")
+        .set_type("helper_ai launcher")
+        .set_library("helper_ai")
+        .set_function("helper_ai_launcher_main")
+        .set_start_time(BgWorkerStartTime::RecoveryFinished)
+        .set_restart_time(Some(Duration::from_secs(1)))
+        .enable_spi_access()
+        .load();
+}
+
+/// How long to wait before the next start of something that ends again and again.
+#[derive(Clone, Copy)]
+struct Backoff {
+    started: Instant,
+    delay: Duration,
+}
+
+impl Backoff {
+    const SHORTEST: Duration = Duration::from_millis(50);
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    fn first() -> Self {
+        Backoff { started: Instant::now(), delay: Duration::ZERO }
+    }
+
+    fn due(&self) -> bool {
+        self.started.elapsed() >= self.delay
+    }
+
+    fn left(&self) -> Duration {
+        self.delay.saturating_sub(self.started.elapsed())
+    }
+
+    /// Notes that it ended: at once if it had lived a while, else later and later.
+    fn ended(&mut self) {
+        let lived = self.started.elapsed() > Duration::from_secs(3);
+        let next = if lived { Self::SHORTEST } else { (self.delay * 2).clamp(Self::SHORTEST, Self::LONGEST) };
+        *self = Backoff { started: Instant::now(), delay: next };
+    }
+}
+
+/// The gateway as the settings want it.
+#[derive(Clone, PartialEq)]
+struct Wanted {
+    program: PathBuf,
+    model: PathBuf,
+    threads: i32,
+}
+
+fn wanted() -> Wanted {
+    let program = settings::text(&settings::GATEWAY_PATH);
+    let model = settings::text(&settings::MODEL_PATH);
+    // SAFETY: both are NUL-terminated arrays that the server fills at its start.
+    let (executable, share) = unsafe {
+        let executable = std::ffi::CStr::from_ptr((&raw const pg_sys::my_exec_path).cast()).to_string_lossy().into_owned();
+        let mut share = [0; pg_sys::MAXPGPATH as usize];
+        pg_sys::get_share_path((&raw const pg_sys::my_exec_path).cast(), share.as_mut_ptr());
+        (executable, std::ffi::CStr::from_ptr(share.as_ptr()).to_string_lossy().into_owned())
+    };
+    Wanted {
+        program: if program.is_empty() {
+            PathBuf::from(executable).with_file_name("helper_ai_gateway")
+        } else {
+            program.into()
+        },
+        model: if model.is_empty() { PathBuf::from(share).join("helper_ai/all-MiniLM-L6-v2") } else { model.into() },
+        threads: settings::GATEWAY_THREADS.get(),
+    }
+}
+
+/// Starts the gateway. Its standard input is a pipe that closes with us, however we end.
+fn start(wanted: &Wanted) -> std::io::Result<Child> {
+    let mut command = Command::new(&wanted.program);
+    command
+        .arg("serve")
+        .arg("--socket")
+        .arg(SOCKET)
+        .arg("--model")
+        .arg(&wanted.model)
+        .arg("--threads")
+        .arg(wanted.threads.to_string())
+        .stdin(Stdio::piped());
+    // SAFETY: only async-signal-safe calls between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            // The server's files, sockets and the postmaster's pipe are none of the gateway's business.
+            close_range(3, u32::MAX, CLOSE_RANGE_CLOEXEC);
+            setpgid(0, 0);
+            let mut none = std::mem::MaybeUninit::<[u64; 16]>::zeroed();
+            sigprocmask(SIG_SETMASK, none.as_mut_ptr().cast(), std::ptr::null_mut());
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
+const SIG_SETMASK: i32 = 2;
+const CLOSE_RANGE_CLOEXEC: i32 = 4;
+
+unsafe extern "C" {
+    fn close_range(first: u32, last: u32, flags: i32) -> i32;
+    fn setpgid(pid: i32, group: i32) -> i32;
+    fn sigprocmask(how: i32, set: *const std::ffi::c_void, old: *mut std::ffi::c_void) -> i32;
+}
+
+struct Launcher {
+    gateway: Option<(Child, Wanted)>,
+    gateway_backoff: Backoff,
+    workers: HashMap<u32, Backoff>,
+    /// Databases that nobody has looked into since the server started.
+    unseen: Vec<u32>,
+}
+
+/// The launcher's main function.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn helper_ai_launcher_main(_arg: pg_sys::Datum) {
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM | SignalWakeFlags::SIGCHLD);
+    BackgroundWorker::connect_worker_to_spi(None, None);
+    // SAFETY: a plain number.
+    let me = unsafe { pg_sys::MyProcPid };
+    shared::change(|state| state.launcher = me);
+    let mut launcher = Launcher {
+        gateway: None,
+        gateway_backoff: Backoff::first(),
+        workers: HashMap::new(),
+        unseen: databases(),
+    };
+    while !BackgroundWorker::sigterm_received() {
+        if BackgroundWorker::sighup_received() {
+            // SAFETY: the server's own way to read its configuration again.
+            unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+        }
+        let next = launcher.round();
+        wait::wait(None, Some(next));
+    }
+    if let Some((mut child, _)) = launcher.gateway.take() {
+        drop(child.stdin.take());
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    shared::change(|state| {
+        state.launcher = 0;
+        state.gateway = 0;
+    });
+}
+
+impl Launcher {
+    /// Does what is due and says when to look again.
+    fn round(&mut self) -> Duration {
+        let gateway = self.gateway_round();
+        let workers = self.worker_round();
+        gateway.min(workers)
+    }
+
+    fn gateway_round(&mut self) -> Duration {
+        let settings = wanted();
+        if let Some((child, running)) = &mut self.gateway {
+            let changed = *running != settings;
+            if changed {
+                log!("helper_ai gateway is restarted with new settings");
+                let _ = child.kill();
+            }
+            let ended = if changed { child.wait().map(Some) } else { child.try_wait() };
+            match ended {
+                Ok(None) => return Duration::from_secs(10),
+                Ok(Some(status)) if !changed => log!("helper_ai gateway ended: {status}"),
+                Ok(Some(_)) => self.gateway_backoff = Backoff::first(),
+                Err(error) => log!("helper_ai gateway cannot be watched: {error}"),
+            }
+            self.gateway = None;
+            if !changed {
+                self.gateway_backoff.ended();
+            }
+            shared::change(|state| state.gateway = 0);
+        }
+        if !self.gateway_backoff.due() {
+            return self.gateway_backoff.left();
+        }
+        self.gateway_backoff.started = Instant::now();
+        match start(&settings) {
+            Ok(child) => {
+                let pid = child.id() as i32;
+                shared::change(|state| {
+                    state.gateway = pid;
+                    state.gateway_starts = state.gateway_starts.wrapping_add(1);
+                });
+                self.gateway = Some((child, settings));
+                Duration::from_secs(10)
+            }
+            Err(error) => {
+                ereport!(
+                    PgLogLevel::LOG,
+                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!("could not start helper_ai gateway \"{}\": {error}", settings.program.display()),
+                    "Set helper_ai.gateway_path to the program, or install it next to the server's programs."
+                );
+                self.gateway_backoff.ended();
+                self.gateway_backoff.left()
+            }
+        }
+    }
+
+    fn worker_round(&mut self) -> Duration {
+        let mut next = Duration::from_secs(10);
+        // One without the extension gives its slot back at once, so that any number of databases has its turn.
+        shared::change(|state| {
+            while let Some(database) = self.unseen.last() {
+                match state.slot_or_new(*database) {
+                    Some(slot) => slot.wanted = true,
+                    None => break,
+                }
+                self.unseen.pop();
+            }
+        });
+        if !self.unseen.is_empty() {
+            next = Duration::from_millis(200);
+        }
+        let slots = shared::read(|state| state.slots);
+        for slot in slots.iter().filter(|slot| slot.database != 0) {
+            let database = slot.database;
+            if slot.worker != 0 && !shared::is_alive(slot.worker) {
+                // It ended without clearing its slot, by an error: again, but not in a tight loop.
+                shared::change(|state| {
+                    if let Some(slot) = state.slot(database) {
+                        slot.worker = 0;
+                        slot.wanted = true;
+                    }
+                });
+                self.workers.entry(database).or_insert_with(Backoff::first).ended();
+            } else if slot.worker != 0 || !slot.wanted {
+                continue;
+            }
+            if slot.held_by != 0 && shared::is_alive(slot.held_by) {
+                next = next.min(Duration::from_millis(100));
+                continue;
+            }
+            let backoff = self.workers.entry(database).or_insert_with(Backoff::first);
+            if !backoff.due() {
+                next = next.min(backoff.left());
+                continue;
+            }
+            backoff.started = Instant::now();
+            let started = BackgroundWorkerBuilder::new(&format!("helper_ai worker for database {database}"))
+                .set_type("helper_ai worker")
+                .set_library("helper_ai")
+                .set_function("helper_ai_worker_main")
+                .set_argument(Some(pg_sys::Datum::from(database)))
+                .set_notify_pid(unsafe { pg_sys::MyProcPid })
+                .set_restart_time(None)
+                .enable_spi_access()
+                .load_dynamic();
+            match started.map(|worker| worker.wait_for_startup()) {
+                Ok(Ok(pid)) => shared::change(|state| {
+                    if let Some(slot) = state.slot(database)
+                        && slot.worker == 0
+                        && slot.wanted
+                        && shared::is_alive(pid)
+                    {
+                        slot.worker = pid;
+                    }
+                }),
+                _ => {
+                    backoff.ended();
+                    ereport!(
+                        PgLogLevel::LOG,
+                        PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
+                        "could not start a helper_ai worker",
+                        "Raise max_worker_processes: one is needed for the launcher and one for each database with helper_ai."
+                    );
+                    next = next.min(backoff.left());
+                }
+            }
+        }
+        next
+    }
+}
+
+/// Databases that can be connected to.
+fn databases() -> Vec<u32> {
+    // SAFETY: a scan of a shared catalog inside a transaction; the tuples are read before the scan ends.
+    unsafe {
+        let mut databases = Vec::new();
+        pg_sys::StartTransactionCommand();
+        pg_sys::GetTransactionSnapshot();
+        let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as i32);
+        let scan = pg_sys::table_beginscan_catalog(relation, 0, std::ptr::null_mut());
+        loop {
+            let tuple = pg_sys::heap_getnext(scan, pg_sys::ScanDirection::ForwardScanDirection);
+            if tuple.is_null() {
+                break;
+            }
+            let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
+            if (*form).datallowconn && !(*form).datistemplate {
+                databases.push((*form).oid.to_u32());
+            }
+        }
+        pg_sys::table_endscan(scan);
+        pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
+        pg_sys::CommitTransactionCommand();
+        databases
+    }
+}

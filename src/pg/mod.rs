@@ -1,0 +1,42 @@
+//! The only room that knows Postgres: settings, the caller, SPI, waiting, the processes, and the functions SQL sees.
+//!
+//! A function that SQL sees is short: who calls, read the arguments, decide in `core`, store or ask the gateway, reply.
+//! Its SQL declaration stands in `sql/`, next to the tables it works on.
+
+// The code in here is C's neighbour. Every `unsafe` block says why it is sound.
+#![allow(unsafe_code)]
+
+mod answering;
+mod embedding;
+mod gateway;
+mod hooks;
+mod indexing;
+mod launcher;
+mod owner;
+mod report;
+mod searching;
+mod settings;
+mod shared;
+mod spi;
+mod status;
+mod terms;
+mod wait;
+mod wake;
+mod worker;
+
+use pgrx::prelude::*;
+
+pgrx::pg_module_magic!(name, version);
+
+/// Called when the library is loaded: defines the settings and, if preloaded, the processes.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn _PG_init() {
+    settings::define();
+    // SAFETY: a plain flag, read on the main thread.
+    if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
+        shared::request();
+        hooks::install();
+        launcher::register();
+    }
+}

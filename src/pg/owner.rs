@@ -1,0 +1,70 @@
+//! Acting as the extension's owner for a moment, to read candidates and to write what was checked.
+
+use crate::core::error::{Error, Result};
+use pgrx::prelude::*;
+use std::cell::Cell;
+
+thread_local! {
+    static FACTS: Cell<Option<(pg_sys::Oid, pg_sys::Oid)>> = const { Cell::new(None) };
+}
+
+struct Restore {
+    user: pg_sys::Oid,
+    context: i32,
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        // SAFETY: gives back what GetUserIdAndSecContext said before.
+        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) }
+    }
+}
+
+/// Owner of the extension; 42704 where it is not created in this database.
+fn owner() -> Result<pg_sys::Oid> {
+    // The extension can be dropped and created again by another role: its id tells.
+    // SAFETY: a lookup by name in a transaction.
+    let extension = unsafe { pg_sys::get_extension_oid(c"helper_ai".as_ptr(), true) };
+    if extension == pg_sys::InvalidOid {
+        return Err(Error::unknown_object("extension \"helper_ai\" does not exist in this database"));
+    }
+    if let Some((known, owner)) = FACTS.get()
+        && known == extension
+    {
+        return Ok(owner);
+    }
+    let owner = super::spi::first(
+        "select extowner from pg_catalog.pg_extension where extname operator(pg_catalog.=) 'helper_ai'",
+        &[],
+        |row| row.get::<pg_sys::Oid>(1),
+    )?
+    .ok_or_else(|| Error::bug("the extension has no owner"))?;
+    FACTS.set(Some((extension, owner)));
+    Ok(owner)
+}
+
+/// Does something as the extension's owner. `set role` is refused inside; an error or a panic gives the caller back.
+pub fn as_owner<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let owner = owner()?;
+    let mut user = pg_sys::InvalidOid;
+    let mut context = 0;
+    // SAFETY: plain getters and setters of the session's user; `Restore` undoes it on every way out.
+    let _restore = unsafe {
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+        let restore = Restore { user, context };
+        pg_sys::SetUserIdAndSecContext(owner, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
+        restore
+    };
+    work()
+}
+
+/// Schema that pgvector is in, quoted for use in a statement.
+pub fn vector_schema() -> Result<String> {
+    super::spi::first(
+        "select pg_catalog.quote_ident(n.nspname) from pg_catalog.pg_extension e \
+         join pg_catalog.pg_namespace n on n.oid operator(pg_catalog.=) e.extnamespace where e.extname operator(pg_catalog.=) 'vector'",
+        &[],
+        |row| row.get::<String>(1),
+    )?
+    .ok_or_else(|| Error::not_ready("extension \"vector\" is not installed in this database"))
+}

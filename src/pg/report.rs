@@ -1,0 +1,39 @@
+//! Turns our error into Postgres' report: the one place that knows both.
+
+use crate::core::error::{Error, Kind};
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+
+/// What a function that SQL sees returns.
+pub type Reported<T> = std::result::Result<T, ErrorReport>;
+
+impl From<Error> for ErrorReport {
+    fn from(error: Error) -> Self {
+        let code = match error.kind {
+            Kind::BadArgument => PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+            Kind::UnknownObject => PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+            Kind::NotPermitted => PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+            Kind::NotReady => PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            Kind::Provider => PgSqlErrorCode::ERRCODE_EXTERNAL_ROUTINE_EXCEPTION,
+            Kind::RateLimited => PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
+            Kind::OverLimit => PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+            Kind::Cancelled => PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+            Kind::Bug => PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+        };
+        let mut report = ErrorReport::new(code, error.message, "helper_ai");
+        if let Some(detail) = error.detail {
+            report = report.set_detail(detail);
+        }
+        if let Some(hint) = error.hint {
+            report = report.set_hint(hint);
+        }
+        report
+    }
+}
+
+/// A fault of SPI itself is ours; a failing statement raises on its own.
+impl From<pgrx::spi::SpiError> for Error {
+    fn from(error: pgrx::spi::SpiError) -> Self {
+        Error::bug(format!("unexpected reply from SPI: {error}"))
+    }
+}

@@ -1,0 +1,90 @@
+//! Waiting: for the latch, a socket, the postmaster's end and the client's departure, all at once and never for one alone.
+
+use pgrx::prelude::*;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Default)]
+pub struct Woken {
+    /// The socket can be read, written, or was closed.
+    pub socket: bool,
+}
+
+struct EventSet(*mut pg_sys::WaitEventSet);
+
+impl Drop for EventSet {
+    fn drop(&mut self) {
+        // SAFETY: made by CreateWaitEventSet and freed once; on the error path too, or its descriptor would leak.
+        unsafe { pg_sys::FreeWaitEventSet(self.0) }
+    }
+}
+
+#[cfg(any(feature = "pg15", feature = "pg16"))]
+unsafe fn create(events: i32) -> *mut pg_sys::WaitEventSet {
+    unsafe { pg_sys::CreateWaitEventSet(pg_sys::CurrentMemoryContext, events) }
+}
+
+#[cfg(any(feature = "pg17", feature = "pg18"))]
+unsafe fn create(events: i32) -> *mut pg_sys::WaitEventSet {
+    unsafe { pg_sys::CreateWaitEventSet(pg_sys::CurrentResourceOwner, events) }
+}
+
+/// Waits until the latch is set, the socket is ready, or the time is over; no time means for ever. Exits when the
+/// postmaster is gone. A client that went away is noticed at once, not when something is next sent to it.
+///
+/// Interrupts are not looked at: a caller that may be interrupted calls [`interruptible`].
+pub fn wait(socket: Option<(RawFd, bool)>, time: Option<Duration>) -> Woken {
+    const CLIENT: usize = 7;
+    const SOCKET: usize = 8;
+    let mut woken = Woken::default();
+    // SAFETY: the set lives for this function, all pointers given to it live as long as the process, and the events
+    // are read only as far as WaitEventSetWait says.
+    unsafe {
+        let set = EventSet(create(4));
+        pg_sys::AddWaitEventToSet(set.0, pg_sys::WL_LATCH_SET as u32, pg_sys::PGINVALID_SOCKET, pg_sys::MyLatch, std::ptr::null_mut());
+        pg_sys::AddWaitEventToSet(
+            set.0,
+            pg_sys::WL_EXIT_ON_PM_DEATH as u32,
+            pg_sys::PGINVALID_SOCKET,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        );
+        if let Some((fd, write)) = socket {
+            let events = pg_sys::WL_SOCKET_READABLE | if write { pg_sys::WL_SOCKET_WRITEABLE } else { 0 };
+            pg_sys::AddWaitEventToSet(set.0, events as u32, fd, std::ptr::null_mut(), SOCKET as *mut _);
+        }
+        if !pg_sys::MyProcPort.is_null() && pg_sys::WaitEventSetCanReportClosed() {
+            pg_sys::AddWaitEventToSet(
+                set.0,
+                pg_sys::WL_SOCKET_CLOSED as u32,
+                (*pg_sys::MyProcPort).sock,
+                std::ptr::null_mut(),
+                CLIENT as *mut _,
+            );
+        }
+        let mut events: [pg_sys::WaitEvent; 4] = std::mem::zeroed();
+        let timeout = time.map_or(-1, |time| time.as_millis().min(i32::MAX as u128) as std::ffi::c_long);
+        let count = pg_sys::WaitEventSetWait(set.0, timeout, events.as_mut_ptr(), 4, pg_sys::PG_WAIT_EXTENSION);
+        for event in &events[..count.max(0) as usize] {
+            match event.user_data as usize {
+                SOCKET => woken.socket = true,
+                CLIENT => {
+                    // What the server's own check does; the next look at interrupts ends the session.
+                    (&raw mut pg_sys::ClientConnectionLost).write_volatile(1);
+                    (&raw mut pg_sys::InterruptPending).write_volatile(1);
+                }
+                _ => pg_sys::ResetLatch(pg_sys::MyLatch),
+            }
+        }
+    }
+    woken
+}
+
+/// Waits, then honours a cancel, a timeout, a termination or the client's departure by raising it.
+pub fn interruptible(socket: Option<(RawFd, bool)>, time: Option<Duration>) -> Woken {
+    pgrx::check_for_interrupts!();
+    let woken = wait(socket, time);
+    pgrx::check_for_interrupts!();
+    woken
+}

@@ -1,0 +1,431 @@
+//! A database's worker: takes jobs from the queue and brings them to their end, many at once on one connection to the
+//! gateway, with no transaction open while it waits.
+
+use crate::core::error::{Error, Kind, Result};
+use crate::core::wire::{self, Frame, Item, Reply, Tag};
+use crate::pg::gateway::Link;
+use crate::pg::indexing::{self, Indexing, Job, Next, Stored};
+use crate::pg::{owner, settings, shared, spi, wait};
+use pgrx::JsonB;
+use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
+use pgrx::prelude::*;
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::time::{Duration, Instant};
+
+/// The worker looks at the queue this often even if nobody wakes it: for what was put off, and prepared transactions.
+const ROUND: Duration = Duration::from_secs(5);
+
+/// A document is given up after the gateway ended this often while it was alone with it.
+const MOST_ATTEMPTS: i32 = 8;
+
+unsafe extern "C-unwind" {
+    fn die(signal: i32);
+}
+
+/// Why the worker stops.
+enum Leave {
+    /// The extension is not, or no longer, in this database.
+    NotNeeded,
+    /// Asked to by a signal, or somebody needs the database.
+    Asked,
+}
+
+struct Worker {
+    link: Option<Link>,
+    tasks: HashMap<u32, Indexing>,
+    /// Workspace that was served last.
+    turn: pgrx::Uuid,
+    /// After the gateway ended: one document at a time until one goes through, to find the culprit.
+    careful: bool,
+    next_look: Instant,
+    next_cleaning: Instant,
+    connect_after: Instant,
+}
+
+/// The worker's main function; the argument is the database.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn helper_ai_worker_main(arg: pg_sys::Datum) {
+    let database = arg.value() as u32;
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
+    // SAFETY: the server's own handlers; called before anything can wait.
+    let me = unsafe {
+        pg_sys::pqsignal(pg_sys::SIGTERM as i32, Some(die));
+        pg_sys::MyProcPid
+    };
+    let other = shared::change(|state| {
+        let slot = state.slot_or_new(database)?;
+        let other = slot.worker;
+        if other != 0 && other != me && shared::is_alive(other) {
+            return Some(other);
+        }
+        slot.worker = me;
+        None
+    });
+    if other.is_some() {
+        return;
+    }
+    BackgroundWorker::connect_worker_to_spi_by_oid(Some(database.into()), None);
+    configure();
+    let leave = Worker::new().run(database);
+    shared::change(|state| {
+        if let Some(slot) = state.slot(database) {
+            slot.worker = 0;
+            if matches!(leave, Leave::NotNeeded) && slot.held_by == 0 {
+                *slot = shared::Slot::default();
+            }
+        }
+    });
+}
+
+/// Settings of the worker's own session.
+fn configure() {
+    let set = |name: &std::ffi::CStr, value: &std::ffi::CStr| unsafe {
+        // SAFETY: names and values are constants.
+        pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), pg_sys::GucContext::PGC_SUSET, pg_sys::GucSource::PGC_S_SESSION);
+    };
+    set(c"search_path", c"pg_catalog, pg_temp");
+    // Nobody's open transaction stops the work for all.
+    set(c"lock_timeout", c"2s");
+    // What a crash takes back is done again; that is cheaper than a flush for each document.
+    set(c"synchronous_commit", c"off");
+    set(c"application_name", c"helper_ai worker");
+}
+
+/// Runs one short transaction as the extension's owner. An error rolls it back and is returned.
+fn transaction<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: the server's own sequence for a transaction of a background worker; every way out ends it.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        let outcome = PgTryBuilder::new(AssertUnwindSafe(|| {
+            pg_sys::StartTransactionCommand();
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            let value = owner::as_owner(work)?;
+            pg_sys::PopActiveSnapshot();
+            pg_sys::CommitTransactionCommand();
+            Ok(value)
+        }))
+        .catch_others(|caught| Err(from_postgres(&caught)))
+        .execute();
+        if outcome.is_err() {
+            pg_sys::AbortCurrentTransaction();
+        }
+        pg_sys::pgstat_report_stat(false);
+        outcome
+    }
+}
+
+/// An error that Postgres raised in our transaction.
+fn from_postgres(caught: &pg_sys::panic::CaughtError) -> Error {
+    use pg_sys::panic::CaughtError;
+    let (CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) | CaughtError::RustPanic { ereport: report, .. }) = caught;
+    let kind = match report.sql_error_code() {
+        // A lock that somebody holds, a deadlock, a conflict: later.
+        PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
+        | PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED
+        | PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE
+        | PgSqlErrorCode::ERRCODE_DISK_FULL
+        | PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY => Kind::NotReady,
+        _ => Kind::Bug,
+    };
+    Error::new(kind, report.message().to_owned())
+}
+
+fn extension_exists() -> bool {
+    // SAFETY: a lookup inside a transaction of its own.
+    unsafe {
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        let exists = pg_sys::get_extension_oid(c"helper_ai".as_ptr(), true) != pg_sys::InvalidOid;
+        pg_sys::CommitTransactionCommand();
+        exists
+    }
+}
+
+impl Worker {
+    fn new() -> Self {
+        let now = Instant::now();
+        Worker {
+            link: None,
+            tasks: HashMap::new(),
+            turn: pgrx::Uuid::from_bytes([0; 16]),
+            careful: false,
+            next_look: now,
+            next_cleaning: now + Duration::from_secs(30),
+            connect_after: now,
+        }
+    }
+
+    fn run(&mut self, database: u32) -> Leave {
+        if !extension_exists() {
+            return Leave::NotNeeded;
+        }
+        // Whatever runs is what an earlier worker left behind: a database has one.
+        self.note(transaction(|| spi::run("select helper._release_leases()", &[])));
+        loop {
+            // SAFETY: a flag that the signal handler sets.
+            if unsafe { (&raw const pg_sys::ProcDiePending).read_volatile() } != 0 {
+                return Leave::Asked;
+            }
+            if BackgroundWorker::sighup_received() {
+                // SAFETY: the server's own way to read its configuration again.
+                unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+            }
+            // SAFETY: handles barriers and invalidations; a termination leaves above or raises here.
+            pgrx::check_for_interrupts!();
+            let (woken, held) = shared::change(|state| match state.slot(database) {
+                Some(slot) => (std::mem::take(&mut slot.wanted), slot.held_by != 0),
+                None => (false, false),
+            });
+            if held {
+                return Leave::Asked;
+            }
+            let now = Instant::now();
+            if (woken || now >= self.next_look) && !extension_exists() {
+                return Leave::NotNeeded;
+            }
+            if woken || now >= self.next_look {
+                self.next_look = now + ROUND;
+                self.claim();
+            }
+            self.receive();
+            if now >= self.next_cleaning && self.tasks.is_empty() {
+                self.next_cleaning = now + Duration::from_secs(60);
+                let keep = settings::JOB_RETENTION.get();
+                self.note(transaction(|| spi::run("select helper._clean($1)", &[keep.into()])));
+            }
+            let socket = self.link.as_ref().filter(|_| !self.tasks.is_empty()).map(Link::interest);
+            wait::wait(socket, Some(self.next_look.saturating_duration_since(Instant::now())));
+        }
+    }
+
+    /// Logs an error of our own transactions; the work goes on.
+    fn note<T>(&self, outcome: Result<T>) -> Option<T> {
+        outcome.map_err(|error| log!("helper_ai worker: {} ({})", error.message, error.kind.sqlstate())).ok()
+    }
+
+    fn room(&self) -> usize {
+        let most = if self.careful { 1 } else { settings::INDEXING_CONCURRENCY.get() as usize };
+        most.saturating_sub(self.tasks.len())
+    }
+
+    fn claim(&mut self) {
+        if !self.connected() {
+            return;
+        }
+        while self.room() > 0 {
+            let (room, turn) = (self.room() as i32, self.turn);
+            let jobs = self.note(transaction(|| {
+                let due = spi::first(
+                    "select true from helper.job_queue q where q.run_at <= clock_timestamp() limit 1",
+                    &[],
+                    |row| row.get::<bool>(1),
+                )?;
+                if due.is_none() {
+                    return Ok(Vec::new());
+                }
+                let mut jobs = claim(turn, room)?;
+                if (jobs.len() as i32) < room {
+                    jobs.extend(claim(pgrx::Uuid::from_bytes([0; 16]), room - jobs.len() as i32)?);
+                }
+                Ok(jobs)
+            }));
+            let Some(jobs) = jobs.filter(|jobs| !jobs.is_empty()) else { return };
+            for job in jobs {
+                self.turn = job.workspace;
+                let loaded = transaction(|| Indexing::load(job.clone()));
+                match loaded {
+                    Ok((Some(indexing), next)) => self.go_on(indexing, next),
+                    Ok((None, _)) => self.finish(&job, "cancelled", None),
+                    Err(error) => self.failed(job, &error),
+                }
+            }
+        }
+    }
+
+    fn connected(&mut self) -> bool {
+        if self.link.is_none() && Instant::now() >= self.connect_after {
+            self.link = Link::open().ok();
+            if self.link.is_none() {
+                self.connect_after = Instant::now() + Duration::from_millis(100);
+            }
+        }
+        if self.link.is_none() {
+            self.next_look = self.next_look.min(self.connect_after);
+        }
+        self.link.is_some()
+    }
+
+    fn go_on(&mut self, mut indexing: Indexing, next: Next) {
+        match next {
+            Next::Ask(request) => {
+                let sent = match &mut self.link {
+                    Some(link) => link.request(&request),
+                    None => Err(Error::not_ready("the gateway went away")),
+                };
+                match sent {
+                    Ok(id) => {
+                        self.tasks.insert(id, indexing);
+                    }
+                    Err(error) if error.kind == Kind::BadArgument => self.failed(indexing.job, &error),
+                    Err(_) => {
+                        // The request counts as one under way: whoever reads the socket finds it closed.
+                        self.tasks.insert(u32::MAX - self.tasks.len() as u32, indexing);
+                        self.lost();
+                    }
+                }
+            }
+            Next::Store => self.store(&mut indexing),
+            Next::Drop => self.finish(&indexing.job, "cancelled", None),
+        }
+    }
+
+    fn receive(&mut self) {
+        loop {
+            let polled = match &mut self.link {
+                Some(link) => link.flush().and_then(|()| link.poll()),
+                None => return,
+            };
+            match polled {
+                Ok(None) => return,
+                Ok(Some(frame)) => self.frame(&frame),
+                Err(error) => {
+                    if !self.tasks.is_empty() {
+                        log!("helper_ai worker: {}", error.message);
+                    }
+                    self.lost();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn frame(&mut self, frame: &Frame) {
+        let Some(mut indexing) = self.tasks.remove(&frame.id) else { return };
+        let outcome = match frame.tag {
+            Tag::Item => {
+                let taken = wire::decode::<Item>(&frame.body)
+                    .map(|Item::Embeddings { dimensions, values }| indexing.embeddings(dimensions as usize, &values));
+                match taken {
+                    Ok(()) => {
+                        self.tasks.insert(frame.id, indexing);
+                        return;
+                    }
+                    Err(error) => Err(error),
+                }
+            }
+            Tag::End => wire::decode::<Reply>(&frame.body).and_then(|reply| match reply {
+                Reply::Prepared { prepared, model } => transaction(|| indexing.prepared(prepared, &model)),
+                Reply::Done { .. } => Ok(indexing.ask()),
+                Reply::Counts(_) | Reply::Status(_) => Err(Error::bug("the gateway answered another question")),
+            }),
+            Tag::Error => wire::decode::<Error>(&frame.body).and_then(Err),
+            Tag::Hello | Tag::Request | Tag::Cancel => Err(Error::bug("unexpected frame from the gateway")),
+        };
+        match outcome {
+            Ok(next) => self.go_on(indexing, next),
+            Err(error) => self.failed(indexing.job, &error),
+        }
+        // There is room for another one.
+        self.next_look = Instant::now();
+    }
+
+    fn store(&mut self, indexing: &mut Indexing) {
+        let job = indexing.job.clone();
+        let stored = transaction(|| {
+            let stored = indexing.store()?;
+            match stored {
+                Stored::Done => end(&job, "succeeded", None)?,
+                Stored::Gone => end(&job, "cancelled", None)?,
+                Stored::Locked => requeue(&job, 0.5, false)?,
+            }
+            Ok(())
+        });
+        match stored {
+            Ok(()) => self.careful = false,
+            Err(error) => self.failed(job, &error),
+        }
+        self.next_look = Instant::now();
+    }
+
+    fn finish(&self, job: &Job, status: &'static str, error: Option<&Error>) {
+        self.note(transaction(|| end(job, status, error)));
+    }
+
+    fn failed(&mut self, job: Job, error: &Error) {
+        let outcome = transaction(|| {
+            if indexing::is_passing(error) {
+                indexing::fail(&job, error, false)?;
+                // With every attempt later, up to a minute.
+                requeue(&job, f64::from(1 << job.attempts.clamp(0, 6)).min(60.0), true)
+            } else {
+                indexing::fail(&job, error, true)?;
+                end(&job, "failed", Some(error))
+            }
+        });
+        if self.note(outcome).is_none() {
+            // Even that could not be written, say because of a lock: the lease is given back later.
+            self.note(transaction(|| requeue(&job, 5.0, true)));
+        }
+        self.next_look = self.next_look.min(Instant::now() + Duration::from_secs(1));
+    }
+
+    /// The gateway went away: what was under way goes back to the queue. A document that was alone with it is blamed.
+    fn lost(&mut self) {
+        self.link = None;
+        self.careful = true;
+        self.connect_after = Instant::now() + Duration::from_millis(50);
+        self.next_look = self.connect_after;
+        let alone = self.tasks.len() == 1;
+        for (_, indexing) in std::mem::take(&mut self.tasks) {
+            let job = indexing.job;
+            if alone && job.attempts >= MOST_ATTEMPTS {
+                let error = Error::bad_argument("document could not be read: the gateway ended each time it was tried")
+                    .hint("The server log says how it ended; remove the document, or try again with helper.reindex.");
+                self.note(transaction(|| {
+                    indexing::fail(&job, &error, true)?;
+                    end(&job, "failed", Some(&error))
+                }));
+            } else {
+                self.note(transaction(|| requeue(&job, 0.0, alone)));
+            }
+        }
+    }
+}
+
+fn claim(after: pgrx::Uuid, most: i32) -> Result<Vec<Job>> {
+    spi::change(
+        "select workspace_id, job_id, key, attempts, token from helper._claim($1, $2, 1)",
+        &[after.into(), most.into()],
+        |row| {
+            Ok(Job {
+                workspace: row.get(1)?,
+                id: row.get(2)?,
+                document: row.get(3)?,
+                attempts: row.get(4)?,
+                token: row.get(5)?,
+            })
+        },
+    )
+}
+
+fn end(job: &Job, status: &str, error: Option<&Error>) -> Result<()> {
+    spi::run(
+        "select helper._finish($1, $2, $3, $4, $5)",
+        &[
+            job.workspace.into(),
+            job.id.into(),
+            job.token.into(),
+            status.into(),
+            error.map(|error| JsonB(indexing::facts(error))).into(),
+        ],
+    )
+}
+
+fn requeue(job: &Job, seconds: f64, count_attempt: bool) -> Result<()> {
+    spi::run(
+        "select helper._requeue($1, $2, $3, pg_catalog.make_interval(secs => $4), $5)",
+        &[job.workspace.into(), job.id.into(), job.token.into(), seconds.into(), count_attempt.into()],
+    )
+}
