@@ -1,6 +1,8 @@
 //! Decisions, and nothing else: no Postgres, no sockets, no clock, no randomness. Ids and time come in as arguments.
 
+pub mod answer;
 pub mod error;
+pub mod rank;
 pub mod sentences;
 pub mod terms;
 pub mod wire;

@@ -70,3 +70,23 @@ pub fn run(sql: &str, args: &[DatumWithOid]) -> Result<()> {
 pub fn first<T>(sql: &str, args: &[DatumWithOid], read: impl FnMut(&Row) -> Result<T>) -> Result<Option<T>> {
     Ok(select(sql, args, read)?.into_iter().next())
 }
+
+/// Goes through the rows of a statement that only reads, a few thousand at a time.
+pub fn scan(sql: &str, args: &[DatumWithOid], mut each: impl FnMut(&Row) -> Result<()>) -> Result<()> {
+    Spi::connect(|client| {
+        let plan = plan(client, sql, args)?;
+        let mut cursor = client.try_open_cursor(plan, args)?;
+        loop {
+            let rows = cursor.fetch(4096)?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            for tuple in rows {
+                each(&Row(tuple))?;
+            }
+            // What was fetched is copied: give it back before the next fetch.
+            // SAFETY: the rows were consumed above.
+            unsafe { pg_sys::SPI_freetuptable(pg_sys::SPI_tuptable) };
+        }
+    })
+}

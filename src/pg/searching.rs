@@ -1,0 +1,518 @@
+//! Search: candidates as the owner within one workspace, the final rows as the caller, so that row-level security has
+//! the last word.
+
+use crate::core::error::{Error, Result};
+use crate::core::rank::{self, Evidence, Id, Method, Place, Ranked};
+use crate::core::sentences::{self, Scored};
+use crate::core::terms;
+use crate::pg::report::Reported;
+use crate::pg::{embedding, owner, settings, spi, terms as lexing};
+use pgrx::JsonB;
+use pgrx::datum::DatumWithOid;
+use pgrx::prelude::*;
+use std::collections::{HashMap, HashSet};
+
+/// Chunks below which all of a workspace's terms are looked through rather than the index.
+const SMALL: i64 = 2000;
+
+/// Candidates that each list gives at first.
+const DEPTH: usize = 64;
+
+/// Most chunks that are merged into one passage.
+const MERGE: usize = 3;
+
+/// What to search for.
+pub struct Query<'a> {
+    pub text: &'a str,
+    pub workspace: pgrx::Uuid,
+    pub k: usize,
+    pub source_types: Option<Vec<String>>,
+    pub filter: Option<serde_json::Value>,
+    pub method: Method,
+}
+
+/// A passage that the caller may see.
+pub struct Passage {
+    pub chunk: pgrx::Uuid,
+    pub source: pgrx::Uuid,
+    pub source_type: String,
+    pub title: String,
+    pub heading: String,
+    pub content: String,
+    pub start: i32,
+    pub end: i32,
+    pub metadata: serde_json::Value,
+    pub score: f64,
+    pub vector_rank: Option<u32>,
+    pub text_rank: Option<u32>,
+    /// Its sentences with their similarity to the query; empty unless the search is hybrid.
+    pub sentences: Vec<Scored>,
+    /// The chunks it was merged from: one past the last character of each, in order.
+    chunks: Vec<(i32, pgrx::Uuid)>,
+}
+
+impl Passage {
+    /// The chunk that holds a character of the document.
+    pub fn chunk_at(&self, offset: u32) -> pgrx::Uuid {
+        self.chunks.iter().find(|(end, _)| i64::from(offset) < i64::from(*end)).map_or(self.chunk, |(_, chunk)| *chunk)
+    }
+}
+
+/// What a search found.
+pub struct Found {
+    /// Best first.
+    pub passages: Vec<Passage>,
+    /// Text search configurations that the workspace uses.
+    pub configs: Vec<String>,
+    /// Weight (idf) of each of the query's terms, by key.
+    pub weights: HashMap<i64, f64>,
+    workspace: pgrx::Uuid,
+}
+
+impl Found {
+    /// Weight of a term, 0 where the query does not have it.
+    pub fn weight(&self, config: &str, lexeme: &str) -> f64 {
+        self.weights.get(&terms::key(self.workspace.as_bytes(), config, lexeme)).copied().unwrap_or(0.0)
+    }
+}
+
+/// What the candidates' scan found.
+struct Candidates {
+    ranked: Vec<Ranked>,
+    sentences: HashMap<Id, Vec<Scored>>,
+    terms: HashMap<Id, Vec<i64>>,
+    /// Whether a deeper scan would find more.
+    cut: bool,
+    configs: Vec<String>,
+    weights: HashMap<i64, f64>,
+}
+
+/// The workspace of a call: the one given, else the caller's current one.
+pub fn workspace(given: Option<pgrx::Uuid>) -> Result<pgrx::Uuid> {
+    spi::first("select helper.current_workspace($1)", &[given.into()], |row| row.get::<pgrx::Uuid>(1))?
+        .ok_or_else(|| Error::bug("no workspace"))
+}
+
+/// The best passages for a query, best first.
+pub fn search(query: &Query) -> Result<Found> {
+    if query.text.trim().is_empty() {
+        return Err(Error::bad_argument("query is empty"));
+    }
+    if !(1..=1000).contains(&query.k) {
+        return Err(Error::bad_argument(format!("k is {}, expected 1 to 1000", query.k)));
+    }
+    if query.filter.as_ref().is_some_and(|filter| !filter.is_object()) {
+        return Err(Error::bad_argument("filter is not a JSON object"));
+    }
+    let vector = match query.method {
+        Method::Text => None,
+        _ => Some(embedding::embed_query(query.text)?),
+    };
+    let mut depth = DEPTH.max(query.k * 4);
+    loop {
+        let candidates = owner::as_owner(|| candidates(query, vector.as_ref(), depth))?;
+        let passages = visible(query, &candidates)?;
+        // Policies of the application may hide what was found: look deeper until there is enough or no more.
+        if passages.len() >= query.k || !candidates.cut {
+            return Ok(Found { passages, configs: candidates.configs, weights: candidates.weights, workspace: query.workspace });
+        }
+        depth *= 8;
+    }
+}
+
+fn candidates(query: &Query, vector: Option<&(String, Vec<f32>)>, depth: usize) -> Result<Candidates> {
+    let workspace = query.workspace;
+    let allowed = allowed_sources(query)?;
+    let near = match vector {
+        Some((model, vector)) => nearest(workspace, model, vector, allowed.as_deref(), depth)?,
+        None => Vec::new(),
+    };
+    let mut corpus = match query.method {
+        Method::Vector => Corpus::default(),
+        _ => Corpus::load(workspace, query.text)?,
+    };
+    let worded = corpus.best(workspace, allowed.as_deref(), depth)?;
+    let cut = near.len() >= depth || worded.len() >= depth;
+    let near_ids: Vec<Id> = near.iter().map(|(id, _)| *id).collect();
+    let text_ids: Vec<Id> = worded.iter().map(|(id, _)| *id).collect();
+    let union: HashSet<Id> = near_ids.iter().chain(&text_ids).copied().collect();
+    let mut evidence: HashMap<Id, Evidence> = union.iter().map(|id| (*id, Evidence::default())).collect();
+    for (id, similarity) in &near {
+        if let Some(e) = evidence.get_mut(id) {
+            e.chunk = *similarity;
+        }
+    }
+    let mut found = HashMap::new();
+    let mut keys = HashMap::new();
+    let ids: Vec<pgrx::Uuid> = union.iter().map(|id| pgrx::Uuid::from_bytes(*id)).collect();
+    if let Some((model, vector)) = vector
+        && query.method == Method::Hybrid
+    {
+        let schema = owner::vector_schema()?;
+        let rows = spi::select(
+            &format!(
+                "select v.chunk_id, -(v.embedding operator({schema}.<#>) (select helper._halfvec($4))), v.sentences \
+                 from helper.knowledge_vectors v where v.workspace_id = $1 and v.model = $2 and v.chunk_id = any ($3)"
+            ),
+            &[workspace.into(), model.as_str().into(), ids.clone().into(), vector.clone().into()],
+            |row| Ok((*row.get::<pgrx::Uuid>(1)?.as_bytes(), row.get::<f64>(2)?, row.get::<Vec<u8>>(3)?)),
+        )?;
+        for (id, similarity, packed) in rows {
+            let scored: Vec<Scored> = sentences::similarities(&packed, vector).collect();
+            if let Some(e) = evidence.get_mut(&id) {
+                e.chunk = similarity;
+                e.sentence = scored.iter().map(|s| f64::from(s.similarity)).fold(similarity, f64::max);
+            }
+            found.insert(id, scored);
+        }
+    }
+    let rows = spi::select(
+        "select t.chunk_id, t.config, t.length, t.terms from helper.knowledge_terms t where t.workspace_id = $1 and t.chunk_id = any ($2)",
+        &[workspace.into(), ids.into()],
+        |row| Ok((*row.get::<pgrx::Uuid>(1)?.as_bytes(), row.get::<String>(2)?, row.get::<i32>(3)?, row.get::<Vec<u8>>(4)?)),
+    )?;
+    for (id, config, length, packed) in rows {
+        if let Some(e) = evidence.get_mut(&id) {
+            e.text = corpus.score(&config, length, |key| terms::count(&packed, key));
+        }
+        keys.insert(id, terms::keys(&packed).collect());
+    }
+    let ranked = rank::fuse(&evidence, &near_ids, &text_ids, query.method, settings::VECTOR_WEIGHT.get());
+    let weights = corpus.parts.iter().flat_map(|part| part.terms.iter().copied()).collect();
+    let configs = corpus.parts.into_iter().map(|part| part.config).collect();
+    Ok(Candidates { ranked, sentences: found, terms: keys, cut, configs, weights })
+}
+
+/// The documents that the filters allow, or `None` where there are no filters.
+fn allowed_sources(query: &Query) -> Result<Option<Vec<pgrx::Uuid>>> {
+    if query.filter.is_none() && query.source_types.is_none() {
+        return Ok(None);
+    }
+    let filter = query.filter.clone().unwrap_or_else(|| serde_json::json!({}));
+    let sources = spi::select(
+        "select s.id from helper.knowledge_sources s \
+         where s.workspace_id = $1 and s.metadata @> $2 and ($3 is null or s.source_type = any ($3))",
+        &[query.workspace.into(), JsonB(filter).into(), query.source_types.clone().into()],
+        |row| row.get::<pgrx::Uuid>(1),
+    )?;
+    Ok(Some(sources))
+}
+
+/// The nearest chunks of a workspace, exactly.
+fn nearest(
+    workspace: pgrx::Uuid,
+    model: &str,
+    vector: &[f32],
+    allowed: Option<&[pgrx::Uuid]>,
+    depth: usize,
+) -> Result<Vec<(Id, f64)>> {
+    let schema = owner::vector_schema()?;
+    let restriction = if allowed.is_some() { "and v.source_id = any ($5)" } else { "" };
+    let mut args: Vec<DatumWithOid> =
+        vec![workspace.into(), model.into(), vector.to_vec().into(), (depth as i64).into()];
+    if let Some(allowed) = allowed {
+        args.push(allowed.to_vec().into());
+    }
+    spi::select(
+        &format!(
+            "select v.chunk_id, -(v.embedding operator({schema}.<#>) (select helper._halfvec($3))) \
+             from helper.knowledge_vectors v where v.workspace_id = $1 and v.model = $2 {restriction} \
+             order by v.embedding operator({schema}.<#>) (select helper._halfvec($3)) limit $4"
+        ),
+        &args,
+        |row| Ok((*row.get::<pgrx::Uuid>(1)?.as_bytes(), row.get::<f64>(2)?)),
+    )
+}
+
+/// The query's terms in each configuration that the workspace uses, and the counts that BM25 needs.
+#[derive(Default)]
+struct Corpus {
+    parts: Vec<Part>,
+}
+
+struct Part {
+    config: String,
+    chunks: i64,
+    average_length: f64,
+    /// Distinct terms of the query: key and, once counted, weight.
+    terms: Vec<(i64, f64)>,
+}
+
+impl Corpus {
+    fn load(workspace: pgrx::Uuid, text: &str) -> Result<Corpus> {
+        let stats = spi::select(
+            "select s.config, sum(s.chunks)::bigint, sum(s.terms)::bigint from helper.knowledge_stats s \
+             where s.workspace_id = $1 group by s.config having sum(s.chunks) > 0 order by s.config",
+            &[workspace.into()],
+            |row| Ok((row.get::<String>(1)?, row.get::<i64>(2)?, row.get::<i64>(3)?)),
+        )?;
+        let mut parts = Vec::new();
+        for (config, chunks, terms) in stats {
+            let (keys, _) = lexing::of(workspace.as_bytes(), &config, text)?;
+            parts.push(Part {
+                config,
+                chunks,
+                average_length: terms as f64 / chunks as f64,
+                terms: keys.into_iter().map(|(key, _)| (key, 0.0)).collect(),
+            });
+        }
+        Ok(Corpus { parts })
+    }
+
+    fn score(&self, config: &str, length: i32, count: impl Fn(i64) -> u8) -> f64 {
+        let Some(part) = self.parts.iter().find(|part| part.config == config) else { return 0.0 };
+        part.terms
+            .iter()
+            .map(|(key, idf)| terms::score(*idf, f64::from(count(*key)), f64::from(length), part.average_length))
+            .sum()
+    }
+}
+
+/// A chunk that has at least one of the query's terms.
+struct Match {
+    id: Id,
+    part: usize,
+    length: i32,
+    /// How often each of the part's terms occurs, from here in the list of all counts.
+    counts: usize,
+    allowed: bool,
+}
+
+impl Corpus {
+    /// The best chunks by BM25. Every chunk with one of the terms is looked at, which also counts the terms exactly.
+    fn best(&mut self, workspace: pgrx::Uuid, allowed: Option<&[pgrx::Uuid]>, depth: usize) -> Result<Vec<(Id, f64)>> {
+        let keys: Vec<i64> = self.parts.iter().flat_map(|part| part.terms.iter().map(|(key, _)| *key)).collect();
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let allowed: Option<HashSet<Id>> = allowed.map(|ids| ids.iter().map(|id| *id.as_bytes()).collect());
+        let all: i64 = self.parts.iter().map(|part| part.chunks).sum();
+        // A key stands for a term of one workspace, so that the index finds this workspace's chunks and no other's.
+        let sql = if all < SMALL {
+            "select t.chunk_id, t.source_id, t.config, t.length, t.terms from helper.knowledge_terms t where t.workspace_id = $1 and $2 is not null"
+        } else {
+            "select t.chunk_id, t.source_id, t.config, t.length, t.terms from helper.knowledge_terms t \
+             where helper._term_keys(t.terms) operator(pg_catalog.&&) $2 and t.workspace_id = $1"
+        };
+        let mut matches: Vec<Match> = Vec::new();
+        let mut counts: Vec<u8> = Vec::new();
+        let mut with: Vec<Vec<i64>> = self.parts.iter().map(|part| vec![0; part.terms.len()]).collect();
+        spi::scan(sql, &[workspace.into(), keys.into()], |row| {
+            let config = row.get::<&str>(3)?;
+            let Some(at) = self.parts.iter().position(|part| part.config == config) else { return Ok(()) };
+            let packed = row.get::<&[u8]>(5)?;
+            let begin = counts.len();
+            for (n, (key, _)) in self.parts[at].terms.iter().enumerate() {
+                let count = terms::count(packed, *key);
+                with[at][n] += i64::from(count > 0);
+                counts.push(count);
+            }
+            if counts[begin..].iter().all(|count| *count == 0) {
+                counts.truncate(begin);
+                return Ok(());
+            }
+            let source = *row.get::<pgrx::Uuid>(2)?.as_bytes();
+            matches.push(Match {
+                id: *row.get::<pgrx::Uuid>(1)?.as_bytes(),
+                part: at,
+                length: row.get(4)?,
+                counts: begin,
+                allowed: allowed.as_ref().is_none_or(|allowed| allowed.contains(&source)),
+            });
+            Ok(())
+        })?;
+        for (part, with) in self.parts.iter_mut().zip(&with) {
+            for ((_, idf), with) in part.terms.iter_mut().zip(with) {
+                *idf = terms::idf(part.chunks as f64, *with as f64);
+            }
+        }
+        let mut scored: Vec<(Id, f64)> = matches
+            .iter()
+            .filter(|found| found.allowed)
+            .map(|found| {
+                let part = &self.parts[found.part];
+                let score = part
+                    .terms
+                    .iter()
+                    .zip(&counts[found.counts..])
+                    .map(|((_, idf), count)| terms::score(*idf, f64::from(*count), f64::from(found.length), part.average_length))
+                    .sum();
+                (found.id, score)
+            })
+            .collect();
+        let better = |a: &(Id, f64), b: &(Id, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        if scored.len() > depth {
+            scored.select_nth_unstable_by(depth, better);
+            scored.truncate(depth);
+        }
+        scored.sort_by(better);
+        Ok(scored)
+    }
+}
+
+/// A chunk as the caller sees it.
+struct Chunk {
+    ranked: Ranked,
+    passage: Passage,
+    ordinal: i32,
+}
+
+/// Reads the candidates again as the caller, drops what says the same, merges neighbours.
+fn visible(query: &Query, candidates: &Candidates) -> Result<Vec<Passage>> {
+    let ids: Vec<pgrx::Uuid> = candidates.ranked.iter().map(|ranked| pgrx::Uuid::from_bytes(ranked.id)).collect();
+    let mut rows: HashMap<Id, (i32, Passage)> = spi::select(
+        "select c.id, c.source_id, s.source_type, s.title, c.heading, c.content, c.start_offset, c.end_offset, s.metadata, c.ordinal \
+         from helper.knowledge_chunks c \
+         join helper.knowledge_sources s on s.workspace_id = c.workspace_id and s.id = c.source_id \
+         where c.workspace_id = $1 and c.id = any ($2)",
+        &[query.workspace.into(), ids.into()],
+        |row| {
+            let chunk = row.get::<pgrx::Uuid>(1)?;
+            let passage = Passage {
+                chunk,
+                source: row.get(2)?,
+                source_type: row.get(3)?,
+                title: row.get(4)?,
+                heading: row.get(5)?,
+                content: row.get(6)?,
+                start: row.get(7)?,
+                end: row.get(8)?,
+                metadata: row.get::<JsonB>(9)?.0,
+                score: 0.0,
+                vector_rank: None,
+                text_rank: None,
+                sentences: Vec::new(),
+                chunks: Vec::new(),
+            };
+            Ok((*chunk.as_bytes(), (row.get::<i32>(10)?, passage)))
+        },
+    )?
+    .into_iter()
+    .collect();
+    let mut chunks: Vec<Chunk> = Vec::new();
+    let mut shown: Vec<&[i64]> = Vec::new();
+    // Enough to fill k passages after merging, and no more: each is compared with those before it.
+    let enough = query.k * MERGE + 16;
+    for ranked in &candidates.ranked {
+        let Some((ordinal, mut passage)) = rows.remove(&ranked.id) else { continue };
+        let keys = candidates.terms.get(&ranked.id).map_or(&[][..], Vec::as_slice);
+        if !keys.is_empty() && shown.iter().any(|other| rank::overlap(other, keys) >= rank::SAME) {
+            continue;
+        }
+        shown.push(keys);
+        passage.chunks = vec![(passage.end, passage.chunk)];
+        passage.score = ranked.score;
+        passage.vector_rank = ranked.vector_rank;
+        passage.text_rank = ranked.text_rank;
+        passage.sentences = candidates.sentences.get(&ranked.id).cloned().unwrap_or_default();
+        chunks.push(Chunk { ranked: *ranked, passage, ordinal });
+        if chunks.len() >= enough {
+            break;
+        }
+    }
+    let places: Vec<Place> =
+        chunks.iter().map(|chunk| Place { source: *chunk.passage.source.as_bytes(), ordinal: chunk.ordinal }).collect();
+    let groups = rank::group(&places, query.k, MERGE);
+    let mut slots: Vec<Option<Chunk>> = chunks.into_iter().map(Some).collect();
+    Ok(groups
+        .into_iter()
+        .filter_map(|group| {
+            let mut members: Vec<Chunk> = group.into_iter().filter_map(|at| slots[at].take()).collect();
+            // The best one gives the passage its id, score and ranks.
+            let (best, ranked) = members.first().map(|chunk| (chunk.passage.chunk, chunk.ranked))?;
+            members.sort_by_key(|chunk| chunk.ordinal);
+            let mut members = members.into_iter();
+            let mut merged = members.next()?.passage;
+            for member in members {
+                join(&mut merged, member.passage);
+            }
+            merged.chunk = best;
+            merged.score = ranked.score;
+            merged.vector_rank = ranked.vector_rank;
+            merged.text_rank = ranked.text_rank;
+            Some(merged)
+        })
+        .collect())
+}
+
+/// Appends the next chunk of the same document, without what it repeats.
+fn join(passage: &mut Passage, next: Passage) {
+    let gap = next.start - passage.end;
+    if gap > 0 {
+        // Only white space lies between two chunks, as much of it as the offsets say.
+        passage.content.extend(std::iter::repeat_n(if gap > 1 { '\n' } else { ' ' }, gap as usize));
+    }
+    passage.content.extend(next.content.chars().skip((-gap).max(0) as usize));
+    passage.end = passage.end.max(next.end);
+    passage.chunks.extend(next.chunks);
+    for sentence in next.sentences {
+        if passage.sentences.iter().all(|known| known.end <= sentence.start) {
+            passage.sentences.push(sentence);
+        }
+    }
+}
+
+fn method(name: &str) -> Result<Method> {
+    match name {
+        "hybrid" => Ok(Method::Hybrid),
+        "vector" => Ok(Method::Vector),
+        "text" => Ok(Method::Text),
+        _ => Err(Error::bad_argument(format!("search method \"{name}\" does not exist"))
+            .hint("Use hybrid, vector or text.")),
+    }
+}
+
+/// `helper.search`.
+#[pg_extern(sql = false, volatile, parallel_unsafe)]
+#[allow(clippy::type_complexity)]
+fn search_chunks(
+    query: Option<&str>,
+    in_workspace: Option<pgrx::Uuid>,
+    k: Option<i32>,
+    source_types: Option<Vec<String>>,
+    filter: Option<JsonB>,
+    search_method: Option<&str>,
+) -> Reported<
+    TableIterator<
+        'static,
+        (
+            name!(chunk_id, pgrx::Uuid),
+            name!(source_id, pgrx::Uuid),
+            name!(source_type, String),
+            name!(title, String),
+            name!(heading, String),
+            name!(content, String),
+            name!(score, f64),
+            name!(vector_rank, Option<i32>),
+            name!(text_rank, Option<i32>),
+            name!(start_offset, i32),
+            name!(end_offset, i32),
+            name!(metadata, JsonB),
+        ),
+    >,
+> {
+    let found = search(&Query {
+        text: query.unwrap_or_default(),
+        workspace: workspace(in_workspace)?,
+        k: k.unwrap_or(8).max(0) as usize,
+        source_types,
+        filter: filter.map(|filter| filter.0),
+        method: method(search_method.unwrap_or("hybrid"))?,
+    })?;
+    Ok(TableIterator::new(found.passages.into_iter().map(|p| {
+        (
+            p.chunk,
+            p.source,
+            p.source_type,
+            p.title,
+            p.heading,
+            p.content,
+            p.score,
+            p.vector_rank.map(|rank| rank as i32),
+            p.text_rank.map(|rank| rank as i32),
+            p.start,
+            p.end,
+            JsonB(p.metadata),
+        )
+    })))
+}
