@@ -1,2 +1,6 @@
 //! stub
 pub mod core;
+#[cfg(feature = "gateway")]
+pub mod document;
+#[cfg(feature = "gateway")]
+pub mod gateway;
