@@ -133,9 +133,11 @@ fn abbreviates(before: &str, next: char) -> bool {
     if next.is_numeric() && BEFORE_NUMBER.contains(&lower.as_str()) {
         return true;
     }
-    is_initial(word) && stem[..at].split_whitespace().next_back().is_some_and(|name| {
-        name.ends_with('.') || name.starts_with(char::is_uppercase)
-    })
+    is_initial(word)
+        && stem[..at]
+            .split_whitespace()
+            .next_back()
+            .is_some_and(|name| name.ends_with('.') || name.starts_with(char::is_uppercase))
 }
 
 /// `J`, and `J.R` of `J.R.`.
@@ -220,10 +222,10 @@ mod tests {
 
     #[test]
     fn a_wrapped_line_goes_on_and_a_short_one_ends() {
-        assert_eq!(split("This line was broken at the width of the page by\nPostgres. End."), [
-            "This line was broken at the width of the page by\nPostgres.",
-            "End."
-        ]);
+        assert_eq!(
+            split("This line was broken at the width of the page by\nPostgres. End."),
+            ["This line was broken at the width of the page by\nPostgres.", "End."]
+        );
         assert_eq!(split("Name\nAddress\n- first\n- second"), ["Name", "Address", "- first", "- second"]);
         assert_eq!(split("a paragraph\n\nanother"), ["a paragraph", "another"]);
     }

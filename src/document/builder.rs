@@ -21,15 +21,11 @@ impl Builder {
     pub fn words(&mut self, kind: BlockKind, text: &str) {
         for (at, word) in text.split(|c: char| c.is_whitespace() || c == '\u{feff}').enumerate() {
             self.space |= at > 0;
-            if word.is_empty() {
-                continue;
-            }
-            self.begin(kind);
             // Soft hyphens say where a word may be broken, and only hide it from search.
-            if word.contains('\u{ad}') {
-                self.document.text.extend(word.chars().filter(|c| *c != '\u{ad}'));
-            } else {
-                self.document.text.push_str(word);
+            let mut parts = word.split('\u{ad}').filter(|part| !part.is_empty()).peekable();
+            if parts.peek().is_some() {
+                self.begin(kind);
+                self.document.text.extend(parts);
             }
         }
     }
@@ -77,6 +73,8 @@ impl Builder {
             let end = start + self.document.text[start..].trim_end().len();
             self.document.text.truncate(end);
             if end > start {
+                // The indent of a first line stands before its block.
+                let start = end - self.document.text[start..].trim_start().len();
                 self.document.blocks.push(Block { kind, start, end });
                 self.last = Some(kind);
             }

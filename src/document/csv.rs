@@ -37,7 +37,8 @@ fn delimiter(text: &str) -> u8 {
         _ => &text.as_bytes()[..text.len().min(SAMPLE)],
     };
     let score = |delimiter: u8| {
-        let mut reader = ReaderBuilder::new().delimiter(delimiter).has_headers(false).flexible(true).from_reader(sample);
+        let mut reader =
+            ReaderBuilder::new().delimiter(delimiter).has_headers(false).flexible(true).from_reader(sample);
         let widths: Vec<usize> = reader.byte_records().take(50).flatten().map(|record| record.len()).collect();
         let mut counted: std::collections::BTreeMap<usize, usize> = std::collections::BTreeMap::new();
         for width in widths.iter().filter(|width| **width > 1) {
@@ -45,11 +46,11 @@ fn delimiter(text: &str) -> u8 {
         }
         counted.into_iter().map(|(width, rows)| (rows, width)).max().unwrap_or((0, 0))
     };
-    // The first of equals is the usual one.
     let mut best = (b',', score(b','));
-    for candidate in [b';', b'\t', b'|'] {
+    for candidate in [b'|', b'\t', b';'] {
         let scored = score(candidate);
-        if scored > best.1 {
+        // Of equals it is the rarer one: commas stand within numbers and words.
+        if scored.0 > 0 && scored >= best.1 {
             best = (candidate, scored);
         }
     }
@@ -117,7 +118,8 @@ fn filled(row: &StringRecord) -> usize {
 fn is_header(row: &StringRecord) -> bool {
     let names: Vec<_> = row.iter().map(str::trim).filter(|cell| !cell.is_empty()).collect();
     let distinct: std::collections::BTreeSet<_> = names.iter().collect();
-    let is_number = |cell: &&str| cell.trim_matches(['%', '$', '€', '"', '\'']).replace([',', '.'], "").parse::<f64>().is_ok();
+    let is_number =
+        |cell: &&str| cell.trim_matches(['%', '$', '€', '"', '\'']).replace([',', '.'], "").parse::<f64>().is_ok();
     names.len() * 2 > row.len() && distinct.len() == names.len() && !names.iter().any(is_number)
 }
 

@@ -11,7 +11,8 @@ const SAMPLE: usize = 16 * 1024;
 const MIN_LETTERS: usize = 24;
 
 /// Words without which hardly three sentences are written.
-const ENGLISH: &[&str] = &["the", "of", "and", "to", "is", "in", "that", "for", "are", "with", "this", "be", "on", "you"];
+const ENGLISH: &[&str] =
+    &["the", "of", "and", "to", "is", "in", "that", "for", "are", "with", "this", "be", "on", "you"];
 const INDONESIAN: &[&str] = &[
     "yang", "dan", "di", "dengan", "untuk", "tidak", "adalah", "ini", "itu", "pada", "dari", "ke", "akan", "oleh",
     "dalam", "atau", "juga", "sebagai", "dapat", "telah", "anda", "kami", "saya", "ada", "bisa", "karena",
@@ -173,8 +174,11 @@ mod tests {
             ("Refunds are paid within five working days of the return.", Some("en")),
             ("Pengembalian dana dibayarkan dalam lima hari kerja untuk barang yang rusak.", Some("id")),
             ("Barang dapat dikembalikan dengan menghubungi kami melalui aplikasi.", Some("id")),
-            ("Die Rückzahlung erfolgt innerhalb von fünf Werktagen, nachdem die Ware bei uns eingegangen ist.", Some("de")),
-            ("Возврат денег производится в течение пяти рабочих дней.", Some("ru")),
+            (
+                "Die Rückzahlung erfolgt innerhalb von fünf Werktagen, nachdem die Ware bei uns eingegangen ist.",
+                Some("de"),
+            ),
+            ("Возврат денег производится в течение пяти рабочих дней, если товар ещё не был использован.", Some("ru")),
             ("東京に住んでいます。これは日本語です。", Some("ja")),
             ("ok", None),
             ("12345 67890 !!!", None),

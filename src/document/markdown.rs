@@ -73,7 +73,7 @@ impl Walk<'_> {
                 self.flush();
                 self.items.push(range.start);
             }
-            Tag::List(_) | Tag::FootnoteDefinition(_) => self.flush(),
+            Tag::List(_) | Tag::Table(_) | Tag::FootnoteDefinition(_) => self.flush(),
             Tag::BlockQuote(_) => {
                 self.flush();
                 self.quotes += 1;
@@ -125,9 +125,10 @@ impl Walk<'_> {
             Some((_, open)) => {
                 // A heading is without its marks, so that it opens at its first word.
                 if open.start == open.end {
-                    open.start = range.start;
+                    *open = range;
+                } else {
+                    open.end = open.end.max(range.end);
                 }
-                open.end = open.end.max(range.end);
             }
             None => self.begin(range),
         }

@@ -66,7 +66,12 @@ static FORMATS: &[Format] = &[
         read: markdown::read,
     },
     Format { name: "CSV", mime_types: &["text/csv", "application/csv"], extensions: &["csv"], read: csv::read },
-    Format { name: "TSV", mime_types: &["text/tab-separated-values"], extensions: &["tsv", "tab"], read: csv::read_tabs },
+    Format {
+        name: "TSV",
+        mime_types: &["text/tab-separated-values"],
+        extensions: &["tsv", "tab"],
+        read: csv::read_tabs,
+    },
     PLAIN,
 ];
 

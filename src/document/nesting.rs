@@ -4,14 +4,14 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-/// Deepest nesting that is kept, as in browsers; the text below it is kept without its tags.
-pub(super) const MAX_DEPTH: usize = 512;
+/// Deepest nesting that is kept, half of what browsers keep; the text below it is kept without its tags.
+pub(super) const MAX_DEPTH: usize = 256;
 
 /// Elements that end by themselves or hold nothing, and so add no depth of their own.
 const FLAT: &[&str] = &[
     "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr", "p",
-    "li", "dt", "dd", "tr", "td", "th", "thead", "tbody", "tfoot", "colgroup", "option", "optgroup", "rp", "rt", "html",
-    "head", "body",
+    "li", "dt", "dd", "tr", "td", "th", "thead", "tbody", "tfoot", "colgroup", "option", "optgroup", "rp", "rt",
+    "html", "head", "body",
 ];
 
 /// Elements whose content is not markup.

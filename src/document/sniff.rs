@@ -93,5 +93,7 @@ pub(super) fn known_type(extension: &str) -> Option<&'static str> {
 pub(super) fn looks_like_html(content: &[u8]) -> bool {
     let head = String::from_utf8_lossy(&content[..content.len().min(512)]).to_ascii_lowercase();
     let head = head.trim_start_matches('\u{feff}').trim_start();
-    head.starts_with("<!doctype html") || head.starts_with("<html") || (head.starts_with("<?xml") && head.contains("<html"))
+    head.starts_with("<!doctype html")
+        || head.starts_with("<html")
+        || (head.starts_with("<?xml") && head.contains("<html"))
 }

@@ -112,7 +112,12 @@ pub async fn read(name: &str, mime_type: Option<&str>, content: Vec<u8>, limits:
 }
 
 /// Sends a child its document and hears it out.
-async fn talk(child: &mut Child, head: &[u8], content: &[u8], cap: u64) -> std::io::Result<(Vec<u8>, Vec<u8>, ExitStatus)> {
+async fn talk(
+    child: &mut Child,
+    head: &[u8],
+    content: &[u8],
+    cap: u64,
+) -> std::io::Result<(Vec<u8>, Vec<u8>, ExitStatus)> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let send = async {
         if let Some(mut pipe) = stdin {

@@ -31,7 +31,8 @@ const TRAIL_CHARS: usize = 160;
 pub fn chunk(text: &str, blocks: &[Block], options: &Options, count: &dyn Fn(&str) -> usize) -> Vec<Chunk> {
     let max = options.max_tokens.max(1);
     let (pieces, sections) = piece::pieces(text, blocks, max, count);
-    let cutter = Cutter { text, pieces: &pieces, sections: &sections, max, overlap: options.overlap_tokens.min(max / 2) };
+    let cutter =
+        Cutter { text, pieces: &pieces, sections: &sections, max, overlap: options.overlap_tokens.min(max / 2) };
     let mut offsets = Offsets { text, byte: 0, char: 0 };
     let mut chunks = Vec::new();
     let mut previous = 0;
@@ -148,13 +149,29 @@ impl Cutter<'_> {
                     block = Some(at);
                 }
             }
-            if held + weight > room && at > own {
-                // A block that fits into a chunk of its own is better not torn.
+            // A block that fits into a chunk of its own is better not torn; one that must be is torn in even parts.
+            let is_torn = held + weight > room || (held >= target && self.runs_over(at, run.end, room - held));
+            if is_torn && at > own {
                 return block.unwrap_or(at);
             }
             held += weight;
         }
         run.end
+    }
+
+    /// Whether the block around the piece `at` goes on beyond the room that is left.
+    fn runs_over(&self, at: usize, end: usize, room: usize) -> bool {
+        let mut held = 0;
+        for piece in &self.pieces[at..end] {
+            if piece.opens_block && held > 0 {
+                return false;
+            }
+            held += piece.weight;
+            if held > room {
+                return true;
+            }
+        }
+        false
     }
 
     fn follows_heading(&self, at: usize) -> bool {

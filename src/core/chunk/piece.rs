@@ -65,7 +65,9 @@ pub(super) fn pieces(
             close(&mut sections, pieces.len());
             match sections.last_mut() {
                 // A heading right under a heading: one section, with the trail of the inner.
-                Some(last) if last.body == pieces.len() && is_inner(&last.trail, &trail) => last.trail.clone_from(&trail),
+                Some(last) if last.body == pieces.len() && is_inner(&last.trail, &trail) => {
+                    last.trail.clone_from(&trail)
+                }
                 _ => sections.push(Section { pieces: pieces.len()..0, body: usize::MAX, trail: trail.clone() }),
             }
         } else if sections.is_empty() {

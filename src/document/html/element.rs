@@ -30,16 +30,47 @@ pub(super) enum Role {
 
 /// Elements that no reader sees, or that are controls.
 const UNSEEN: &[&str] = &[
-    "script", "style", "noscript", "template", "iframe", "object", "embed", "svg", "canvas", "audio", "video", "button",
-    "select", "textarea", "input", "datalist", "annotation", "head",
+    "script",
+    "style",
+    "noscript",
+    "template",
+    "iframe",
+    "object",
+    "embed",
+    "svg",
+    "canvas",
+    "audio",
+    "video",
+    "button",
+    "select",
+    "textarea",
+    "input",
+    "datalist",
+    "annotation",
+    "head",
 ];
 
 /// Elements, roles and classes of what surrounds a page's own matter.
 const AROUND: &[&str] = &["nav", "footer", "aside"];
 const AROUND_ROLES: &[&str] = &["navigation", "banner", "contentinfo", "search", "complementary", "menu", "menubar"];
 const AROUND_CLASSES: &[&str] = &[
-    "navheader", "navfooter", "toc", "navbox", "navigation", "navbar", "breadcrumb", "breadcrumbs", "noprint", "catlinks",
-    "printfooter", "mw-editsection", "mw-jump-link", "reference", "hash-link", "theme-doc-toc-desktop", "sr-only",
+    "navheader",
+    "navfooter",
+    "toc",
+    "navbox",
+    "navigation",
+    "navbar",
+    "breadcrumb",
+    "breadcrumbs",
+    "noprint",
+    "catlinks",
+    "printfooter",
+    "mw-editsection",
+    "mw-jump-link",
+    "reference",
+    "hash-link",
+    "theme-doc-toc-desktop",
+    "sr-only",
 ];
 const NOTES: &[&str] = &["note", "tip", "warning", "caution", "important"];
 
@@ -68,10 +99,10 @@ pub(super) fn role(node: NodeRef) -> Role {
         "td" => Role::Cell(false),
         "th" => Role::Cell(true),
         "br" => Role::Break,
-        "address" | "article" | "aside" | "body" | "caption" | "center" | "details" | "dialog" | "dir" | "div" | "dl"
-        | "fieldset" | "figcaption" | "figure" | "footer" | "form" | "header" | "hgroup" | "hr" | "html" | "legend"
-        | "main" | "menu" | "nav" | "ol" | "option" | "p" | "section" | "summary" | "tbody" | "tfoot" | "thead" | "title"
-        | "ul" => Role::Block,
+        "address" | "article" | "aside" | "body" | "caption" | "center" | "details" | "dialog" | "dir" | "div"
+        | "dl" | "fieldset" | "figcaption" | "figure" | "footer" | "form" | "header" | "hgroup" | "hr" | "html"
+        | "legend" | "main" | "menu" | "nav" | "ol" | "option" | "p" | "section" | "summary" | "tbody" | "tfoot"
+        | "thead" | "title" | "ul" => Role::Block,
         _ => Role::Inline,
     }
 }
@@ -213,7 +244,6 @@ fn is_main(element: &Element) -> bool {
 }
 
 fn is_within_matter(node: NodeRef) -> bool {
-    node.ancestors().any(|above| {
-        matches!(above.value(), Node::Element(element) if is_main(element) || element.name() == "article")
-    })
+    node.ancestors()
+        .any(|above| matches!(above.value(), Node::Element(element) if is_main(element) || element.name() == "article"))
 }
