@@ -1,8 +1,11 @@
 //! Decisions, and nothing else: no Postgres, no sockets, no clock, no randomness. Ids and time come in as arguments.
 
 pub mod answer;
+pub mod block;
+pub mod chunk;
 pub mod error;
 pub mod rank;
+pub mod sentence;
 pub mod sentences;
 pub mod terms;
 pub mod wire;

@@ -1,0 +1,160 @@
+//! Documents read in child programs: what a child does to itself is an error of its document alone.
+
+#![allow(clippy::unwrap_used)]
+
+use helper_ai::core::error::Kind;
+use helper_ai::core::wire::Prepare;
+use helper_ai::gateway::parse::{Limits, prepare, read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+fn limits() -> Limits {
+    Limits { program: PathBuf::from(env!("CARGO_BIN_EXE_helper_ai_gateway")), ..Limits::default() }
+}
+
+/// Limits under which a shell script stands in for the child.
+fn scripted(name: &str, script: &str) -> Limits {
+    let path = std::env::temp_dir().join(format!("helper-ai-{}-{name}", std::process::id()));
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    Limits { program: path, timeout: Duration::from_secs(5), ..Limits::default() }
+}
+
+fn words(text: &str) -> usize {
+    text.split_whitespace().count()
+}
+
+fn request(name: &str, content: Vec<u8>) -> Prepare {
+    Prepare {
+        name: name.into(),
+        mime_type: None,
+        content,
+        language: None,
+        model: String::new(),
+        max_tokens: 40,
+        overlap_tokens: 8,
+    }
+}
+
+async fn failure(name: &str, content: Vec<u8>, limits: &Limits) -> String {
+    let error = read(name, None, content, limits).await.unwrap_err();
+    assert!(matches!(error.kind, Kind::BadArgument | Kind::OverLimit), "{error:?}");
+    error.message
+}
+
+#[tokio::test]
+async fn a_document_comes_back_cut_into_chunks() {
+    let page =
+        format!("<title>Guide</title><h1>Refunds</h1><p>{}</p>", "The money is paid back to the card. ".repeat(20));
+    let prepared = prepare(request("a.html", page.into_bytes()), words, &limits()).await.unwrap();
+    assert_eq!(prepared.title.as_deref(), Some("Guide"));
+    assert_eq!(prepared.language.as_deref(), Some("en"));
+    assert!(prepared.chunks.len() > 3);
+    assert!(prepared.chunks.iter().all(|chunk| chunk.heading == "Refunds" && chunk.tokens <= 40));
+}
+
+#[tokio::test]
+async fn errors_of_the_reader_arrive_whole() {
+    let error = read("a.pdf", None, b"%PDF-1.4".to_vec(), &limits()).await.unwrap_err();
+    assert_eq!(error.message, "files of type \"application/pdf\" are not supported");
+    assert!(error.hint.is_some());
+    assert_eq!(failure("a.txt", vec![b'a', 0xe9], &limits()).await, "file is not valid UTF-8");
+}
+
+#[tokio::test]
+async fn a_page_nested_two_hundred_thousand_levels_deep_is_read() {
+    let page = format!("{}deep", "<div>".repeat(200_000));
+    assert_eq!(read("a.html", None, page.into_bytes(), &limits()).await.unwrap().text, "deep");
+}
+
+#[tokio::test]
+async fn a_child_that_runs_out_of_memory_is_an_error_of_its_document() {
+    let limits = Limits { memory_bytes: 64 * 1024 * 1024, ..limits() };
+    let page = "<p>x".repeat(2_000_000).into_bytes();
+    assert_eq!(failure("a.html", page, &limits).await, "document could not be read: parser ran out of memory");
+    let big = vec![b'a'; 100 * 1024 * 1024];
+    assert_eq!(failure("a.txt", big, &limits).await, "document could not be read: parser ran out of memory");
+}
+
+#[tokio::test]
+async fn a_child_that_computes_for_too_long_is_ended() {
+    let limits = Limits { cpu_seconds: 1, ..limits() };
+    // Each paragraph opens the same two hundred elements anew.
+    let page: String = (0..200).map(|at| format!("<b id={at}>")).collect::<String>() + &"<p>x</p>".repeat(400_000);
+    let message = failure("a.html", page.into_bytes(), &limits).await;
+    assert!(message.contains("took too long") || message.contains("out of memory"), "{message}");
+}
+
+#[tokio::test]
+async fn a_child_that_hangs_is_killed() {
+    let mut limits = scripted("hangs", "exec sleep 60");
+    limits.timeout = Duration::from_millis(200);
+    let start = Instant::now();
+    assert_eq!(failure("a.txt", b"x".to_vec(), &limits).await, "document could not be read: parser took too long");
+    assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_child_that_dies_lies_or_says_too_much_is_an_error_of_its_document() {
+    for (name, script, message) in [
+        ("exits", "exit 3", "parser crashed"),
+        ("dies", "kill -SEGV $$", "parser crashed"),
+        ("overflows", "echo 'thread has overflowed its stack' >&2; kill -ABRT $$", "it is nested too deeply"),
+        ("lies", "cat > /dev/null; printf '\\004\\000\\000\\000\\000\\000\\000\\000abcd'", "parser crashed"),
+        ("silent", "cat > /dev/null", "parser crashed"),
+    ] {
+        let limits = scripted(name, script);
+        let text = vec![b'x'; 1 << 20];
+        assert_eq!(failure("a.txt", text, &limits).await, format!("document could not be read: {message}"), "{name}");
+    }
+    let limits = Limits { output_bytes: 1000, ..scripted("talks", "exec cat /dev/zero") };
+    assert_eq!(failure("a.txt", b"x".to_vec(), &limits).await, "document could not be read: its text is too long");
+}
+
+#[tokio::test]
+async fn a_child_dies_with_its_request() {
+    let mark = std::env::temp_dir().join(format!("helper-ai-{}-alive", std::process::id()));
+    let _ = std::fs::remove_file(&mark);
+    let limits = scripted("waits", &format!("echo $$ > {}; exec sleep 60", mark.display()));
+    let reading = tokio::spawn(async move { read("a.txt", None, b"x".to_vec(), &limits).await });
+    let pid = loop {
+        match std::fs::read_to_string(&mark).map(|pid| pid.trim().to_owned()) {
+            Ok(pid) if !pid.is_empty() => break pid,
+            _ => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    reading.abort();
+    let start = Instant::now();
+    while std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(start.elapsed() < Duration::from_secs(5), "child {pid} lives on");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn no_more_children_run_than_there_are_slots() {
+    let log = std::env::temp_dir().join(format!("helper-ai-{}-slots", std::process::id()));
+    let _ = std::fs::remove_file(&log);
+    let limits = scripted("slots", &format!("echo start >> {0}; sleep 0.1; echo stop >> {0}; exit 1", log.display()));
+    let readings: Vec<_> = (0..6)
+        .map(|_| {
+            let limits = limits.clone();
+            tokio::spawn(async move { read("a.txt", None, b"x".to_vec(), &limits).await })
+        })
+        .collect();
+    for reading in readings {
+        assert!(reading.await.unwrap().is_err());
+    }
+    let mut running = 0;
+    for line in std::fs::read_to_string(&log).unwrap().lines() {
+        running += if line == "start" { 1 } else { -1 };
+        assert!(running <= 2);
+    }
+}
+
+#[tokio::test]
+async fn sizes_that_make_no_sense_are_refused() {
+    let request = Prepare { overlap_tokens: 40, ..request("a.txt", b"one".to_vec()) };
+    assert!(prepare(request, words, &limits()).await.unwrap_err().message.contains("overlap"));
+}
