@@ -4,7 +4,7 @@ create table helper.conversations (
   workspace_id uuid not null,
   id uuid not null default helper.uuid_v7(),
   user_id uuid not null default helper.current_user_id(),
-  title text constraint conversations_title_check check (btrim(title) <> '' and char_length(title) <= 500),
+  title text constraint conversations_title_check check (title ~ '\S' and char_length(title) <= 500),
   metadata jsonb not null default '{}' constraint conversations_metadata_check check (jsonb_typeof(metadata) = 'object'),
   message_count integer not null default 0,
   created_at timestamptz not null default clock_timestamp(),
@@ -155,7 +155,7 @@ begin
       message = format('title has %s characters, at most 500 are allowed', char_length(title));
   end if;
   insert into helper.conversations as c (workspace_id, user_id, title)
-  values (v_workspace, helper.current_user_id(), nullif(btrim(create_conversation.title), ''))
+  values (v_workspace, helper.current_user_id(), nullif(btrim(create_conversation.title, E' \t\r\n'), ''))
   returning c.id into v_id;
   return v_id;
 end
@@ -166,7 +166,7 @@ comment on function helper.create_conversation(text, uuid) is
 create function helper.rename_conversation(id uuid, title text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-  if title is null or btrim(title) = '' then
+  if title is null or title !~ '\S' then
     raise exception using errcode = '22023', message = 'title is empty';
   end if;
   if char_length(title) > 500 then
@@ -175,7 +175,7 @@ begin
       message = format('title has %s characters, at most 500 are allowed', char_length(title));
   end if;
   update helper.conversations c
-  set title = btrim(rename_conversation.title)
+  set title = btrim(rename_conversation.title, E' \t\r\n')
   where c.id = rename_conversation.id
     and c.user_id = helper.current_user_id();
   if not found then
@@ -229,7 +229,7 @@ declare
   v_workspace uuid := helper.current_workspace(workspace);
   v_query tsquery;
 begin
-  if query is null or btrim(query) = '' then
+  if query is null or query !~ '\S' then
     raise exception using errcode = '22023', message = 'query is empty';
   end if;
   if "limit" is null or "limit" not between 1 and 1000 then
@@ -346,7 +346,8 @@ begin
   from helper.messages m
   where m.workspace_id = v_conversation.workspace_id
     and m.conversation_id = v_conversation.id
-    and m.role in ('user', 'assistant');
+    and m.role in ('user', 'assistant')
+    and m.content <> '';
   return pg_catalog.format(E'# %s\n', coalesce(v_conversation.title, 'Conversation')) || coalesce(E'\n' || v_text, '');
 end
 $$;

@@ -5,7 +5,7 @@ create function helper._grant(grantee name, level text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   -- What an application's own policies need, and what says nothing to a caller without identity.
-  v_predicates constant text[] := array['current_user_id', 'is_member', 'my_role', 'my_workspaces'];
+  v_predicates constant text[] := array['caller_claims', 'caller_role', 'current_user_id', 'is_member', 'my_role', 'my_workspaces'];
   v_administrators constant text[] := array['grant_usage', 'use_membership'];
   v_user_tables constant text[][] := array[
     ['workspaces', 'select, update (name, slug, settings), delete'],

@@ -84,7 +84,7 @@ comment on function helper.current_user_id() is
 
 create table helper.workspaces (
   id uuid not null default helper.uuid_v7(),
-  name text not null constraint workspaces_name_check check (btrim(name) <> '' and char_length(name) <= 200),
+  name text not null constraint workspaces_name_check check (name ~ '\S' and char_length(name) <= 200),
   slug text not null constraint workspaces_slug_check check (slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$' and char_length(slug) <= 63),
   created_by uuid,
   settings jsonb not null default '{}' constraint workspaces_settings_check check (jsonb_typeof(settings) = 'object'),
@@ -194,9 +194,9 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select coalesce(
     (select format('Relation %s does not exist.', relation::oid)
      where not exists (select from pg_class c where c.oid = relation)),
-    (select format('Relation "%s" is not a table.', relation)
+    (select format('Relation "%s" is not a table that everyone reads.', relation)
      from pg_class c
-     where c.oid = relation and c.relkind not in ('r', 'p')),
+     where c.oid = relation and (c.relkind not in ('r', 'p') or c.relpersistence = 't')),
     (select format('Table "%s" has no column "%s".', relation, n.name)
      from (values (workspace_column), (user_column), (role_column)) n (name)
      where n.name is not null
@@ -451,7 +451,7 @@ create function helper.create_workspace(name text, slug text default null) retur
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_user uuid := helper._require_user();
-  v_name text := btrim(name);
+  v_name text := btrim(name, E' \t\r\n');
   v_slug text := slug;
   v_base text;
   v_id uuid;
