@@ -1,0 +1,105 @@
+-- Who may call and touch what. By convention a function whose name begins with an underscore is for the extension alone;
+-- every other one is for users, unless it is listed here as an administrator's. Tables and views are listed here.
+
+create function helper._grant(grantee name, level text) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  -- What an application's own policies need, and what says nothing to a caller without identity.
+  v_predicates constant text[] := array['caller_claims', 'caller_role', 'current_user_id', 'is_member', 'my_role', 'my_workspaces'];
+  v_administrators constant text[] := array['grant_usage', 'use_membership'];
+  v_user_tables constant text[][] := array[
+    ['workspaces', 'select, update (name, slug, settings), delete'],
+    ['workspace_members', 'select, insert (workspace_id, user_id, role), update (role), delete'],
+    ['profiles', 'select, insert (id, email, full_name, avatar_url), update (email, full_name, avatar_url)'],
+    ['conversations', 'select, insert (workspace_id, user_id, title, metadata), update (title, metadata), delete'],
+    ['messages', 'select'],
+    ['message_citations', 'select']
+  ];
+  -- A service keeps people and workspaces in step with where they come from.
+  v_service_tables constant text[][] := array[
+    ['workspaces', 'insert, update'],
+    ['workspace_members', 'insert, update'],
+    ['profiles', 'insert, update, delete']
+  ];
+  v_tables text[][] := '{}';
+  v_function regprocedure;
+begin
+  if level not in ('anon', 'user', 'service', 'administrator') then
+    raise exception using errcode = '22023', message = format('level "%s" is not known', level);
+  end if;
+  execute format('grant usage on schema helper to %I', grantee);
+  for v_function in
+    select p.oid
+    from pg_depend d
+    join pg_proc p on p.oid = d.objid
+    where d.classid = 'pg_proc'::regclass
+      and d.refclassid = 'pg_extension'::regclass
+      and d.refobjid = helper._extension()
+      and d.deptype = 'e'
+      and left(p.proname, 1) <> '_'
+      and case
+        when p.proname = any (v_administrators) then level = 'administrator'
+        else level <> 'anon' or p.proname = any (v_predicates)
+      end
+  loop
+    execute format('grant execute on routine %s to %I', v_function, grantee);
+  end loop;
+  if level <> 'anon' then
+    v_tables := v_user_tables;
+  end if;
+  if level = 'service' then
+    v_tables := v_tables || v_service_tables;
+  end if;
+  for v_number in 1..cardinality(v_tables) / 2 loop
+    execute format('grant %s on helper.%I to %I', v_tables[v_number][2], v_tables[v_number][1], grantee);
+  end loop;
+end
+$$;
+comment on function helper._grant(name, text) is
+  'Grants a role what a level needs: anon (predicates only), user, service (user, and keeping people and workspaces) or administrator (user, and the administrator''s functions). Errors: 22023';
+
+create function helper.grant_usage(role regrole) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_role name;
+begin
+  select r.rolname into v_role from pg_roles r where r.oid = grant_usage.role;
+  if not found then
+    raise exception using errcode = '22023', message = 'role is null';
+  end if;
+  perform helper._grant(v_role, case v_role when 'service_role' then 'service' else 'user' end);
+end
+$$;
+comment on function helper.grant_usage(regrole) is
+  'Lets a role use the extension as authenticated does; row-level security decides what it sees. For the database''s owner. Errors: 22023';
+
+do $$
+declare
+  v_function regprocedure;
+  v_grant record;
+begin
+  for v_function in
+    select p.oid
+    from pg_depend d
+    join pg_proc p on p.oid = d.objid
+    where d.classid = 'pg_proc'::regclass
+      and d.refclassid = 'pg_extension'::regclass
+      and d.refobjid = helper._extension()
+      and d.deptype = 'e'
+  loop
+    execute format('revoke all on routine %s from public', v_function);
+  end loop;
+  for v_grant in
+    select r.rolname, l.level
+    from (values ('anon', 'anon'), ('authenticated', 'user'), ('service_role', 'service')) l (role, level)
+    join pg_roles r on r.rolname = l.role
+    union all
+    select r.rolname, 'administrator'
+    from pg_database b
+    join pg_roles r on r.oid = b.datdba
+    where b.datname = current_database()
+  loop
+    perform helper._grant(v_grant.rolname, v_grant.level);
+  end loop;
+end
+$$;

@@ -1,0 +1,772 @@
+-- Who is asking, which workspaces are theirs, and in which of them a call takes place.
+
+create function helper.uuid_v7() returns uuid
+language sql volatile parallel safe set search_path = pg_catalog, pg_temp as $$
+  select (
+    overlay(
+      lpad(to_hex((extract(epoch from clock_timestamp()) * 1000000)::bigint * 512 / 125), 15, '0')
+      placing '7' from 13 for 0
+    ) || substring(gen_random_uuid()::text from 20)
+  )::uuid
+$$;
+comment on function helper.uuid_v7() is
+  'Makes an identifier that sorts by time: RFC 9562 version 7 with 12 bits of the millisecond''s fraction in rand_a';
+
+-- Who is asking
+
+-- The setting "role" and not current_user, which inside a security definer function is the function's owner.
+create function helper.caller_role() returns name
+language sql stable parallel safe set search_path = pg_catalog, pg_temp as $$
+  select case current_setting('role')
+    when 'none' then session_user
+    else current_setting('role')::name
+  end
+$$;
+comment on function helper.caller_role() is
+  'The database role that asks: that of set role, else the session''s; security definer functions in between do not change it';
+
+-- An exception block cannot run in a parallel query before Postgres 17, so what reads claims is parallel unsafe.
+create function helper.caller_claims() returns jsonb
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_text text := nullif(current_setting('request.jwt.claims', true), '');
+  v_subject text := nullif(current_setting('request.jwt.claim.sub', true), '');
+  v_claims jsonb;
+begin
+  if v_text is null then
+    return case when v_subject is not null then jsonb_build_object('sub', v_subject) end;
+  end if;
+  begin
+    v_claims := v_text::jsonb;
+  exception
+    when data_exception or program_limit_exceeded then
+      return 'null';
+  end;
+  return case when jsonb_typeof(v_claims) = 'object' then v_claims else 'null' end;
+end
+$$;
+comment on function helper.caller_claims() is
+  'Claims of the request, an object; SQL null when there are none, JSON null when they are malformed';
+
+create function helper.current_user_id() returns uuid
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_claims jsonb := helper.caller_claims();
+  v_role name;
+  v_hash bytea;
+begin
+  if jsonb_typeof(v_claims) = 'null' then
+    return null;
+  end if;
+  if v_claims ? 'sub' then
+    return case
+      when v_claims ->> 'sub' ~* '^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$' then (v_claims ->> 'sub')::uuid
+    end;
+  end if;
+  v_role := helper.caller_role();
+  -- Empty is what a placeholder setting reads after set local, so it means the default too.
+  if v_role = any (regexp_split_to_array(
+    btrim(coalesce(nullif(current_setting('helper_ai.api_roles', true), ''), 'anon, authenticated')), '\s*,\s*'))
+  then
+    return null;
+  end if;
+  v_hash := substring(sha256(convert_to('helper_ai role ' || v_role, 'UTF8')) from 1 for 16);
+  -- RFC 9562 version 8, so that it is never taken for a person's version 4 or 7.
+  v_hash := set_byte(v_hash, 6, get_byte(v_hash, 6) & 15 | 128);
+  v_hash := set_byte(v_hash, 8, get_byte(v_hash, 8) & 63 | 128);
+  return encode(v_hash, 'hex')::uuid;
+end
+$$;
+comment on function helper.current_user_id() is
+  'Who asks: the claim sub; without it a uuid derived from the role''s name, or null, which sees nothing, for the roles in helper_ai.api_roles; null too when the claims are malformed or sub is not a uuid';
+
+-- Tables
+
+create table helper.workspaces (
+  id uuid not null default helper.uuid_v7(),
+  name text not null constraint workspaces_name_check check (name ~ '\S' and char_length(name) <= 200),
+  slug text not null constraint workspaces_slug_check check (slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$' and char_length(slug) <= 63),
+  created_by uuid,
+  settings jsonb not null default '{}' constraint workspaces_settings_check check (jsonb_typeof(settings) = 'object'),
+  created_at timestamptz not null default clock_timestamp(),
+  updated_at timestamptz not null default clock_timestamp(),
+  primary key (id),
+  constraint workspaces_slug_key unique (slug)
+);
+comment on table helper.workspaces is 'Tenants; empty where an application keeps its own (see use_membership), so nothing refers to it but workspace_members';
+comment on column helper.workspaces.id is 'Identifier, in order of creation';
+comment on column helper.workspaces.name is 'Name that people read';
+comment on column helper.workspaces.slug is 'Name for addresses: lower-case letters, digits and single hyphens';
+comment on column helper.workspaces.created_by is 'Who created it';
+comment on column helper.workspaces.settings is 'The application''s own settings, an object; members read it, admins write it';
+comment on column helper.workspaces.created_at is 'When it was created';
+comment on column helper.workspaces.updated_at is 'When it or its owners last changed';
+
+create table helper.workspace_members (
+  workspace_id uuid not null,
+  user_id uuid not null,
+  role text not null default 'member' constraint workspace_members_role_check check (role in ('owner', 'admin', 'member', 'viewer')),
+  created_at timestamptz not null default clock_timestamp(),
+  primary key (workspace_id, user_id),
+  constraint workspace_members_workspace_id_fkey foreign key (workspace_id) references helper.workspaces (id) on delete cascade
+);
+create index workspace_members_user_id_idx on helper.workspace_members (user_id) include (workspace_id, role);
+comment on table helper.workspace_members is 'Who belongs to a workspace, and as what; not read while use_membership names another table';
+comment on column helper.workspace_members.workspace_id is 'The workspace';
+comment on column helper.workspace_members.user_id is 'The person, as current_user_id() gives it';
+comment on column helper.workspace_members.role is 'viewer reads; member adds; admin manages; owner also decides about owners and deletes the workspace';
+comment on column helper.workspace_members.created_at is 'When the person was added';
+
+create table helper.profiles (
+  id uuid not null default helper.current_user_id(),
+  email text,
+  full_name text,
+  avatar_url text,
+  created_at timestamptz not null default clock_timestamp(),
+  updated_at timestamptz not null default clock_timestamp(),
+  primary key (id)
+);
+comment on table helper.profiles is 'What people tell those who share a workspace with them about themselves; nothing is decided by it';
+comment on column helper.profiles.id is 'The person, as current_user_id() gives it';
+comment on column helper.profiles.email is 'Address as the person gave it, not verified';
+comment on column helper.profiles.full_name is 'Name as the person gave it';
+comment on column helper.profiles.avatar_url is 'Address of a picture';
+comment on column helper.profiles.created_at is 'When the profile was made';
+comment on column helper.profiles.updated_at is 'When it last changed';
+
+create table helper.membership_source (
+  relation regclass not null,
+  workspace_column name not null,
+  user_column name not null,
+  role_column name,
+  role_map jsonb not null default '{}' constraint membership_source_role_map_check check (jsonb_typeof(role_map) = 'object')
+);
+create unique index membership_source_one_row_idx on helper.membership_source ((true));
+comment on table helper.membership_source is 'The application''s membership table, if it has one: no row, or the one that use_membership wrote';
+comment on column helper.membership_source.relation is 'The table; written as its name in a dump';
+comment on column helper.membership_source.workspace_column is 'Its column with the workspace, a uuid';
+comment on column helper.membership_source.user_column is 'Its column with the person, a uuid';
+comment on column helper.membership_source.role_column is 'Its column with the role; null: everyone is a member';
+comment on column helper.membership_source.role_map is 'From its roles to owner, admin, member, viewer or null (no access); these four map to themselves unless named, any other role has no access';
+
+select pg_catalog.pg_extension_config_dump('helper.workspaces', '');
+select pg_catalog.pg_extension_config_dump('helper.workspace_members', '');
+select pg_catalog.pg_extension_config_dump('helper.profiles', '');
+select pg_catalog.pg_extension_config_dump('helper.membership_source', '');
+
+-- Membership, from our table or the application's
+
+create function helper._extension() returns oid
+language sql stable parallel safe set search_path = pg_catalog, pg_temp as $$
+  select d.refobjid
+  from pg_depend d
+  where d.classid = 'pg_class'::regclass
+    and d.objid = 'helper.workspaces'::regclass
+    and d.refclassid = 'pg_extension'::regclass
+    and d.deptype = 'e'
+$$;
+comment on function helper._extension() is 'This extension, found by a table that is a member of it';
+
+create function helper._role_rank(role text) returns integer
+language sql immutable strict parallel safe set search_path = pg_catalog, pg_temp as $$
+  select array_position(array['viewer', 'member', 'admin', 'owner'], role)
+$$;
+comment on function helper._role_rank(text) is 'Place of a role from viewer, 1, to owner, 4; null for any other text';
+
+create function helper._check_role(role text) returns integer
+language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
+begin
+  if helper._role_rank(role) is null then
+    raise exception using
+      errcode = '22023',
+      message = format('role "%s" is not known', role),
+      hint = 'Roles are owner, admin, member and viewer.';
+  end if;
+  return helper._role_rank(role);
+end
+$$;
+comment on function helper._check_role(text) is 'Rank of a role. Errors: 22023';
+
+-- The owner of an adopted table can change it later, to types whose casts would then run with our rights: so it is
+-- tables with plain types only, and this is asked again at every read.
+create function helper._membership_problem(relation regclass, workspace_column name, user_column name, role_column name) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(
+    (select format('Relation %s does not exist.', relation::oid)
+     where not exists (select from pg_class c where c.oid = relation)),
+    (select format('Relation "%s" is not a table that everyone reads.', relation)
+     from pg_class c
+     where c.oid = relation and (c.relkind not in ('r', 'p') or c.relpersistence = 't')),
+    (select format('Table "%s" has no column "%s".', relation, n.name)
+     from (values (workspace_column), (user_column), (role_column)) n (name)
+     where n.name is not null
+       and not exists (
+         select from pg_attribute a
+         where a.attrelid = relation and a.attname = n.name and a.attnum > 0 and not a.attisdropped)
+     limit 1),
+    (select format('Column "%s" of table "%s" has type %s, expected %s.', a.attname, relation, format_type(a.atttypid, a.atttypmod), n.expected)
+     from (values (workspace_column, 'uuid'), (user_column, 'uuid'), (role_column, 'text or an enum')) n (name, expected)
+     join pg_attribute a on a.attrelid = relation and a.attname = n.name
+     join pg_type t on t.oid = a.atttypid
+     where case n.expected
+       when 'uuid' then a.atttypid <> 'uuid'::regtype
+       else a.atttypid not in ('text'::regtype, 'varchar'::regtype, 'name'::regtype) and t.typtype <> 'e'
+     end
+     limit 1))
+$$;
+comment on function helper._membership_problem(regclass, name, name, name) is 'Why a table cannot serve as membership, a sentence; null when it can';
+
+create function helper._adopted_membership() returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_source helper.membership_source;
+  v_problem text;
+  v_role text := quote_literal('member');
+begin
+  select s.* into v_source from helper.membership_source s;
+  if not found then
+    return null;
+  end if;
+  v_problem := helper._membership_problem(v_source.relation, v_source.workspace_column, v_source.user_column, v_source.role_column);
+  if v_problem is not null then
+    raise exception using
+      errcode = '55000',
+      message = 'membership table cannot be read',
+      detail = v_problem,
+      hint = 'An administrator has to call helper.use_membership again.';
+  end if;
+  if v_source.role_column is not null then
+    -- format() writes an enum by its output function; a cast to text could be one that somebody made.
+    v_role := format(
+      'case when %1$L::jsonb ? format(''%%s'', m.%2$I) then %1$L::jsonb ->> format(''%%s'', m.%2$I) else format(''%%s'', m.%2$I) end',
+      v_source.role_map, v_source.role_column);
+  end if;
+  return format('(select m.%I as workspace_id, m.%I as user_id, %s as role from %s m)',
+    v_source.workspace_column, v_source.user_column, v_role, v_source.relation);
+end
+$$;
+comment on function helper._adopted_membership() is
+  'The application''s membership as a subquery with workspace_id, user_id and role; null while ours is in use. Errors: 55000';
+
+create function helper._memberships(member uuid) returns table (workspace_id uuid, role text)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_adopted text := helper._adopted_membership();
+begin
+  if v_adopted is null then
+    return query
+      select m.workspace_id, m.role
+      from helper.workspace_members m
+      where m.user_id = member;
+  else
+    return query execute format('select m.workspace_id, m.role from %s m where m.user_id = $1', v_adopted) using member;
+  end if;
+end
+$$;
+comment on function helper._memberships(uuid) is 'Workspaces of a person and the role in each, not always one of ours. Errors: 55000';
+
+create function helper.my_workspaces(minimum_role text default 'viewer') returns uuid[]
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_rank integer := helper._check_role(minimum_role);
+  v_user uuid := helper.current_user_id();
+begin
+  if v_user is null then
+    return '{}';
+  end if;
+  return coalesce(
+    (select array_agg(distinct m.workspace_id)
+     from helper._memberships(v_user) m
+     where helper._role_rank(m.role) >= v_rank),
+    '{}');
+end
+$$;
+comment on function helper.my_workspaces(text) is
+  'Workspaces in which the caller has at least a role; in a policy write workspace_id = any ((select helper.my_workspaces())::uuid[]), which is computed once per statement. Errors: 22023 unknown role, 55000 adopted table cannot be read';
+
+create function helper.my_role(workspace uuid) returns text
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return (
+    select m.role
+    from helper._memberships(helper.current_user_id()) m
+    where m.workspace_id = workspace and helper._role_rank(m.role) is not null
+    order by helper._role_rank(m.role) desc
+    limit 1);
+end
+$$;
+comment on function helper.my_role(uuid) is
+  'The caller''s role in a workspace: owner, admin, member or viewer; null when there is none. Errors: 55000 adopted table cannot be read';
+
+create function helper.is_member(workspace uuid, minimum_role text default 'viewer') returns boolean
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return coalesce(helper._role_rank(helper.my_role(workspace)) >= helper._check_role(minimum_role), false);
+end
+$$;
+comment on function helper.is_member(uuid, text) is
+  'Whether the caller has at least a role in a workspace. Errors: 22023 unknown role, 55000 adopted table cannot be read';
+
+create function helper.my_colleagues() returns uuid[]
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_mine uuid[] := helper.my_workspaces();
+  v_adopted text := helper._adopted_membership();
+  v_users uuid[];
+begin
+  if v_adopted is null then
+    select array_agg(distinct m.user_id) into v_users
+    from helper.workspace_members m
+    where m.workspace_id = any (v_mine);
+  else
+    execute format('select array_agg(distinct m.user_id) from %s m where m.workspace_id = any ($1)', v_adopted)
+      into v_users
+      using v_mine;
+  end if;
+  return coalesce(v_users, '{}');
+end
+$$;
+comment on function helper.my_colleagues() is
+  'Everyone who shares a workspace with the caller, the caller included. Errors: 55000 adopted table cannot be read';
+
+create function helper._require_user() returns uuid
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_user uuid := helper.current_user_id();
+begin
+  if v_user is null then
+    raise exception using
+      errcode = '42501',
+      message = 'caller has no identity',
+      detail = format('Role "%s" speaks for the person in the claim sub of request.jwt.claims, and there is no valid one.', helper.caller_role()),
+      hint = 'Sign in first.';
+  end if;
+  return v_user;
+end
+$$;
+comment on function helper._require_user() is 'Who asks, never null. Errors: 42501';
+
+create function helper._require_role(workspace uuid, minimum_role text) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_role text := helper.my_role(workspace);
+begin
+  if v_role is null then
+    -- The same for a workspace of others and for none, so that nobody can probe.
+    raise exception using
+      errcode = '42704',
+      message = format('workspace "%s" does not exist', workspace);
+  end if;
+  if helper._role_rank(v_role) < helper._check_role(minimum_role) then
+    raise exception using
+      errcode = '42501',
+      message = 'permission denied for workspace',
+      detail = format('The caller''s role in the workspace is %s; this needs %s.', v_role, minimum_role);
+  end if;
+end
+$$;
+comment on function helper._require_role(uuid, text) is 'Checks the caller''s role in a workspace. Errors: 42704 not a member, 42501 role too low';
+
+create function helper.current_workspace(workspace uuid default null) returns uuid
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_claims jsonb;
+  v_given text := workspace::text;
+  v_where text;
+  v_mine uuid[];
+  v_choices text;
+begin
+  if v_given is null then
+    v_given := nullif(btrim(current_setting('helper_ai.workspace', true)), '');
+    v_where := 'setting helper_ai.workspace';
+  end if;
+  if v_given is null then
+    v_claims := helper.caller_claims();
+    v_given := nullif(coalesce(v_claims ->> 'workspace_id', v_claims -> 'app_metadata' ->> 'workspace_id'), '');
+    v_where := 'claim workspace_id';
+  end if;
+  if v_given is not null then
+    -- Going on to another workspace than the one that was named would be worse than an error.
+    if v_given !~* '^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$' then
+      raise exception using
+        errcode = '22023',
+        message = format('%s is not a uuid', v_where);
+    end if;
+    perform helper._require_role(v_given::uuid, 'viewer');
+    return v_given::uuid;
+  end if;
+  perform helper._require_user();
+  v_mine := helper.my_workspaces();
+  if cardinality(v_mine) = 1 then
+    return v_mine[1];
+  end if;
+  if cardinality(v_mine) = 0 then
+    raise exception using
+      errcode = '42704',
+      message = 'caller has no workspace',
+      hint = case
+        when helper._adopted_membership() is null then 'Create one with helper.create_workspace(name => ...), or ask to be added to one.'
+        else 'Ask to be added to a workspace of the application.'
+      end;
+  end if;
+  select string_agg(c.choice, ', ' order by c.name, c.id) into v_choices
+  from (
+    select m.id, w.name, coalesce(format('"%s" (%s)', w.name, m.id), m.id::text) as choice
+    from unnest(v_mine) m (id)
+    left join helper.workspaces w on w.id = m.id
+    order by w.name, m.id
+    limit 10
+  ) c;
+  raise exception using
+    errcode = '22023',
+    message = 'no workspace was named and the caller has several',
+    detail = format('Workspaces: %s%s.', v_choices,
+      case when cardinality(v_mine) > 10 then format(' and %s more', cardinality(v_mine) - 10) else '' end),
+    hint = 'Pass workspace => ..., or set helper_ai.workspace.';
+end
+$$;
+comment on function helper.current_workspace(uuid) is
+  'The workspace in which a call takes place: the argument, else the setting helper_ai.workspace, else the claim workspace_id (also under app_metadata), else the caller''s only one. Errors: 22023 several to choose from or not a uuid, 42704 not a member or no workspace, 42501 no identity';
+
+-- Changing workspaces and members
+
+create function helper._check_membership_is_ours() returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_relation regclass;
+begin
+  select s.relation into v_relation from helper.membership_source s;
+  if found then
+    raise exception using
+      errcode = '55000',
+      message = 'membership belongs to the application',
+      detail = format('Members are read from table "%s".', v_relation),
+      hint = 'Change that table instead.';
+  end if;
+end
+$$;
+comment on function helper._check_membership_is_ours() is 'Refuses to write members that nobody would read. Errors: 55000';
+
+create function helper.create_workspace(name text, slug text default null) returns uuid
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_user uuid := helper._require_user();
+  v_name text := btrim(name, E' \t\r\n');
+  v_slug text := slug;
+  v_base text;
+  v_id uuid;
+begin
+  perform helper._check_membership_is_ours();
+  if v_name is null or v_name = '' then
+    raise exception using errcode = '22023', message = 'name is empty';
+  end if;
+  if char_length(v_name) > 200 then
+    raise exception using
+      errcode = '22023',
+      message = format('name has %s characters, at most 200 are allowed', char_length(v_name));
+  end if;
+  if slug is not null and (slug !~ '^[a-z0-9]+(-[a-z0-9]+)*$' or char_length(slug) > 63) then
+    raise exception using
+      errcode = '22023',
+      message = format('slug "%s" is not valid', slug),
+      hint = 'Use at most 63 lower-case letters, digits and single hyphens.';
+  end if;
+  v_base := left(btrim(regexp_replace(lower(v_name), '[^a-z0-9]+', '-', 'g'), '-'), 40);
+  v_base := coalesce(nullif(btrim(v_base, '-'), ''), 'workspace');
+  for v_try in 1..10 loop
+    if slug is null then
+      -- After a few numbers at random, so that the thousandth "test" does not count through a thousand.
+      v_slug := v_base || case
+        when v_try = 1 then ''
+        when v_try < 5 then '-' || v_try
+        else '-' || substring(gen_random_uuid()::text from 1 for 8)
+      end;
+    end if;
+    insert into helper.workspaces as w (name, slug, created_by)
+    values (v_name, v_slug, v_user)
+    on conflict on constraint workspaces_slug_key do nothing
+    returning w.id into v_id;
+    exit when v_id is not null or slug is not null;
+  end loop;
+  if v_id is null then
+    raise exception using errcode = '23505', message = format('slug "%s" is taken', v_slug);
+  end if;
+  insert into helper.workspace_members (workspace_id, user_id, role)
+  values (v_id, v_user, 'owner');
+  return v_id;
+end
+$$;
+comment on function helper.create_workspace(text, text) is
+  'Creates a workspace with the caller as owner and returns its id; the slug is made from the name unless given. Errors: 22023 blank name or bad slug, 23505 slug taken, 42501 no identity, 55000 membership is the application''s';
+
+create function helper.add_member(workspace uuid, user_id uuid, role text default 'member') returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_is_owner boolean;
+begin
+  perform helper._check_membership_is_ours();
+  perform helper._require_role(workspace, 'admin');
+  perform helper._check_role(role);
+  if user_id is null then
+    raise exception using errcode = '22023', message = 'user_id is null';
+  end if;
+  v_is_owner := helper.my_role(workspace) = 'owner';
+  if role <> 'owner' or v_is_owner then
+    -- The condition is on the row as it is when it is written, so a promotion in between is seen.
+    insert into helper.workspace_members as m (workspace_id, user_id, role)
+    values (workspace, add_member.user_id, add_member.role)
+    on conflict on constraint workspace_members_pkey do update
+    set role = excluded.role
+    where v_is_owner or m.role <> 'owner';
+    if found then
+      return;
+    end if;
+  end if;
+  raise exception using
+    errcode = '42501',
+    message = 'permission denied for owners of the workspace',
+    detail = 'Only an owner may add or change owners.';
+end
+$$;
+comment on function helper.add_member(uuid, uuid, text) is
+  'Adds a person to a workspace, or changes the role. Needs the role admin, and owner where an owner is concerned. Errors: 22023 unknown role, 42501, 42704, 55000 last owner or membership is the application''s';
+
+create function helper.remove_member(workspace uuid, user_id uuid) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_is_owner boolean;
+  v_is_self boolean := remove_member.user_id = helper.current_user_id();
+begin
+  perform helper._check_membership_is_ours();
+  perform helper._require_role(workspace, case when v_is_self then 'viewer' else 'admin' end);
+  v_is_owner := helper.my_role(workspace) = 'owner';
+  delete from helper.workspace_members m
+  where m.workspace_id = workspace
+    and m.user_id = remove_member.user_id
+    and (v_is_self or v_is_owner or m.role <> 'owner');
+  if found then
+    return;
+  end if;
+  if exists (select from helper.workspace_members m where m.workspace_id = workspace and m.user_id = remove_member.user_id) then
+    raise exception using
+      errcode = '42501',
+      message = 'permission denied for owners of the workspace',
+      detail = 'Only an owner may remove owners.';
+  end if;
+  raise exception using
+    errcode = '42704',
+    message = format('user "%s" is not a member of the workspace', user_id);
+end
+$$;
+comment on function helper.remove_member(uuid, uuid) is
+  'Removes a person, or oneself, from a workspace; their private rows stay, hidden, until they are added again or the workspace is deleted. Needs the role admin, and owner to remove an owner. Errors: 42501, 42704, 55000 last owner or membership is the application''s';
+
+create function helper._delete_workspace_data(workspace uuid) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_table regclass;
+begin
+  -- Newest first, so that what refers goes before what is referred to; twice, for rows that triggers wrote meanwhile.
+  for v_table in
+    select c.oid
+    from generate_series(1, 2) p (pass)
+    cross join pg_depend d
+    join pg_class c on c.oid = d.objid
+    join pg_attribute a on a.attrelid = c.oid
+    where d.classid = 'pg_class'::regclass
+      and d.refclassid = 'pg_extension'::regclass
+      and d.refobjid = helper._extension()
+      and d.deptype = 'e'
+      and c.relkind in ('r', 'p')
+      and c.oid <> 'helper.workspace_members'::regclass
+      and a.attname = 'workspace_id'
+      and not a.attisdropped
+    order by p.pass, c.oid desc
+  loop
+    execute format('delete from %s where workspace_id = $1', v_table) using workspace;
+  end loop;
+end
+$$;
+comment on function helper._delete_workspace_data(uuid) is
+  'Deletes the rows of a workspace from every table of this extension that has a column workspace_id, members excepted';
+
+create function helper.delete_workspace(workspace uuid) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform helper._require_role(workspace, 'owner');
+  delete from helper.workspaces w where w.id = workspace;
+  if not found then
+    perform helper._delete_workspace_data(workspace);
+  end if;
+end
+$$;
+comment on function helper.delete_workspace(uuid) is
+  'Deletes everything that this extension keeps of a workspace; with an adopted membership the application''s own rows stay. Needs the role owner. Errors: 42501, 42704';
+
+create function helper.use_membership(
+  relation regclass,
+  workspace_column name default 'workspace_id',
+  user_column name default 'user_id',
+  role_column name default null,
+  role_map jsonb default '{}'
+) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_problem text;
+  v_target record;
+begin
+  lock table helper.membership_source in share row exclusive mode;
+  delete from helper.membership_source;
+  if relation is null then
+    return;
+  end if;
+  if workspace_column is null or user_column is null then
+    raise exception using errcode = '22023', message = 'workspace_column and user_column must be given';
+  end if;
+  v_problem := helper._membership_problem(relation, workspace_column, user_column, role_column);
+  if v_problem is not null then
+    raise exception using errcode = '22023', message = 'relation cannot serve as membership', detail = v_problem;
+  end if;
+  if not has_table_privilege(helper.caller_role(), relation, 'select') then
+    raise exception using errcode = '42501', message = format('permission denied for table %s', relation);
+  end if;
+  if role_map is null or jsonb_typeof(role_map) <> 'object' then
+    raise exception using errcode = '22023', message = 'role_map is not a JSON object';
+  end if;
+  if role_column is null and role_map <> '{}' then
+    raise exception using
+      errcode = '22023',
+      message = 'role_map is given without role_column',
+      hint = 'Without a role column everyone is a member.';
+  end if;
+  for v_target in select r.key, r.value from jsonb_each(role_map) r loop
+    if jsonb_typeof(v_target.value) <> 'null' and helper._role_rank(v_target.value #>> '{}') is null then
+      raise exception using
+        errcode = '22023',
+        message = format('role_map gives "%s" the role %s, which is not known', v_target.key, v_target.value),
+        hint = 'Roles are owner, admin, member, viewer, and null for no access.';
+    end if;
+  end loop;
+  insert into helper.membership_source (relation, workspace_column, user_column, role_column, role_map)
+  values (relation, workspace_column, user_column, role_column, role_map);
+end
+$$;
+comment on function helper.use_membership(regclass, name, name, name, jsonb) is
+  'Reads members from a table of the application, so that every policy follows it; null returns to ours. The columns are uuids, the role is text or an enum; role_map is {"its role": "owner" | "admin" | "member" | "viewer" | null}. For the database''s owner. Errors: 22023, 42501';
+
+-- Triggers
+
+create function helper._touch() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  new.updated_at := clock_timestamp();
+  return new;
+end
+$$;
+comment on function helper._touch() is 'Sets updated_at';
+create trigger workspaces_touch before update on helper.workspaces
+  for each row execute function helper._touch();
+create trigger profiles_touch before update on helper.profiles
+  for each row execute function helper._touch();
+
+create function helper._delete_data_of_workspace() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform helper._delete_workspace_data(old.id);
+  return null;
+end
+$$;
+comment on function helper._delete_data_of_workspace() is 'Deletes what tables without a foreign key to workspaces keep of a deleted one';
+create trigger workspaces_delete_data after delete on helper.workspaces
+  for each row execute function helper._delete_data_of_workspace();
+
+create function helper._freeze_member() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if (new.workspace_id, new.user_id) is distinct from (old.workspace_id, old.user_id) then
+    raise exception using
+      errcode = '22023',
+      message = 'a membership cannot be moved',
+      hint = 'Remove the member and add another.';
+  end if;
+  return new;
+end
+$$;
+comment on function helper._freeze_member() is 'Keeps a membership with its workspace and person. Errors: 22023';
+create trigger workspace_members_freeze before update on helper.workspace_members
+  for each row execute function helper._freeze_member();
+
+create function helper._keep_owner() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  -- Written, not only locked: two owners who remove each other collide here in every isolation level.
+  update helper.workspaces w set updated_at = clock_timestamp() where w.id = old.workspace_id;
+  if found and not exists (
+    select from helper.workspace_members m
+    where m.workspace_id = old.workspace_id and m.role = 'owner'
+  ) then
+    raise exception using
+      errcode = '55000',
+      message = 'workspace would have no owner',
+      hint = 'Make somebody else an owner first, or delete the workspace.';
+  end if;
+  return null;
+end
+$$;
+comment on function helper._keep_owner() is 'Keeps at least one owner in a workspace that is not being deleted. Errors: 55000';
+create trigger workspace_members_keep_owner_update after update on helper.workspace_members
+  for each row when (old.role = 'owner' and new.role <> 'owner') execute function helper._keep_owner();
+create trigger workspace_members_keep_owner_delete after delete on helper.workspace_members
+  for each row when (old.role = 'owner') execute function helper._keep_owner();
+
+-- Policies
+
+alter table helper.workspaces enable row level security;
+alter table helper.workspace_members enable row level security;
+alter table helper.profiles enable row level security;
+-- No policy: for the extension alone.
+alter table helper.membership_source enable row level security;
+
+-- No insert: a workspace is created with its owner, by create_workspace.
+create policy workspaces_select_member on helper.workspaces for select
+  using (id = any ((select helper.my_workspaces())::uuid[]));
+comment on policy workspaces_select_member on helper.workspaces is 'Members see their workspaces';
+create policy workspaces_update_admin on helper.workspaces for update
+  using (id = any ((select helper.my_workspaces('admin'))::uuid[]));
+comment on policy workspaces_update_admin on helper.workspaces is 'Admins name and set up their workspaces';
+create policy workspaces_delete_owner on helper.workspaces for delete
+  using (id = any ((select helper.my_workspaces('owner'))::uuid[]));
+comment on policy workspaces_delete_owner on helper.workspaces is 'Owners delete their workspaces';
+
+create policy workspace_members_select_member on helper.workspace_members for select
+  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
+comment on policy workspace_members_select_member on helper.workspace_members is 'Members see who else is in their workspaces';
+create policy workspace_members_insert_admin on helper.workspace_members for insert
+  with check (
+    workspace_id = any ((select helper.my_workspaces('owner'))::uuid[])
+    or role <> 'owner' and workspace_id = any ((select helper.my_workspaces('admin'))::uuid[])
+  );
+comment on policy workspace_members_insert_admin on helper.workspace_members is 'Admins add members, owners also owners';
+create policy workspace_members_update_admin on helper.workspace_members for update
+  using (
+    workspace_id = any ((select helper.my_workspaces('owner'))::uuid[])
+    or role <> 'owner' and workspace_id = any ((select helper.my_workspaces('admin'))::uuid[])
+  );
+comment on policy workspace_members_update_admin on helper.workspace_members is 'Admins change roles below owner, owners every role';
+create policy workspace_members_delete_admin_or_self on helper.workspace_members for delete
+  using (
+    user_id = (select helper.current_user_id())
+    or workspace_id = any ((select helper.my_workspaces('owner'))::uuid[])
+    or role <> 'owner' and workspace_id = any ((select helper.my_workspaces('admin'))::uuid[])
+  );
+comment on policy workspace_members_delete_admin_or_self on helper.workspace_members is 'Admins remove members, owners also owners, and anyone may leave';
+
+create policy profiles_select_colleague on helper.profiles for select
+  using (id = (select helper.current_user_id()) or id = any ((select helper.my_colleagues())::uuid[]));
+comment on policy profiles_select_colleague on helper.profiles is 'People see their own profile and those of people in a shared workspace';
+create policy profiles_insert_self on helper.profiles for insert
+  with check (id = (select helper.current_user_id()));
+comment on policy profiles_insert_self on helper.profiles is 'People make their own profile';
+create policy profiles_update_self on helper.profiles for update
+  using (id = (select helper.current_user_id()));
+comment on policy profiles_update_self on helper.profiles is 'People change their own profile';
