@@ -1,2 +1,4 @@
 //! stub
 pub mod core;
+#[cfg(feature = "gateway")]
+pub mod gateway;
