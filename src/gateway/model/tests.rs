@@ -80,6 +80,9 @@ fn tokens_are_counted_without_special_ones_and_without_cutting() {
     assert_eq!(model().count_tokens(""), 0);
     assert_eq!(model().count_tokens("hello world"), 2);
     assert_eq!(model().count_tokens(&"hello ".repeat(1000)), 1000);
+    for words in [8_000, 12_345, 40_000] {
+        assert_eq!(model().count_tokens(&"hello, ".repeat(words)), 2 * words);
+    }
     assert_eq!(model().max_tokens(), 254);
     assert_eq!(model().dimensions(), 384);
     assert_eq!(model().name(), "all-MiniLM-L6-v2");

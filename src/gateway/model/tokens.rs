@@ -11,6 +11,9 @@ use tokenizers::Tokenizer;
 
 const FILE: &str = "tokenizer.json";
 
+/// Bytes of a text that are tokenized at once when it is only counted.
+const PART: usize = 1 << 16;
+
 /// A model's tokenizer, the special tokens around every text, and how long a text may be.
 pub struct Tokens {
     tokenizer: Tokenizer,
@@ -56,12 +59,22 @@ impl Tokens {
 
     /// How many tokens a text has, special ones left out and nothing cut.
     pub fn count(&self, text: &str) -> Result<usize> {
-        Ok(self.encode(text)?.len())
+        let (mut rest, mut count) = (text, 0);
+        // Words are tokenized one by one, so a long text is counted in parts that end before white space.
+        while let Some(at) = word_end(rest, PART) {
+            count += self.encode(&rest[..at])?.len();
+            rest = &rest[at..];
+        }
+        Ok(count + self.encode(rest)?.len())
     }
 
     /// The ids that go through the model: cut to [`Tokens::most`], with the special tokens around them.
     pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.encode(text)?;
+        let start = word_end(text, 32 * self.most).map(|at| self.encode(&text[..at])).transpose()?;
+        let encoding = match start {
+            Some(start) if start.len() >= self.most => start,
+            _ => self.encode(text)?,
+        };
         let own = encoding.get_ids();
         Ok([&self.before, &own[..own.len().min(self.most)], &self.after].concat())
     }
@@ -70,4 +83,10 @@ impl Tokens {
         let encoding = self.tokenizer.encode_fast(text, false);
         encoding.map_err(|error| Error::bug(format!("the tokenizer stopped: {error}")))
     }
+}
+
+/// Where a text longer than `most` bytes can be cut: before the last white space within them.
+fn word_end(text: &str, most: usize) -> Option<usize> {
+    let start = text.as_bytes().get(..most).filter(|start| start.len() < text.len())?;
+    start.iter().rposition(u8::is_ascii_whitespace).filter(|at| *at > 0)
 }
