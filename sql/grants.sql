@@ -6,14 +6,19 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   -- What an application's own policies need, and what says nothing to a caller without identity.
   v_predicates constant text[] := array['caller_claims', 'caller_role', 'current_user_id', 'is_member', 'my_role', 'my_workspaces'];
-  v_administrators constant text[] := array['grant_usage', 'use_membership'];
+  v_administrators constant text[] := array['attach_table', 'detach_table', 'grant_usage', 'status', 'use_membership'];
   v_user_tables constant text[][] := array[
     ['workspaces', 'select, update (name, slug, settings), delete'],
     ['workspace_members', 'select, insert (workspace_id, user_id, role), update (role), delete'],
     ['profiles', 'select, insert (id, email, full_name, avatar_url), update (email, full_name, avatar_url)'],
     ['conversations', 'select, insert (workspace_id, user_id, title, metadata), update (title, metadata), delete'],
     ['messages', 'select'],
-    ['message_citations', 'select']
+    ['message_citations', 'select'],
+    ['knowledge_sources', 'select'],
+    ['knowledge_chunks', 'select'],
+    ['attached_tables', 'select'],
+    ['index_progress', 'select'],
+    ['jobs', 'select (workspace_id, id, kind, key, status, attempts, error, created_at, started_at, finished_at)']
   ];
   -- A service keeps people and workspaces in step with where they come from.
   v_service_tables constant text[][] := array[

@@ -183,7 +183,7 @@ pub struct Status {
     pub queued_texts: u32,
     /// Requests ended because the asker went away or cancelled.
     pub cancelled: u64,
-    /// Name of the loaded model; empty until it is first used.
+    /// Name of the configured model.
     pub model: String,
     /// Numbers in each of its embeddings; 0 until it is first used.
     pub dimensions: u32,

@@ -74,7 +74,7 @@ fn serve(arguments: Arguments) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let batcher = batch::Batcher::start(arguments.model, threads);
+    let batcher = batch::Batcher::start(&arguments.model, threads);
     let gateway = server::Gateway::new(batcher, parse::Limits::default());
     match runtime.block_on(gateway.serve(&arguments.socket)) {
         Ok(()) => ExitCode::SUCCESS,

@@ -17,9 +17,6 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-/// Embeddings in one frame of a reply.
-const SLICE: usize = 64;
-
 /// Frames that wait to be written on a connection before its requests wait in turn.
 const WAITING_FRAMES: usize = 32;
 
@@ -176,27 +173,20 @@ impl Gateway {
         match request {
             Request::Status => Ok(Reply::Status(self.status())),
             Request::Embed { model, inputs, interactive } => {
-                self.batcher.check(&model).await?;
-                let mut tokens = 0;
-                let mut inputs = inputs.into_iter();
-                loop {
-                    let slice: Vec<String> = inputs.by_ref().take(SLICE).collect();
-                    if slice.is_empty() {
-                        return Ok(Reply::Done { tokens });
-                    }
-                    let done = self.batcher.embed(slice, interactive).await?;
-                    tokens += done.tokens;
-                    let dimensions = done.embeddings.first().map_or(0, Vec::len) as u32;
-                    let item = Item::Embeddings { dimensions, values: done.embeddings.concat() };
+                let mut slices = self.batcher.embed_slices(&model, inputs, interactive)?;
+                while let Some(slice) = slices.next().await {
+                    let slice = slice?;
+                    let dimensions = slice.first().map_or(0, Vec::len) as u32;
+                    let item = Item::Embeddings { dimensions, values: slice.concat() };
                     let _ = out.send(wire::encode(Tag::Item, id, &item)?).await;
                 }
+                Ok(Reply::Done { tokens: slices.tokens() })
             }
             Request::CountTokens { model, inputs } => {
-                self.batcher.check(&model).await?;
-                Ok(Reply::Counts(self.batcher.count_tokens(inputs).await?))
+                Ok(Reply::Counts(self.batcher.count_tokens(&model, inputs).await?))
             }
             Request::Prepare(prepare) => {
-                self.batcher.check(&prepare.model).await?;
+                self.batcher.check(&prepare.model)?;
                 let model = self.batcher.model().await?;
                 let name = model.name().to_owned();
                 let prepared = parse::prepare(prepare, move |text| model.count_tokens(text), &self.limits).await?;
@@ -206,7 +196,7 @@ impl Gateway {
     }
 
     fn status(&self) -> Status {
-        let (model, dimensions) = self.batcher.loaded();
+        let loaded = self.batcher.loaded();
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
@@ -215,8 +205,8 @@ impl Gateway {
             in_flight: self.in_flight.load(Ordering::Relaxed).saturating_sub(1),
             queued_texts: self.batcher.queued() as u32,
             cancelled: self.cancelled.load(Ordering::Relaxed),
-            model,
-            dimensions,
+            model: self.batcher.name().to_owned(),
+            dimensions: loaded.map_or(0, |model| model.dimensions() as u32),
             tokens: self.batcher.tokens(),
         }
     }

@@ -1,0 +1,2 @@
+-- Last of all: the worker may come.
+select helper._start_worker();
