@@ -113,14 +113,14 @@ pub struct Place {
 pub fn group(places: &[Place], k: usize, most: usize) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     for (at, place) in places.iter().enumerate() {
-        let joined = groups.iter_mut().find(|group| {
+        let joined = groups.iter().position(|group| {
             group.len() < most
                 && group.iter().any(|member| {
                     places[*member].source == place.source && places[*member].ordinal.abs_diff(place.ordinal) == 1
                 })
         });
         match joined {
-            Some(group) => group.push(at),
+            Some(joined) => groups[joined].push(at),
             None if groups.len() < k => groups.push(vec![at]),
             None => {}
         }

@@ -316,18 +316,17 @@ fn answer_question(
         })
         .collect();
     let mut reply = PgHeapTuple::new_composite_type("helper.reply").map_err(|error| Error::bug(error.to_string()))?;
-    let mut set = |name: &str, done: std::result::Result<(), pgrx::heap_tuple::PgHeapTupleError>| -> Result<()> {
-        done.map_err(|error| Error::bug(format!("cannot set \"{name}\" of a reply: {error}")))
-    };
-    set("answer", reply.set_by_name("answer", answer.text))?;
-    set("citations", reply.set_by_name("citations", JsonB(Value::Array(citations))))?;
-    set("grounded", reply.set_by_name("grounded", answer.grounded))?;
-    set("conversation_id", reply.set_by_name("conversation_id", conversation))?;
-    set("message_id", reply.set_by_name("message_id", message))?;
-    set("status", reply.set_by_name("status", "done"))?;
-    set("provider", reply.set_by_name("provider", "local"))?;
-    set("model", reply.set_by_name("model", "extractive"))?;
-    set("usage", reply.set_by_name("usage", JsonB(usage())))?;
-    set("tool_calls", reply.set_by_name("tool_calls", JsonB(json!([]))))?;
+    let filled = reply
+        .set_by_name("answer", answer.text)
+        .and_then(|()| reply.set_by_name("citations", JsonB(Value::Array(citations))))
+        .and_then(|()| reply.set_by_name("grounded", answer.grounded))
+        .and_then(|()| reply.set_by_name("conversation_id", conversation))
+        .and_then(|()| reply.set_by_name("message_id", message))
+        .and_then(|()| reply.set_by_name("status", "done"))
+        .and_then(|()| reply.set_by_name("provider", "local"))
+        .and_then(|()| reply.set_by_name("model", "extractive"))
+        .and_then(|()| reply.set_by_name("usage", JsonB(usage())))
+        .and_then(|()| reply.set_by_name("tool_calls", JsonB(json!([]))));
+    filled.map_err(|error| Error::bug(format!("cannot fill a reply: {error}")))?;
     Ok(reply)
 }

@@ -96,7 +96,7 @@ fn embed_list(inputs: Option<pgrx::Array<&str>>, model: Option<&str>) -> Reporte
         .collect::<Result<_>>()?;
     let model = model.unwrap_or_default().to_owned();
     let mut waiting = inputs.into_iter();
-    let mut ready = Vec::new().into_iter();
+    let mut ready = Vec::<Vec<f32>>::new().into_iter();
     Ok(SetOfIterator::new(std::iter::from_fn(move || {
         if let Some(embedding) = ready.next() {
             return Some(as_vector(&embedding));
@@ -109,7 +109,7 @@ fn embed_list(inputs: Option<pgrx::Array<&str>>, model: Option<&str>) -> Reporte
             Ok(embeddings) => ready = embeddings.into_iter(),
             Err(error) => pg_sys::panic::ErrorReport::from(error).report(PgLogLevel::ERROR),
         }
-        ready.next().map(|embedding: Vec<f32>| as_vector(&embedding))
+        ready.next().map(|embedding| as_vector(&embedding))
     })))
 }
 

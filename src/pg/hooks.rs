@@ -50,7 +50,7 @@ unsafe fn template(options: *mut pg_sys::List) -> *mut std::ffi::c_char {
             return std::ptr::null_mut();
         }
         for at in 0..(*options).length {
-            let option = pg_sys::list_nth(options, at).cast::<pg_sys::DefElem>();
+            let option = (*(*options).elements.add(at as usize)).ptr_value.cast::<pg_sys::DefElem>();
             if CStr::from_ptr((*option).defname) == c"template" && !(*option).arg.is_null() {
                 return pg_sys::defGetString(option);
             }
@@ -155,7 +155,7 @@ unsafe extern "C-unwind" fn standard(
 unsafe fn owns(database: u32) -> bool {
     unsafe {
         let user = pg_sys::GetUserId();
-        pg_sys::superuser() || pg_sys::has_createdb_privilege(user) || pg_sys::pg_database_ownercheck(database.into(), user)
+        pg_sys::superuser() || pg_sys::pg_database_ownercheck(database.into(), user)
     }
 }
 

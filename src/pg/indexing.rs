@@ -6,7 +6,6 @@ use crate::core::wire::{Chunk, Prepare, Prepared, Request};
 use crate::core::{sentences, terms};
 use crate::pg::{settings, spi, terms as lexing};
 use pgrx::JsonB;
-use pgrx::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 

@@ -311,7 +311,7 @@ fn databases() -> Vec<u32> {
                 databases.push((*form).oid.to_u32());
             }
         }
-        pg_sys::table_endscan(scan);
+        pg_sys::heap_endscan(scan);
         pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
         pg_sys::CommitTransactionCommand();
         databases

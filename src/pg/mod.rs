@@ -30,7 +30,6 @@ pgrx::pg_module_magic!(name, version);
 
 /// Called when the library is loaded: defines the settings and, if preloaded, the processes.
 #[pg_guard]
-#[unsafe(no_mangle)]
 pub extern "C-unwind" fn _PG_init() {
     settings::define();
     // SAFETY: a plain flag, read on the main thread.

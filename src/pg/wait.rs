@@ -58,7 +58,8 @@ pub fn wait(socket: Option<(RawFd, bool)>, time: Option<Duration>) -> Woken {
             pg_sys::AddWaitEventToSet(
                 set.0,
                 pg_sys::WL_SOCKET_CLOSED as u32,
-                (*pg_sys::MyProcPort).sock,
+                // The bindings know the client's `Port` by name only; its first member is the socket (libpq-be.h).
+                *pg_sys::MyProcPort.cast::<pg_sys::pgsocket>(),
                 std::ptr::null_mut(),
                 CLIENT as *mut _,
             );
