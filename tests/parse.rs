@@ -5,7 +5,6 @@
 use helper_ai::core::error::Kind;
 use helper_ai::core::wire::Prepare;
 use helper_ai::gateway::parse::{Limits, prepare, read};
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -16,8 +15,11 @@ fn limits() -> Limits {
 /// Limits under which a shell script stands in for the child.
 fn scripted(name: &str, script: &str) -> Limits {
     let path = std::env::temp_dir().join(format!("helper-ai-{}-{name}", std::process::id()));
-    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    // Written by another process: a descriptor open for writing here, inherited by a child of another test, would make the
+    // script busy.
+    let write = "printf '#!/bin/sh\\n%s\\n' \"$2\" > \"$1\" && chmod 700 \"$1\"";
+    let arguments = ["-c", write, "sh", path.to_str().unwrap(), script];
+    assert!(std::process::Command::new("/bin/sh").args(arguments).status().unwrap().success());
     Limits { program: path, timeout: Duration::from_secs(5), ..Limits::default() }
 }
 

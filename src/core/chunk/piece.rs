@@ -2,7 +2,7 @@
 //! tokens go out, each with the section that it stands in. Nothing is put together here.
 
 use crate::core::block::{Block, BlockKind};
-use crate::core::sentence::{lines, sentences, trimmed};
+use crate::core::sentence::{MAX_CHARS, lines, sentences, trimmed};
 use std::ops::Range;
 
 /// A piece weighs at least a token for so many characters, so that a word that the model does not know, which is one token
@@ -95,10 +95,8 @@ pub(super) fn pieces(
                 opens_block = false;
             }
         }
-        if matches!(unit.kind, BlockKind::Heading(_)) {
-            if let Some(last) = sections.last_mut() {
-                last.body = pieces.len();
-            }
+        if let (BlockKind::Heading(_), Some(last)) = (unit.kind, sections.last_mut()) {
+            last.body = pieces.len();
         }
     }
     close(&mut sections, pieces.len());
@@ -157,7 +155,8 @@ fn parts(text: &str, unit: &Unit) -> Vec<Range<usize>> {
     let part = &text[unit.outer.clone()];
     let found = match unit.kind {
         BlockKind::Code | BlockKind::TableHeader | BlockKind::TableRow => lines(part),
-        BlockKind::Heading(_) => vec![0..part.len()],
+        // One sentence, whatever marks are in it, unless it is hardly a heading.
+        BlockKind::Heading(_) if part.len() <= MAX_CHARS => return vec![unit.outer.clone()],
         _ => sentences(part),
     };
     found.into_iter().map(|range| unit.outer.start + range.start..unit.outer.start + range.end).collect()

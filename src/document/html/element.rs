@@ -166,21 +166,17 @@ impl<'a> Visit<'a> {
                     if tables.last() == Some(&node.id()) {
                         tables.pop();
                     }
-                    if candidates.last().is_some_and(|(candidate, ..)| *candidate == node) {
-                        if let Some((_, before, is_main)) = candidates.pop() {
-                            let length = seen - before;
-                            let is_better = best.is_none_or(|(_, most, was_main)| (is_main, length) > (was_main, most));
-                            // An article within the main matter has the same text and less around it, but not all of it.
-                            if is_better {
-                                best = Some((node, length, is_main));
-                            }
-                        }
+                    let Some((_, before, is_main)) = candidates.pop_if(|(candidate, ..)| *candidate == node) else {
+                        continue;
+                    };
+                    let length = seen - before;
+                    if best.is_none_or(|(_, most, was_main)| (is_main, length) > (was_main, most)) {
+                        best = Some((node, length, is_main));
                     }
                 }
             }
         }
-        if let Some((node, length, _)) = best.filter(|(_, length, _)| self.skip && length * 2 > seen) {
-            debug_assert!(length <= seen);
+        if let Some((node, ..)) = best.filter(|(_, length, _)| self.skip && length * 2 > seen) {
             self.root = node;
             self.is_matter = true;
         }

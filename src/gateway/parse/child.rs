@@ -53,6 +53,7 @@ fn run() -> std::io::Result<()> {
     let mut content = Vec::new();
     input.read_to_end(&mut content)?;
     let reply = document::read(&name, mime_type.as_deref(), &content);
+    drop(content);
     let body = encode(&reply).map_err(|_| std::io::ErrorKind::InvalidData)?;
     let mut output = std::io::stdout().lock();
     output.write_all(&(body.len() as u64).to_le_bytes())?;
