@@ -61,7 +61,9 @@ pub fn choose(sentences: &[Sentence]) -> Vec<usize> {
             passages.push(sentences[*at].passage);
         }
     }
-    chosen.sort_by_key(|at| (passages.iter().position(|passage| *passage == sentences[*at].passage), sentences[*at].start));
+    chosen.sort_by_key(|at| {
+        (passages.iter().position(|passage| *passage == sentences[*at].passage), sentences[*at].start)
+    });
     chosen
 }
 
@@ -105,8 +107,11 @@ mod tests {
 
     #[test]
     fn nothing_is_said_twice() {
-        let sentences =
-            [sentence(0, 0, 0.9, "Refunds take ten days."), sentence(1, 0, 0.9, "refunds  take ten days"), sentence(2, 0, 0.9, "---")];
+        let sentences = [
+            sentence(0, 0, 0.9, "Refunds take ten days."),
+            sentence(1, 0, 0.9, "refunds  take ten days"),
+            sentence(2, 0, 0.9, "---"),
+        ];
         assert_eq!(choose(&sentences), [0]);
     }
 

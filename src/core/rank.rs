@@ -46,7 +46,13 @@ pub struct Ranked {
 /// Ranks candidates: both scores are scaled to 0..1 over this query's candidates and added with their weights.
 ///
 /// `vector` and `text` are the two lists of candidates, best first.
-pub fn fuse(evidence: &HashMap<Id, Evidence>, vector: &[Id], text: &[Id], method: Method, vector_weight: f64) -> Vec<Ranked> {
+pub fn fuse(
+    evidence: &HashMap<Id, Evidence>,
+    vector: &[Id],
+    text: &[Id],
+    method: Method,
+    vector_weight: f64,
+) -> Vec<Ranked> {
     let place = |list: &[Id]| -> HashMap<Id, u32> { list.iter().copied().zip(1..).collect() };
     let (vector_places, text_places) = (place(vector), place(text));
     let dense = |e: &Evidence| (e.chunk + e.sentence) / 2.0;
@@ -70,7 +76,12 @@ pub fn fuse(evidence: &HashMap<Id, Evidence>, vector: &[Id], text: &[Id], method
                     vector_weight * dense + (1.0 - vector_weight) * words
                 }
             };
-            Ranked { id: *id, score, vector_rank: vector_places.get(id).copied(), text_rank: text_places.get(id).copied() }
+            Ranked {
+                id: *id,
+                score,
+                vector_rank: vector_places.get(id).copied(),
+                text_rank: text_places.get(id).copied(),
+            }
         })
         .collect();
     // The id settles ties, so that the same query gives the same order twice.

@@ -29,7 +29,8 @@ pub fn push(packed: &mut Vec<u8>, start: u32, end: u32, embedding: &[f32]) {
 /// The sentences with their similarity to a query of the same dimensions; nothing where the bytes do not fit.
 pub fn similarities<'a>(packed: &'a [u8], query: &'a [f32]) -> impl Iterator<Item = Scored> + 'a {
     packed.chunks_exact(HEAD + query.len().max(1)).map(move |sentence| {
-        let number = |at: usize| u32::from_le_bytes([sentence[at], sentence[at + 1], sentence[at + 2], sentence[at + 3]]);
+        let number =
+            |at: usize| u32::from_le_bytes([sentence[at], sentence[at + 1], sentence[at + 2], sentence[at + 3]]);
         let sum: f32 = sentence[HEAD..].iter().zip(query).map(|(byte, value)| f32::from(*byte as i8) * value).sum();
         Scored { start: number(0), end: number(4), similarity: sum * f32::from_bits(number(8)) }
     })

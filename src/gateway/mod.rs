@@ -50,7 +50,9 @@ pub fn main(words: Vec<String>) -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: helper_ai_gateway serve --socket FILE --model DIRECTORY [--threads N]\nThe extension starts this program; there is no need to run it by hand.");
+    eprintln!(
+        "usage: helper_ai_gateway serve --socket FILE --model DIRECTORY [--threads N]\nThe extension starts this program; there is no need to run it by hand."
+    );
     ExitCode::from(2)
 }
 

@@ -17,7 +17,8 @@ const PASSAGES: usize = 6;
 const LONGEST: usize = 8000;
 
 const NO_ANSWER: &str = "The documents do not answer this question.";
-const NEEDS_KNOWLEDGE: &str = "The local provider answers from documents only, and knowledge was switched off for this call.";
+const NEEDS_KNOWLEDGE: &str =
+    "The local provider answers from documents only, and knowledge was switched off for this call.";
 
 /// What a caller asked.
 struct Question {
@@ -69,10 +70,12 @@ fn read(
     }
     let mode = mode.unwrap_or("chat");
     if mode != "chat" {
-        return Err(Error::bad_argument(format!("mode \"{mode}\" does not exist")).hint("The local provider has the mode chat."));
+        return Err(Error::bad_argument(format!("mode \"{mode}\" does not exist"))
+            .hint("The local provider has the mode chat."));
     }
     if let Some(model) = model.filter(|model| !matches!(*model, "local" | "auto" | "extractive")) {
-        return Err(Error::unknown_object(format!("model \"{model}\" does not exist")).hint("Leave model out to use the local provider."));
+        return Err(Error::unknown_object(format!("model \"{model}\" does not exist"))
+            .hint("Leave model out to use the local provider."));
     }
     let mut k = PASSAGES;
     let mut source_types = None;
@@ -82,18 +85,29 @@ fn read(
     for (name, value) in options {
         match (name.as_str(), value) {
             ("k", Value::Number(number)) => {
-                k = number.as_u64().filter(|k| (1..=50).contains(k)).ok_or_else(|| Error::bad_argument("option \"k\" is not between 1 and 50"))? as usize;
+                k = number
+                    .as_u64()
+                    .filter(|k| (1..=50).contains(k))
+                    .ok_or_else(|| Error::bad_argument("option \"k\" is not between 1 and 50"))?
+                    as usize;
             }
             ("source_types", Value::Array(values)) => {
                 source_types = Some(
                     values
                         .into_iter()
-                        .map(|value| value.as_str().map(str::to_owned).ok_or_else(|| Error::bad_argument("option \"source_types\" is not a list of strings")))
+                        .map(|value| {
+                            value
+                                .as_str()
+                                .map(str::to_owned)
+                                .ok_or_else(|| Error::bad_argument("option \"source_types\" is not a list of strings"))
+                        })
                         .collect::<Result<_>>()?,
                 );
             }
             ("filter", value @ Value::Object(_)) => filter = Some(value),
-            ("k" | "source_types" | "filter", _) => return Err(Error::bad_argument(format!("option \"{name}\" has the wrong type"))),
+            ("k" | "source_types" | "filter", _) => {
+                return Err(Error::bad_argument(format!("option \"{name}\" has the wrong type")));
+            }
             _ => {
                 return Err(Error::bad_argument(format!("option \"{name}\" does not exist"))
                     .hint("The local provider has the options k, source_types and filter."));
@@ -104,7 +118,15 @@ fn read(
         Some(id) => conversation_workspace(id, workspace)?,
         None => searching::workspace(workspace)?,
     };
-    Ok(Question { text: text.to_owned(), conversation, knowledge: knowledge.unwrap_or(true), workspace, k, source_types, filter })
+    Ok(Question {
+        text: text.to_owned(),
+        conversation,
+        knowledge: knowledge.unwrap_or(true),
+        workspace,
+        k,
+        source_types,
+        filter,
+    })
 }
 
 /// Workspace of a conversation that the caller may see and go on with.
@@ -166,7 +188,8 @@ fn sentences(found: &Found) -> Result<Vec<Sentence>> {
     let mut sentences = Vec::new();
     for (at, passage) in found.passages.iter().enumerate() {
         // Characters once, so that each sentence is cut out without walking the passage again.
-        let bytes: Vec<usize> = passage.content.char_indices().map(|(byte, _)| byte).chain([passage.content.len()]).collect();
+        let bytes: Vec<usize> =
+            passage.content.char_indices().map(|(byte, _)| byte).chain([passage.content.len()]).collect();
         let byte = |offset: u32| bytes.get((i64::from(offset) - i64::from(passage.start)).max(0) as usize).copied();
         for scored in &passage.sentences {
             let (Some(start), Some(end)) = (byte(scored.start), byte(scored.end)) else { continue };

@@ -54,7 +54,9 @@ fn model_name() -> Result<String> {
     }
     // It can only change when the gateway is started with another one.
     let starts = crate::pg::shared::read(|state| state.gateway_starts);
-    if let Some(name) = NAME.with_borrow(|known| known.as_ref().filter(|(at, _)| *at == starts).map(|(_, name)| name.clone())) {
+    if let Some(name) =
+        NAME.with_borrow(|known| known.as_ref().filter(|(at, _)| *at == starts).map(|(_, name)| name.clone()))
+    {
         return Ok(name);
     }
     match gateway::ask(&Request::Status, |_| Ok(()))? {
@@ -120,7 +122,8 @@ fn count_tokens(input: Option<&str>, model: Option<&str>) -> Reported<i32> {
     if input.is_empty() {
         return Ok(0);
     }
-    let request = Request::CountTokens { model: model.unwrap_or_default().to_owned(), inputs: vec![checked_size(input)?] };
+    let request =
+        Request::CountTokens { model: model.unwrap_or_default().to_owned(), inputs: vec![checked_size(input)?] };
     match gateway::ask(&request, |_| Ok(()))? {
         Reply::Counts(counts) => Ok(counts.first().copied().unwrap_or_default() as i32),
         _ => Err(Error::bug("the gateway answered another question").into()),

@@ -144,7 +144,9 @@ impl Indexing {
                 let chunk = &prepared.chunks[*at];
                 match sentence {
                     None => embedded_text(&self.title, &chunk.heading, &chunk.content),
-                    Some(sentence) => embedded_text(&self.title, &chunk.heading, slice(chunk, chunk.sentences[*sentence])),
+                    Some(sentence) => {
+                        embedded_text(&self.title, &chunk.heading, slice(chunk, chunk.sentences[*sentence]))
+                    }
                 }
             })
             .collect();
@@ -175,8 +177,9 @@ impl Indexing {
         }
         let kept = self.keep(prepared)?;
         let language = prepared.language.clone();
-        let config = spi::first("select helper._text_config($1)", &[language.clone().into()], |row| row.get::<String>(1))?
-            .unwrap_or_else(|| "simple".into());
+        let config =
+            spi::first("select helper._text_config($1)", &[language.clone().into()], |row| row.get::<String>(1))?
+                .unwrap_or_else(|| "simple".into());
         let mut next = 0;
         for (at, chunk) in prepared.chunks.iter().enumerate() {
             let id = match kept.get(&at) {
@@ -187,7 +190,14 @@ impl Indexing {
             let (counts, length) = lexing::of(workspace.as_bytes(), &config, &text)?;
             spi::run(
                 "insert into helper.knowledge_terms (workspace_id, chunk_id, source_id, config, length, terms) values ($1, $2, $3, $4, $5, $6)",
-                &[workspace.into(), id.into(), document.into(), config.as_str().into(), (length as i32).into(), terms::pack(counts).into()],
+                &[
+                    workspace.into(),
+                    id.into(),
+                    document.into(),
+                    config.as_str().into(),
+                    (length as i32).into(),
+                    terms::pack(counts).into(),
+                ],
             )?;
         }
         let tokens: u32 = prepared.chunks.iter().map(|chunk| chunk.tokens).sum();
@@ -236,7 +246,13 @@ impl Indexing {
             places.insert(at, id);
             spi::run(
                 "update helper.knowledge_chunks c set ordinal = $3, start_offset = $4, end_offset = $5 where c.workspace_id = $1 and c.id = $2",
-                &[workspace.into(), id.into(), (at as i32).into(), (chunk.start as i32).into(), (chunk.end as i32).into()],
+                &[
+                    workspace.into(),
+                    id.into(),
+                    (at as i32).into(),
+                    (chunk.start as i32).into(),
+                    (chunk.end as i32).into(),
+                ],
             )?;
             let by = i64::from(chunk.start) - i64::from(start);
             if by == 0 {

@@ -68,7 +68,8 @@ fn wanted() -> Wanted {
     let model = settings::text(&settings::MODEL_PATH);
     // SAFETY: both are NUL-terminated arrays that the server fills at its start.
     let (executable, share) = unsafe {
-        let executable = std::ffi::CStr::from_ptr((&raw const pg_sys::my_exec_path).cast()).to_string_lossy().into_owned();
+        let executable =
+            std::ffi::CStr::from_ptr((&raw const pg_sys::my_exec_path).cast()).to_string_lossy().into_owned();
         let mut share = [0; pg_sys::MAXPGPATH as usize];
         pg_sys::get_share_path((&raw const pg_sys::my_exec_path).cast(), share.as_mut_ptr());
         (executable, std::ffi::CStr::from_ptr(share.as_ptr()).to_string_lossy().into_owned())
@@ -131,17 +132,15 @@ struct Launcher {
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub extern "C-unwind" fn helper_ai_launcher_main(_arg: pg_sys::Datum) {
-    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM | SignalWakeFlags::SIGCHLD);
+    BackgroundWorker::attach_signal_handlers(
+        SignalWakeFlags::SIGHUP | SignalWakeFlags::SIGTERM | SignalWakeFlags::SIGCHLD,
+    );
     BackgroundWorker::connect_worker_to_spi(None, None);
     // SAFETY: a plain number.
     let me = unsafe { pg_sys::MyProcPid };
     shared::change(|state| state.launcher = me);
-    let mut launcher = Launcher {
-        gateway: None,
-        gateway_backoff: Backoff::first(),
-        workers: HashMap::new(),
-        unseen: databases(),
-    };
+    let mut launcher =
+        Launcher { gateway: None, gateway_backoff: Backoff::first(), workers: HashMap::new(), unseen: databases() };
     while !BackgroundWorker::sigterm_received() {
         if BackgroundWorker::sighup_received() {
             // SAFETY: the server's own way to read its configuration again.

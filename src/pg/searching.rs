@@ -114,7 +114,12 @@ pub fn search(query: &Query) -> Result<Found> {
         let passages = visible(query, &candidates)?;
         // Policies of the application may hide what was found: look deeper until there is enough or no more.
         if passages.len() >= query.k || !candidates.cut {
-            return Ok(Found { passages, configs: candidates.configs, weights: candidates.weights, workspace: query.workspace });
+            return Ok(Found {
+                passages,
+                configs: candidates.configs,
+                weights: candidates.weights,
+                workspace: query.workspace,
+            });
         }
         depth *= 8;
     }
@@ -169,7 +174,14 @@ fn candidates(query: &Query, vector: Option<&(String, Vec<f32>)>, depth: usize) 
     let rows = spi::select(
         "select t.chunk_id, t.config, t.length, t.terms from helper.knowledge_terms t where t.workspace_id = $1 and t.chunk_id = any ($2)",
         &[workspace.into(), ids.into()],
-        |row| Ok((*row.get::<pgrx::Uuid>(1)?.as_bytes(), row.get::<String>(2)?, row.get::<i32>(3)?, row.get::<Vec<u8>>(4)?)),
+        |row| {
+            Ok((
+                *row.get::<pgrx::Uuid>(1)?.as_bytes(),
+                row.get::<String>(2)?,
+                row.get::<i32>(3)?,
+                row.get::<Vec<u8>>(4)?,
+            ))
+        },
     )?;
     for (id, config, length, packed) in rows {
         if let Some(e) = evidence.get_mut(&id) {
@@ -335,7 +347,9 @@ impl Corpus {
                     .terms
                     .iter()
                     .zip(&counts[found.counts..])
-                    .map(|((_, idf), count)| terms::score(*idf, f64::from(*count), f64::from(found.length), part.average_length))
+                    .map(|((_, idf), count)| {
+                        terms::score(*idf, f64::from(*count), f64::from(found.length), part.average_length)
+                    })
                     .sum();
                 (found.id, score)
             })
@@ -457,8 +471,10 @@ fn method(name: &str) -> Result<Method> {
         "hybrid" => Ok(Method::Hybrid),
         "vector" => Ok(Method::Vector),
         "text" => Ok(Method::Text),
-        _ => Err(Error::bad_argument(format!("search method \"{name}\" does not exist"))
-            .hint("Use hybrid, vector or text.")),
+        _ => {
+            Err(Error::bad_argument(format!("search method \"{name}\" does not exist"))
+                .hint("Use hybrid, vector or text."))
+        }
     }
 }
 

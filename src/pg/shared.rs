@@ -62,9 +62,8 @@ pub fn check_preloaded() -> Result<()> {
     if preloaded() {
         return Ok(());
     }
-    Err(Error::not_ready("helper_ai is not preloaded").hint(
-        "Add helper_ai to shared_preload_libraries in postgresql.conf and restart the server.",
-    ))
+    Err(Error::not_ready("helper_ai is not preloaded")
+        .hint("Add helper_ai to shared_preload_libraries in postgresql.conf and restart the server."))
 }
 
 /// Reads the state.

@@ -27,7 +27,11 @@ impl Row<'_> {
     }
 }
 
-fn plan(client: &pgrx::spi::SpiClient<'_>, sql: &str, args: &[DatumWithOid]) -> Result<&'static OwnedPreparedStatement> {
+fn plan(
+    client: &pgrx::spi::SpiClient<'_>,
+    sql: &str,
+    args: &[DatumWithOid],
+) -> Result<&'static OwnedPreparedStatement> {
     if let Some(plan) = PLANS.with_borrow(|plans| plans.get(sql).copied()) {
         return Ok(plan);
     }

@@ -42,7 +42,13 @@ pub fn wait(socket: Option<(RawFd, bool)>, time: Option<Duration>) -> Woken {
     // are read only as far as WaitEventSetWait says.
     unsafe {
         let set = EventSet(create(4));
-        pg_sys::AddWaitEventToSet(set.0, pg_sys::WL_LATCH_SET as u32, pg_sys::PGINVALID_SOCKET, pg_sys::MyLatch, std::ptr::null_mut());
+        pg_sys::AddWaitEventToSet(
+            set.0,
+            pg_sys::WL_LATCH_SET as u32,
+            pg_sys::PGINVALID_SOCKET,
+            pg_sys::MyLatch,
+            std::ptr::null_mut(),
+        );
         pg_sys::AddWaitEventToSet(
             set.0,
             pg_sys::WL_EXIT_ON_PM_DEATH as u32,

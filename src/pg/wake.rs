@@ -54,9 +54,7 @@ pub fn worker_now() {
 
 /// Trigger on the queue.
 #[pg_trigger(sql = false)]
-fn wake_worker<'a>(
-    trigger: &'a PgTrigger<'a>,
-) -> Result<Option<PgHeapTuple<'a, impl WhoAllocated>>, PgHeapTupleError> {
+fn wake_worker<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<PgHeapTuple<'a, impl WhoAllocated>>, PgHeapTupleError> {
     worker_at_commit();
     Ok(trigger.new())
 }

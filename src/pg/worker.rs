@@ -83,7 +83,12 @@ pub extern "C-unwind" fn helper_ai_worker_main(arg: pg_sys::Datum) {
 fn configure() {
     let set = |name: &std::ffi::CStr, value: &std::ffi::CStr| unsafe {
         // SAFETY: names and values are constants.
-        pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), pg_sys::GucContext::PGC_SUSET, pg_sys::GucSource::PGC_S_SESSION);
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+        );
     };
     set(c"search_path", c"pg_catalog, pg_temp");
     // Nobody's open transaction stops the work for all.
@@ -119,7 +124,9 @@ fn transaction<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 /// An error that Postgres raised in our transaction.
 fn from_postgres(caught: &pg_sys::panic::CaughtError) -> Error {
     use pg_sys::panic::CaughtError;
-    let (CaughtError::PostgresError(report) | CaughtError::ErrorReport(report) | CaughtError::RustPanic { ereport: report, .. }) = caught;
+    let (CaughtError::PostgresError(report)
+    | CaughtError::ErrorReport(report)
+    | CaughtError::RustPanic { ereport: report, .. }) = caught;
     let kind = match report.sql_error_code() {
         // A lock that somebody holds, a deadlock, a conflict: later.
         PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
