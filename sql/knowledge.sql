@@ -118,6 +118,48 @@ comment on column helper.knowledge_vectors.sentences is 'Embeddings of the chunk
 -- Cascades from chunks look for the chunk alone.
 create index knowledge_vectors_workspace_id_chunk_id_idx on helper.knowledge_vectors (workspace_id, chunk_id);
 
+-- A large workspace's embeddings once more, a bit for each dimension, many in a row: a first pass that reads little.
+create table helper.knowledge_blocks (
+  workspace_id uuid not null,
+  model text not null,
+  chunk_count integer not null,
+  chunk_ids bytea not null,
+  codes bytea not null
+);
+alter table helper.knowledge_blocks alter column chunk_ids set storage plain;
+alter table helper.knowledge_blocks alter column codes set storage plain;
+comment on table helper.knowledge_blocks is 'Embeddings in one bit a dimension, a page full in each row; made from knowledge_vectors and never needed to find a chunk';
+comment on column helper.knowledge_blocks.workspace_id is 'Workspace of the chunks';
+comment on column helper.knowledge_blocks.model is 'Model of the embeddings';
+comment on column helper.knowledge_blocks.chunk_count is 'Chunks in the row, also those that are gone since';
+comment on column helper.knowledge_blocks.chunk_ids is 'Their ids, 16 bytes each';
+comment on column helper.knowledge_blocks.codes is 'Their codes in the same order';
+create index knowledge_blocks_workspace_id_model_idx on helper.knowledge_blocks (workspace_id, model);
+
+create table helper.knowledge_loose (
+  workspace_id uuid not null,
+  model text not null,
+  chunk_id uuid not null,
+  primary key (workspace_id, model, chunk_id),
+  constraint knowledge_loose_vector_fkey foreign key (workspace_id, model, chunk_id) references helper.knowledge_vectors (workspace_id, model, chunk_id) on delete cascade
+);
+comment on table helper.knowledge_loose is 'Embeddings that are in no block';
+comment on column helper.knowledge_loose.workspace_id is 'Workspace of the chunk';
+comment on column helper.knowledge_loose.model is 'Model of the embedding';
+comment on column helper.knowledge_loose.chunk_id is 'The chunk';
+
+create function helper._note_vectors() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  insert into helper.knowledge_loose (workspace_id, model, chunk_id)
+  select n.workspace_id, n.model, n.chunk_id from new_vectors n;
+  return null;
+end
+$$;
+comment on function helper._note_vectors() is 'Every new embedding is in no block at first';
+create trigger knowledge_vectors_note after insert on helper.knowledge_vectors
+  referencing new table as new_vectors for each statement execute function helper._note_vectors();
+
 create table helper.knowledge_terms (
   workspace_id uuid not null,
   chunk_id uuid not null,
@@ -214,6 +256,8 @@ alter table helper.knowledge_chunks enable row level security;
 alter table helper.knowledge_vectors enable row level security;
 alter table helper.knowledge_terms enable row level security;
 alter table helper.knowledge_stats enable row level security;
+alter table helper.knowledge_blocks enable row level security;
+alter table helper.knowledge_loose enable row level security;
 alter table helper.attached_tables enable row level security;
 create policy knowledge_sources_select_member on helper.knowledge_sources for select
   using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
@@ -231,7 +275,7 @@ select pg_catalog.pg_extension_config_dump('helper.knowledge_chunks', '');
 select pg_catalog.pg_extension_config_dump('helper.knowledge_vectors', '');
 select pg_catalog.pg_extension_config_dump('helper.knowledge_terms', '');
 select pg_catalog.pg_extension_config_dump('helper.attached_tables', '');
--- knowledge_stats is not dumped: loading knowledge_terms counts it anew.
+-- knowledge_stats, knowledge_blocks and knowledge_loose are not dumped: loading the tables they are made from makes them.
 
 create function helper._text_config(language text) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$

@@ -60,6 +60,11 @@ language c volatile parallel unsafe set search_path = pg_catalog, pg_temp as 'MO
 comment on function helper.wait_indexed(uuid, interval) is
   'Waits until no document of the workspace (of any of the caller''s, if null) is pending, tells progress by notices, and returns how many are searchable. Errors: 55000 for documents of the same transaction, 57014 when the time is over';
 
+create function helper.pack_vectors() returns bigint
+language c volatile strict parallel unsafe set search_path = pg_catalog, pg_temp as 'MODULE_PATHNAME', 'pack_vectors_wrapper';
+comment on function helper.pack_vectors() is
+  'Packs the embeddings of large workspaces for the search''s first pass now rather than when the worker comes to it; returns how many. For administrators, after loading much at once';
+
 create function helper._start_worker() returns void
 language c volatile strict parallel unsafe as 'MODULE_PATHNAME', 'start_worker_wrapper';
 comment on function helper._start_worker() is 'Asks for this database''s worker at commit';

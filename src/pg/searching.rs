@@ -6,9 +6,8 @@ use crate::core::rank::{self, Evidence, Id, Method, Place, Ranked};
 use crate::core::sentences::{self, Scored};
 use crate::core::terms;
 use crate::pg::report::Reported;
-use crate::pg::{embedding, owner, settings, spi, terms as lexing};
+use crate::pg::{embedding, owner, packing, settings, spi, terms as lexing};
 use pgrx::JsonB;
-use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use std::collections::{HashMap, HashSet};
 
@@ -210,7 +209,13 @@ fn allowed_sources(query: &Query) -> Result<Option<Vec<pgrx::Uuid>>> {
     Ok(Some(sources))
 }
 
-/// The nearest chunks of a workspace, exactly.
+/// Chunks that the first pass over a large workspace passes on to the exact comparison.
+const PROMISING: usize = 400;
+
+/// The nearest chunks of a workspace with their cosine similarity.
+///
+/// A workspace without blocks, or a search within some documents, is compared exactly; a large one after a first pass
+/// over its one-bit codes.
 fn nearest(
     workspace: pgrx::Uuid,
     model: &str,
@@ -218,20 +223,52 @@ fn nearest(
     allowed: Option<&[pgrx::Uuid]>,
     depth: usize,
 ) -> Result<Vec<(Id, f64)>> {
-    let schema = owner::vector_schema()?;
-    let restriction = if allowed.is_some() { "and v.source_id = any ($5)" } else { "" };
-    let mut args: Vec<DatumWithOid> =
-        vec![workspace.into(), model.into(), vector.to_vec().into(), (depth as i64).into()];
     if let Some(allowed) = allowed {
-        args.push(allowed.to_vec().into());
+        return compare(workspace, model, vector, depth, "and v.source_id = any ($5)", allowed);
     }
+    let mut most = PROMISING.max(depth * 2);
+    loop {
+        let Some(promising) = packing::promising(workspace, model, vector, most)? else {
+            return compare(workspace, model, vector, depth, "and $5 is not null", &[]);
+        };
+        let named = promising.len();
+        let ids: Vec<pgrx::Uuid> = promising.into_iter().map(pgrx::Uuid::from_bytes).collect();
+        let mut near = compare(workspace, model, vector, named, "and v.chunk_id = any ($5)", &ids)?;
+        // Blocks may name chunks that are gone: where those crowd out the living, look at more.
+        if named < most || near.len() * 2 >= named {
+            near.extend(compare(
+                workspace,
+                model,
+                vector,
+                depth,
+                "and v.chunk_id in (select l.chunk_id from helper.knowledge_loose l where l.workspace_id = $1 and l.model = $2) and $5 is not null",
+                &[],
+            )?);
+            near.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            near.truncate(depth);
+            return Ok(near);
+        }
+        most *= 4;
+    }
+}
+
+/// The nearest chunks among those that a condition on `v` and `$5` allows, compared exactly.
+fn compare(
+    workspace: pgrx::Uuid,
+    model: &str,
+    vector: &[f32],
+    depth: usize,
+    condition: &'static str,
+    ids: &[pgrx::Uuid],
+) -> Result<Vec<(Id, f64)>> {
+    let schema = owner::vector_schema()?;
     spi::select(
         &format!(
             "select v.chunk_id, -(v.embedding operator({schema}.<#>) (select helper._halfvec($3))) \
-             from helper.knowledge_vectors v where v.workspace_id = $1 and v.model = $2 {restriction} \
+             from helper.knowledge_vectors v where v.workspace_id = $1 and v.model = $2 {condition} \
              order by v.embedding operator({schema}.<#>) (select helper._halfvec($3)) limit $4"
         ),
-        &args,
+        &[workspace.into(), model.into(), vector.to_vec().into(), (depth as i64).into(), ids.to_vec().into()],
         |row| Ok((*row.get::<pgrx::Uuid>(1)?.as_bytes(), row.get::<f64>(2)?)),
     )
 }
