@@ -100,10 +100,11 @@ pub fn promising(workspace: pgrx::Uuid, model: &str, query: &[f32], most: usize)
     spi::scan(
         "select b.chunk_ids, b.codes from helper.knowledge_blocks b where b.workspace_id = $1 and b.model = $2",
         &[workspace.into(), model.into()],
+        8,
         |row| {
             blocks += 1;
-            let ids = row.get::<&[u8]>(1)?;
-            let codes = row.get::<&[u8]>(2)?;
+            let ids = row.bytes(1)?;
+            let codes = row.bytes(2)?;
             for (estimate, id) in probe.estimates(codes).zip(ids.chunks_exact(16)) {
                 if estimate > bar {
                     best.push((estimate, id.try_into().unwrap_or_default()));

@@ -346,10 +346,10 @@ impl Corpus {
         let mut matches: Vec<Match> = Vec::new();
         let mut counts: Vec<u8> = Vec::new();
         let mut with: Vec<Vec<i64>> = self.parts.iter().map(|part| vec![0; part.terms.len()]).collect();
-        spi::scan(sql, &[workspace.into(), keys.into()], |row| {
-            let config = row.get::<&str>(3)?;
-            let Some(at) = self.parts.iter().position(|part| part.config == config) else { return Ok(()) };
-            let packed = row.get::<&[u8]>(5)?;
+        spi::scan(sql, &[workspace.into(), keys.into()], 64, |row| {
+            let config = row.bytes(3)?;
+            let Some(at) = self.parts.iter().position(|part| part.config.as_bytes() == config) else { return Ok(()) };
+            let packed = row.bytes(5)?;
             let begin = counts.len();
             for (n, (key, _)) in self.parts[at].terms.iter().enumerate() {
                 let count = terms::count(packed, *key);
@@ -360,11 +360,11 @@ impl Corpus {
                 counts.truncate(begin);
                 return Ok(());
             }
-            let source = *row.get::<pgrx::Uuid>(2)?.as_bytes();
+            let source = row.uuid(2)?;
             matches.push(Match {
-                id: *row.get::<pgrx::Uuid>(1)?.as_bytes(),
+                id: row.uuid(1)?,
                 part: at,
-                length: row.get(4)?,
+                length: row.integer(4)?,
                 counts: begin,
                 allowed: allowed.as_ref().is_none_or(|allowed| allowed.contains(&source)),
             });
