@@ -118,6 +118,7 @@ impl SimdOp for Multiply<'_> {
         let ops = isa.f32();
         let lanes = ops.len();
         let panel = 2 * lanes;
+        let load = |from: &[f32]| if from.len() == lanes { ops.load(from) } else { ops.load_pad(from).0 };
         let padded = right.width.next_multiple_of(panel);
         for block in (0..left.count).step_by(ROWS) {
             let block_end = left.count.min(block + ROWS);
@@ -152,7 +153,10 @@ impl SimdOp for Multiply<'_> {
                                 sums[i][1] = ops.mul_add(x, b1, sums[i][1]);
                             }
                         }
-                        for (i, pair) in sums.iter().take(rows).enumerate() {
+                        for (i, pair) in sums.iter().enumerate() {
+                            if i >= rows {
+                                break;
+                            }
                             for (half, sum) in pair.iter().enumerate() {
                                 let column = first + half * lanes;
                                 let count = lanes.min(right.width.saturating_sub(column));
@@ -162,17 +166,15 @@ impl SimdOp for Multiply<'_> {
                                 let from = (tile + i) * stride + column;
                                 let mut value = *sum;
                                 if start > 0 {
-                                    value = ops.add(value, ops.load_pad(&out[from..from + count]).0);
+                                    value = ops.add(value, load(&out[from..from + count]));
                                 } else if !bias.is_empty() {
-                                    value = ops.add(value, ops.load_pad(&bias[column..column + count]).0);
+                                    value = ops.add(value, load(&bias[column..column + count]));
                                 }
                                 if last {
                                     value = match finish {
                                         Finish::Plain => value,
                                         Finish::Gelu => Gelu {}.eval(isa, value),
-                                        Finish::Add(other) => {
-                                            ops.add(value, ops.load_pad(&other[from..from + count]).0)
-                                        }
+                                        Finish::Add(other) => ops.add(value, load(&other[from..from + count])),
                                     };
                                 }
                                 if count == lanes {
