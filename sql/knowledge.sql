@@ -521,6 +521,30 @@ $$;
 comment on function helper.reindex(uuid, uuid, boolean) is
   'Asks for one document (its adder or an admin), or all or all failed ones of a workspace (an admin), to be indexed again; returns how many. What did not change is not embedded again. Errors: 42501, 42704';
 
+create function helper.workspace_progress(
+  workspace uuid,
+  out ready bigint,
+  out failed bigint,
+  out pending bigint,
+  out chunks bigint,
+  out own boolean,
+  out error text
+)
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+  select
+    count(*) filter (where s.status = 'ready'),
+    count(*) filter (where s.status = 'failed'),
+    count(*) filter (where s.status = 'pending'),
+    coalesce(sum(s.chunk_count), 0)::bigint,
+    coalesce(bool_or(s.status = 'pending' and s.xmin = pg_current_xact_id_if_assigned()::xid), false),
+    max(s.error ->> 'message') filter (where s.status = 'pending')
+  from helper.knowledge_sources s
+  where s.workspace_id = any ((select helper.my_workspaces())::uuid[])
+    and (workspace_progress.workspace is null or s.workspace_id = workspace_progress.workspace)
+$$;
+comment on function helper.workspace_progress(uuid) is
+  'How many documents of a workspace (of all of the caller''s, if null) are ready, failed and pending, with the chunks they have; own tells that some were changed by this very transaction. What helper.wait_indexed looks at';
+
 create view helper.index_progress with (security_invoker = true) as
   select
     p.workspace_id,

@@ -409,13 +409,16 @@ struct Chunk {
 }
 
 /// Reads the candidates again as the caller, drops what says the same, merges neighbours.
+///
+/// The caller's search path is left alone, as the functions in an application's policies may need it; so this statement
+/// names its operators with their schema.
 fn visible(query: &Query, candidates: &Candidates) -> Result<Vec<Passage>> {
     let ids: Vec<pgrx::Uuid> = candidates.ranked.iter().map(|ranked| pgrx::Uuid::from_bytes(ranked.id)).collect();
     let mut rows: HashMap<Id, (i32, Passage)> = spi::select(
         "select c.id, c.source_id, s.source_type, s.title, c.heading, c.content, c.start_offset, c.end_offset, s.metadata, c.ordinal \
          from helper.knowledge_chunks c \
-         join helper.knowledge_sources s on s.workspace_id = c.workspace_id and s.id = c.source_id \
-         where c.workspace_id = $1 and c.id = any ($2)",
+         join helper.knowledge_sources s on s.workspace_id operator(pg_catalog.=) c.workspace_id and s.id operator(pg_catalog.=) c.source_id \
+         where c.workspace_id operator(pg_catalog.=) $1 and c.id operator(pg_catalog.=) any ($2)",
         &[query.workspace.into(), ids.into()],
         |row| {
             let chunk = row.get::<pgrx::Uuid>(1)?;
