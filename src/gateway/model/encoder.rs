@@ -149,6 +149,7 @@ impl Encoder {
         pooled.collect()
     }
 
+    #[allow(clippy::too_many_arguments)]
     /// Attention within one text: `attend` holds its queries, keys and values, `out` gets the mixed values.
     fn attention(
         &self,
