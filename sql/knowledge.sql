@@ -5,7 +5,7 @@ create table helper.knowledge_sources (
   id uuid not null default helper.uuid_v7(),
   source_type text not null constraint knowledge_sources_source_type_check check (source_type ~ '^[a-z][a-z0-9_]{0,62}$'),
   external_id text,
-  title text not null constraint knowledge_sources_title_check check (btrim(title) <> ''),
+  title text not null constraint knowledge_sources_title_check check (title ~ '[^[:space:]]'),
   content text,
   mime_type text,
   metadata jsonb not null default '{}' constraint knowledge_sources_metadata_check check (jsonb_typeof(metadata) = 'object'),
@@ -326,6 +326,10 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function helper._limit_bytes(text, text) is 'A size setting in bytes';
 
+create function helper._visible(document uuid) returns boolean
+language c volatile strict parallel unsafe set search_path = pg_catalog, pg_temp as 'MODULE_PATHNAME', 'is_visible_wrapper';
+comment on function helper._visible(uuid) is 'Whether the role that asks sees a document, under every policy, also when asked in a security definer function';
+
 -- Writes a document and asks for it to be indexed. Whoever calls this has checked the caller. Unchanged, nothing happens.
 create function helper._put_source(
   workspace uuid,
@@ -381,8 +385,8 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_most bigint := helper._limit_bytes('helper_ai.max_document_size', '50MB');
 begin
-  if title is null or btrim(title) = '' then
-    raise exception using errcode = '22023', message = 'title is empty';
+  if title is null or title !~ '[^[:space:]]' then
+    raise exception using errcode = '22023', message = case when title is null then 'title is null' else 'title is empty' end;
   end if;
   if length(title) > 1000 then
     raise exception using errcode = '22023', message = format('title has %s characters, at most 1000 are allowed', length(title));
@@ -399,7 +403,7 @@ begin
       hint = 'Use an ISO 639-1 code such as en or id, or null to detect it.';
   end if;
   if bytes is null or bytes = 0 then
-    raise exception using errcode = '22023', message = 'content is empty';
+    raise exception using errcode = '22023', message = case when bytes is null then 'content is null' else 'content is empty' end;
   end if;
   if bytes > v_most then
     raise exception using errcode = '53400', message = format('document has %s, at most %s are allowed', pg_size_pretty(bytes), pg_size_pretty(v_most)),
@@ -408,6 +412,16 @@ begin
 end
 $$;
 comment on function helper._check_document(text, jsonb, text, text, bigint) is 'Refuses a document that cannot be accepted: 22023, or 53400 where it is too large';
+
+create function helper._may_change(source helper.knowledge_sources) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return helper._visible(source.id)
+    and (helper.is_member(source.workspace_id, 'admin')
+      or helper.is_member(source.workspace_id, 'member') and source.created_by is not distinct from helper.current_user_id());
+end
+$$;
+comment on function helper._may_change(helper.knowledge_sources) is 'Whether the caller may change a document: its adder or an admin, who sees it';
 
 create function helper.add_document(
   title text,
@@ -421,13 +435,28 @@ create function helper.add_document(
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_workspace uuid := helper._writable_workspace(workspace, 'member');
+  v_source helper.knowledge_sources;
 begin
   perform helper._check_document(title, metadata, source_type, language, octet_length(btrim(content, E' \t\r\n')));
+  if source_id is not null then
+    select s.* into v_source
+    from helper.knowledge_sources s
+    where s.workspace_id = v_workspace and s.source_type = add_document.source_type and s.external_id = source_id;
+    if found then
+      if not helper._may_change(v_source) then
+        raise exception using errcode = '42501', message = format('permission denied for document "%s" of type "%s"', source_id, source_type),
+          detail = 'Only who added a document and the admins of its workspace may change it.';
+      elsif v_source.attachment_id is not null then
+        raise exception using errcode = '55000', message = format('document "%s" of type "%s" follows a table', source_id, source_type),
+          hint = 'Change the row instead.';
+      end if;
+    end if;
+  end if;
   return helper._put_source(v_workspace, title, convert_to(content, 'UTF8'), false, source_type, source_id, 'text/markdown', metadata, language, null);
 end
 $$;
 comment on function helper.add_document(text, text, text, text, jsonb, text, uuid) is
-  'Adds a text, plain or Markdown, as a document and returns its id; it is searchable once indexed. With a source_id the document of that source_type and source_id is replaced. Needs the role member. Errors: 22023, 42501, 42704, 53400';
+  'Adds a text, plain or Markdown, as a document and returns its id; it is searchable once indexed. With a source_id the document of that source_type and source_id is replaced, by who added it or an admin. Needs the role member. Errors: 22023, 42501, 42704, 53400, 55000 it follows a table';
 
 create function helper.add_file(
   name text,
@@ -456,11 +485,11 @@ begin
   select s.* into v_source
   from helper.knowledge_sources s
   where s.id = _changeable_source.id and helper.is_member(s.workspace_id);
-  if not found then
+  -- What a policy of the application hides does not exist.
+  if not found or not helper._visible(id) then
     raise exception using errcode = '42704', message = format('document "%s" does not exist', id);
   end if;
-  if not helper.is_member(v_source.workspace_id, 'admin')
-    and not (helper.is_member(v_source.workspace_id, 'member') and v_source.created_by is not distinct from helper.current_user_id()) then
+  if not helper._may_change(v_source) then
     raise exception using errcode = '42501', message = format('permission denied for document "%s"', id),
       detail = 'Only who added a document and the admins of its workspace may change it.';
   end if;

@@ -4,7 +4,7 @@ use crate::core::answer::{self, Sentence};
 use crate::core::error::{Error, Result};
 use crate::core::rank::Method;
 use crate::pg::report::Reported;
-use crate::pg::searching::{self, Found, Query};
+use crate::pg::searching::{self, Found, LONGEST, Query};
 use crate::pg::{owner, spi};
 use pgrx::JsonB;
 use pgrx::prelude::*;
@@ -12,9 +12,6 @@ use serde_json::{Value, json};
 
 /// Passages that the answer is taken from.
 const PASSAGES: usize = 6;
-
-/// Longest question, in characters.
-const LONGEST: usize = 8000;
 
 const NO_ANSWER: &str = "The documents do not answer this question.";
 const NEEDS_KNOWLEDGE: &str =

@@ -1,4 +1,5 @@
-//! Acting as the extension's owner for a moment, to read candidates and to write what was checked.
+//! Acting as the extension's owner for a moment, to read candidates and to write what was checked; or as the caller, to
+//! see what they see.
 
 use crate::core::error::{Error, Result};
 use pgrx::prelude::*;
@@ -53,14 +54,17 @@ fn owner() -> Result<pg_sys::Oid> {
 /// Does something as the extension's owner, with a search path on which nobody else can put anything. `set role` is
 /// refused inside; an error or a panic gives the caller back.
 pub fn as_owner<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let owner = owner()?;
+    switched(owner()?, work)
+}
+
+fn switched<T>(to: pg_sys::Oid, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let mut user = pg_sys::InvalidOid;
     let mut context = 0;
     // SAFETY: plain getters and setters of the session's user; `Restore` undoes it on every way out.
     let _restore = unsafe {
         pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
         let restore = Restore { user, context, level: pg_sys::NewGUCNestLevel() };
-        pg_sys::SetUserIdAndSecContext(owner, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
+        pg_sys::SetUserIdAndSecContext(to, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
         pg_sys::set_config_option(
             c"search_path".as_ptr(),
             c"pg_catalog, pg_temp".as_ptr(),
@@ -74,6 +78,13 @@ pub fn as_owner<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
         restore
     };
     work()
+}
+
+/// Does something as the role that asks, also where a security definer function stands in between.
+pub fn as_caller<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: a plain getter.
+    let caller = unsafe { pg_sys::GetOuterUserId() };
+    switched(caller, work)
 }
 
 /// Schema that pgvector is in, quoted for use in a statement.

@@ -17,6 +17,9 @@ const SMALL: i64 = 2000;
 /// Candidates that each list gives at first.
 const DEPTH: usize = 64;
 
+/// Longest query, in characters.
+pub const LONGEST: usize = 8000;
+
 /// Most chunks that are merged into one passage.
 const MERGE: usize = 3;
 
@@ -96,6 +99,9 @@ pub fn workspace(given: Option<pgrx::Uuid>) -> Result<pgrx::Uuid> {
 pub fn search(query: &Query) -> Result<Found> {
     if query.text.trim().is_empty() {
         return Err(Error::bad_argument("query is empty"));
+    }
+    if query.text.chars().count() > LONGEST {
+        return Err(Error::bad_argument(format!("query has more than {LONGEST} characters")));
     }
     if !(1..=1000).contains(&query.k) {
         return Err(Error::bad_argument(format!("k is {}, expected 1 to 1000", query.k)));
@@ -518,6 +524,17 @@ fn method(name: &str) -> Result<Method> {
     }
 }
 
+/// `helper._visible`: whether the role that asks sees a document.
+#[pg_extern(sql = false, volatile, parallel_unsafe)]
+fn is_visible(document: pgrx::Uuid) -> Reported<bool> {
+    let found = owner::as_caller(|| {
+        spi::first("select true from helper.knowledge_sources s where s.id = $1", &[document.into()], |row| {
+            row.get::<bool>(1)
+        })
+    })?;
+    Ok(found.is_some())
+}
+
 /// `helper.search`.
 #[pg_extern(sql = false, volatile, parallel_unsafe)]
 #[allow(clippy::type_complexity)]
@@ -525,7 +542,7 @@ fn search_chunks(
     query: Option<&str>,
     in_workspace: Option<pgrx::Uuid>,
     k: Option<i32>,
-    source_types: Option<Vec<String>>,
+    source_types: Option<Vec<Option<String>>>,
     filter: Option<JsonB>,
     search_method: Option<&str>,
 ) -> Reported<
@@ -547,11 +564,16 @@ fn search_chunks(
         ),
     >,
 > {
+    let k = k.unwrap_or(8);
+    let source_types = source_types.map(|types| types.into_iter().collect::<Option<Vec<String>>>());
+    if source_types == Some(None) {
+        return Err(Error::bad_argument("source_types holds a null").into());
+    }
     let found = search(&Query {
-        text: query.unwrap_or_default(),
+        text: query.ok_or_else(|| Error::bad_argument("query is null"))?,
         workspace: workspace(in_workspace)?,
-        k: k.unwrap_or(8).max(0) as usize,
-        source_types,
+        k: usize::try_from(k).map_err(|_| Error::bad_argument(format!("k is {k}, expected 1 to 1000")))?,
+        source_types: source_types.flatten(),
         filter: filter.map(|filter| filter.0),
         method: method(search_method.unwrap_or("hybrid"))?,
     })?;
