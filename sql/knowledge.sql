@@ -6,6 +6,7 @@ create table helper.knowledge_sources (
   source_type text not null constraint knowledge_sources_source_type_check check (source_type ~ '^[a-z][a-z0-9_]{0,62}$'),
   external_id text,
   title text not null constraint knowledge_sources_title_check check (title ~ '[^[:space:]]'),
+  file_name text,
   content text,
   mime_type text,
   metadata jsonb not null default '{}' constraint knowledge_sources_metadata_check check (jsonb_typeof(metadata) = 'object'),
@@ -29,7 +30,8 @@ comment on column helper.knowledge_sources.workspace_id is 'Workspace that the d
 comment on column helper.knowledge_sources.id is 'Identifier, in order of creation';
 comment on column helper.knowledge_sources.source_type is 'What the document is, such as uploaded_doc, kb_article or contact';
 comment on column helper.knowledge_sources.external_id is 'The application''s own identifier; one document for each type and identifier';
-comment on column helper.knowledge_sources.title is 'Title; it is embedded with each chunk';
+comment on column helper.knowledge_sources.title is 'Title, embedded with each chunk; of a file the title that stands in it, else its name';
+comment on column helper.knowledge_sources.file_name is 'Name of the file as it was given; null for a text';
 comment on column helper.knowledge_sources.content is 'All of the text as it is searchable now; offsets count its characters from 0; null until first indexed';
 comment on column helper.knowledge_sources.mime_type is 'Media type of what was given';
 comment on column helper.knowledge_sources.metadata is 'The application''s own facts, an object; search can filter on it';
@@ -37,7 +39,7 @@ comment on column helper.knowledge_sources.language is 'ISO 639-1 code, given or
 comment on column helper.knowledge_sources.status is 'pending: waits to be indexed (an earlier version stays searchable); ready; failed: see error';
 comment on column helper.knowledge_sources.error is 'Why indexing failed: sqlstate, message, detail, hint';
 comment on column helper.knowledge_sources.attachment_id is 'The attached table that it follows, if any';
-comment on column helper.knowledge_sources.input_hash is 'SHA-256 of what was given, to tell whether it changed';
+comment on column helper.knowledge_sources.input_hash is 'SHA-256 of title, media type and content as given, to tell whether they changed';
 comment on column helper.knowledge_sources.chunk_count is 'Chunks that are searchable';
 comment on column helper.knowledge_sources.token_count is 'Tokens in these chunks, by the embedding model''s count';
 comment on column helper.knowledge_sources.created_by is 'Who added it';
@@ -117,6 +119,48 @@ comment on column helper.knowledge_vectors.embedding is 'Embedding of title, hea
 comment on column helper.knowledge_vectors.sentences is 'Embeddings of the chunk''s sentences in eight bits a number, with their offsets';
 -- Cascades from chunks look for the chunk alone.
 create index knowledge_vectors_workspace_id_chunk_id_idx on helper.knowledge_vectors (workspace_id, chunk_id);
+
+-- A large workspace's embeddings once more, a bit for each dimension, many in a row: a first pass that reads little.
+create table helper.knowledge_blocks (
+  workspace_id uuid not null,
+  model text not null,
+  chunk_count integer not null,
+  chunk_ids bytea not null,
+  codes bytea not null
+);
+alter table helper.knowledge_blocks alter column chunk_ids set storage plain;
+alter table helper.knowledge_blocks alter column codes set storage plain;
+comment on table helper.knowledge_blocks is 'Embeddings in one bit a dimension, a page full in each row; made from knowledge_vectors and never needed to find a chunk';
+comment on column helper.knowledge_blocks.workspace_id is 'Workspace of the chunks';
+comment on column helper.knowledge_blocks.model is 'Model of the embeddings';
+comment on column helper.knowledge_blocks.chunk_count is 'Chunks in the row, also those that are gone since';
+comment on column helper.knowledge_blocks.chunk_ids is 'Their ids, 16 bytes each';
+comment on column helper.knowledge_blocks.codes is 'Their codes in the same order';
+create index knowledge_blocks_workspace_id_model_idx on helper.knowledge_blocks (workspace_id, model);
+
+create table helper.knowledge_loose (
+  workspace_id uuid not null,
+  model text not null,
+  chunk_id uuid not null,
+  primary key (workspace_id, model, chunk_id),
+  constraint knowledge_loose_vector_fkey foreign key (workspace_id, model, chunk_id) references helper.knowledge_vectors (workspace_id, model, chunk_id) on delete cascade
+);
+comment on table helper.knowledge_loose is 'Embeddings that are in no block';
+comment on column helper.knowledge_loose.workspace_id is 'Workspace of the chunk';
+comment on column helper.knowledge_loose.model is 'Model of the embedding';
+comment on column helper.knowledge_loose.chunk_id is 'The chunk';
+
+create function helper._note_vectors() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  insert into helper.knowledge_loose (workspace_id, model, chunk_id)
+  select n.workspace_id, n.model, n.chunk_id from new_vectors n;
+  return null;
+end
+$$;
+comment on function helper._note_vectors() is 'Every new embedding is in no block at first';
+create trigger knowledge_vectors_note after insert on helper.knowledge_vectors
+  referencing new table as new_vectors for each statement execute function helper._note_vectors();
 
 create table helper.knowledge_terms (
   workspace_id uuid not null,
@@ -214,6 +258,8 @@ alter table helper.knowledge_chunks enable row level security;
 alter table helper.knowledge_vectors enable row level security;
 alter table helper.knowledge_terms enable row level security;
 alter table helper.knowledge_stats enable row level security;
+alter table helper.knowledge_blocks enable row level security;
+alter table helper.knowledge_loose enable row level security;
 alter table helper.attached_tables enable row level security;
 create policy knowledge_sources_select_member on helper.knowledge_sources for select
   using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
@@ -231,7 +277,7 @@ select pg_catalog.pg_extension_config_dump('helper.knowledge_chunks', '');
 select pg_catalog.pg_extension_config_dump('helper.knowledge_vectors', '');
 select pg_catalog.pg_extension_config_dump('helper.knowledge_terms', '');
 select pg_catalog.pg_extension_config_dump('helper.attached_tables', '');
--- knowledge_stats is not dumped: loading knowledge_terms counts it anew.
+-- knowledge_stats, knowledge_blocks and knowledge_loose are not dumped: loading the tables they are made from makes them.
 
 create function helper._text_config(language text) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
@@ -301,14 +347,15 @@ create function helper._put_source(
 ) returns uuid
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_hash bytea := sha256(content);
+  -- All that is embedded or tells how the content is read: a job that began with another version is dropped.
+  v_hash bytea := sha256(convert_to(concat_ws(e'\n', title, mime_type), 'UTF8') || content);
   v_id uuid;
   v_changed boolean;
 begin
   insert into helper.knowledge_sources as s
-    (workspace_id, source_type, external_id, title, mime_type, metadata, language, attachment_id, input_hash, created_by)
+    (workspace_id, source_type, external_id, title, file_name, mime_type, metadata, language, attachment_id, input_hash, created_by)
   values
-    (workspace, source_type, external_id, title, mime_type, metadata, language, attachment, v_hash, helper.current_user_id())
+    (workspace, source_type, external_id, title, case when is_file then title end, mime_type, metadata, language, attachment, v_hash, helper.current_user_id())
   on conflict on constraint knowledge_sources_external_id_key do update
   set title = excluded.title,
     mime_type = excluded.mime_type,
@@ -430,7 +477,7 @@ begin
 end
 $$;
 comment on function helper.add_file(text, bytea, text, jsonb, uuid) is
-  'Adds a file (plain text, Markdown, HTML, CSV) as a document and returns its id; the format follows from mime_type or the name. A file that cannot be read fails in knowledge_sources with its cause. Needs the role member. Errors: 22023, 42501, 42704, 53400';
+  'Adds a file (plain text, Markdown, HTML, CSV) as a document and returns its id; the format follows from mime_type or the name, and the title from the file where it has one. A file that cannot be read fails in knowledge_sources with its cause. Needs the role member. Errors: 22023, 42501, 42704, 53400';
 
 -- The document, if the caller may change it: its adder or an admin.
 create function helper._changeable_source(id uuid) returns helper.knowledge_sources
@@ -506,6 +553,30 @@ $$;
 comment on function helper.reindex(uuid, uuid, boolean) is
   'Asks for one document (its adder or an admin), or all or all failed ones of a workspace (an admin), to be indexed again; returns how many. What did not change is not embedded again. Errors: 42501, 42704';
 
+create function helper.workspace_progress(
+  workspace uuid,
+  out ready bigint,
+  out failed bigint,
+  out pending bigint,
+  out chunks bigint,
+  out own boolean,
+  out error text
+)
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+  select
+    count(*) filter (where s.status = 'ready'),
+    count(*) filter (where s.status = 'failed'),
+    count(*) filter (where s.status = 'pending'),
+    coalesce(sum(s.chunk_count), 0)::bigint,
+    coalesce(bool_or(s.status = 'pending' and s.xmin = pg_current_xact_id_if_assigned()::xid), false),
+    max(s.error ->> 'message') filter (where s.status = 'pending')
+  from helper.knowledge_sources s
+  where s.workspace_id = any ((select helper.my_workspaces())::uuid[])
+    and (workspace_progress.workspace is null or s.workspace_id = workspace_progress.workspace)
+$$;
+comment on function helper.workspace_progress(uuid) is
+  'How many documents of a workspace (of all of the caller''s, if null) are ready, failed and pending, with the chunks they have; own tells that some were changed by this very transaction. What helper.wait_indexed looks at';
+
 create view helper.index_progress with (security_invoker = true) as
   select
     p.workspace_id,
@@ -514,8 +585,8 @@ create view helper.index_progress with (security_invoker = true) as
     p.ready as done,
     p.failed,
     p.pending,
-    round(p.recent_chunks / 60.0, 1) as chunks_per_second,
-    case when p.recent_documents > 0 then make_interval(secs => round(p.pending * 60.0 / p.recent_documents)::double precision) end as time_left
+    round((p.recent_chunks / p.seconds)::numeric, 1) as chunks_per_second,
+    case when p.recent_documents > 0 then make_interval(secs => round(p.pending * p.seconds / p.recent_documents)) end as time_left
   from (
     select
       s.workspace_id,
@@ -525,7 +596,10 @@ create view helper.index_progress with (security_invoker = true) as
       count(*) filter (where s.status = 'failed') as failed,
       count(*) filter (where s.status = 'pending') as pending,
       count(*) filter (where s.indexed_at > now() - interval '1 minute') as recent_documents,
-      coalesce(sum(s.chunk_count) filter (where s.indexed_at > now() - interval '1 minute'), 0) as recent_chunks
+      coalesce(sum(s.chunk_count) filter (where s.indexed_at > now() - interval '1 minute'), 0) as recent_chunks,
+      -- What was given less than a minute ago did not have a whole minute.
+      least(60, greatest(1, extract(epoch from now() - min(s.updated_at)
+        filter (where s.status = 'pending' or s.indexed_at > now() - interval '1 minute'))))::double precision as seconds
     from helper.knowledge_sources s
     group by s.workspace_id
   ) p;

@@ -5,10 +5,11 @@
 
 pub mod encoder;
 pub mod matrix;
+pub mod onnx;
 pub mod tokens;
 pub mod weights;
 
-use crate::core::error::Result;
+use crate::core::error::{Error, Result};
 use encoder::{Encoder, Scratch};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,8 +30,9 @@ pub struct Model {
 impl Model {
     /// Reads a model's directory, laid out as Hugging Face does; `threads` are used by [`Model::embed`].
     ///
-    /// `tokenizer.json`, `config.json` and `model.safetensors` are needed; `sentence_bert_config.json` and
-    /// `1_Pooling/config.json` are honoured where present. Fails with `NotReady`, saying which file and what.
+    /// `tokenizer.json`, `config.json`, and `model.safetensors` or `onnx/model.onnx` are needed; where both are, the
+    /// former is read. `sentence_bert_config.json` and `1_Pooling/config.json` are honoured where present. Fails with
+    /// `NotReady`, saying which file and what.
     pub fn load(dir: &Path, threads: usize) -> Result<Model> {
         let encoder = weights::read(dir)?;
         let tokens = Tokens::load(dir, encoder.vocabulary(), encoder.longest())?;
@@ -88,13 +90,10 @@ impl Model {
             let others: Vec<_> = (1..self.threads.min(passes.len())).map(|_| scope.spawn(run)).collect();
             let mut done = run();
             for other in others {
-                match other.join() {
-                    Ok(part) => done.extend(part),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
+                done.extend(other.join().map_err(|_| Error::bug("the local model panicked"))?);
             }
-            done
-        });
+            Ok::<_, Error>(done)
+        })?;
         done.sort_unstable_by_key(|(start, _)| *start);
         Ok(done.into_iter().flat_map(|(_, part)| part).collect())
     }

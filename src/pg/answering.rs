@@ -129,7 +129,8 @@ fn read(
 /// Workspace of a conversation that the caller may see and go on with.
 fn conversation_workspace(id: pgrx::Uuid, workspace: Option<pgrx::Uuid>) -> Result<pgrx::Uuid> {
     let found = spi::first(
-        "select c.workspace_id from helper.conversations c where c.id = $1 and c.user_id = helper.current_user_id() and helper.is_member(c.workspace_id)",
+        "select c.workspace_id from helper.conversations c where c.id operator(pg_catalog.=) $1 \
+         and c.user_id operator(pg_catalog.=) helper.current_user_id() and helper.is_member(c.workspace_id)",
         &[id.into()],
         |row| row.get::<pgrx::Uuid>(1),
     )?;
@@ -188,13 +189,21 @@ fn sentences(found: &Found) -> Result<Vec<Sentence>> {
         let bytes: Vec<usize> =
             passage.content.char_indices().map(|(byte, _)| byte).chain([passage.content.len()]).collect();
         let byte = |offset: u32| bytes.get((i64::from(offset) - i64::from(passage.start)).max(0) as usize).copied();
-        for scored in &passage.sentences {
-            let (Some(start), Some(end)) = (byte(scored.start), byte(scored.end)) else { continue };
-            let text = passage.content.get(start..end).unwrap_or_default();
+        for (n, scored) in passage.sentences.iter().enumerate() {
+            let cut = |to: u32| passage.content.get(byte(scored.start)?..byte(to)?);
+            let Some(mut text) = cut(scored.end) else { continue };
+            let mut end = scored.end;
+            // What only announces the next one is said together with it.
+            if answer::announces(text)
+                && let Some(next) = passage.sentences.get(n + 1)
+                && let Some(both) = cut(next.end)
+            {
+                (text, end) = (both, next.end);
+            }
             sentences.push(Sentence {
                 passage: at,
                 start: scored.start,
-                end: scored.end,
+                end,
                 similarity: f64::from(scored.similarity),
                 coverage: 0.0,
                 passage_score: passage.score,
@@ -301,6 +310,29 @@ fn store(question: &Question, answer: &Answer) -> Result<(pgrx::Uuid, pgrx::Uuid
 /// The local provider reads no prompt and writes no tokens.
 fn usage() -> Value {
     json!({ "input_tokens": 0, "output_tokens": 0, "cost": 0 })
+}
+
+/// `helper.ask`: the answer and a list of its sources.
+#[pg_extern(sql = false, volatile, parallel_unsafe)]
+#[allow(clippy::too_many_arguments)]
+fn ask_question(
+    question: Option<&str>,
+    conversation: Option<pgrx::Uuid>,
+    mode: Option<&str>,
+    knowledge: Option<bool>,
+    model: Option<&str>,
+    workspace: Option<pgrx::Uuid>,
+    options: Option<JsonB>,
+) -> Reported<String> {
+    let question = read(question, conversation, mode, knowledge, model, workspace, options)?;
+    let answer = compose(&question)?;
+    store(&question, &answer)?;
+    let mut text = answer.text;
+    for (citation, gap) in answer.citations.iter().zip(std::iter::once("\n\n").chain(std::iter::repeat("\n"))) {
+        let heading = if citation.heading.is_empty() { String::new() } else { format!(" › {}", citation.heading) };
+        text.push_str(&format!("{gap}[{}] {}{heading}", citation.number, citation.title));
+    }
+    Ok(text)
 }
 
 /// `helper.answer`.

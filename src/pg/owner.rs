@@ -12,12 +12,19 @@ thread_local! {
 struct Restore {
     user: pg_sys::Oid,
     context: i32,
+    level: i32,
 }
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        // SAFETY: gives back what GetUserIdAndSecContext said before.
-        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) }
+        // SAFETY: gives back what GetUserIdAndSecContext said before, and the path that was set since the level began.
+        // When an error is on its way out, the end of its transaction does the latter, and would find the level gone.
+        unsafe {
+            if !std::thread::panicking() {
+                pg_sys::AtEOXact_GUC(false, self.level);
+            }
+            pg_sys::SetUserIdAndSecContext(self.user, self.context);
+        }
     }
 }
 
@@ -44,7 +51,8 @@ fn owner() -> Result<pg_sys::Oid> {
     Ok(owner)
 }
 
-/// Does something as the extension's owner. `set role` is refused inside; an error or a panic gives the caller back.
+/// Does something as the extension's owner, with a search path on which nobody else can put anything. `set role` is
+/// refused inside; an error or a panic gives the caller back.
 pub fn as_owner<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     switched(owner()?, work)
 }
@@ -55,8 +63,18 @@ fn switched<T>(to: pg_sys::Oid, work: impl FnOnce() -> Result<T>) -> Result<T> {
     // SAFETY: plain getters and setters of the session's user; `Restore` undoes it on every way out.
     let _restore = unsafe {
         pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
-        let restore = Restore { user, context };
+        let restore = Restore { user, context, level: pg_sys::NewGUCNestLevel() };
         pg_sys::SetUserIdAndSecContext(to, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
+        pg_sys::set_config_option(
+            c"search_path".as_ptr(),
+            c"pg_catalog, pg_temp".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
         restore
     };
     work()

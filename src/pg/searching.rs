@@ -6,9 +6,8 @@ use crate::core::rank::{self, Evidence, Id, Method, Place, Ranked};
 use crate::core::sentences::{self, Scored};
 use crate::core::terms;
 use crate::pg::report::Reported;
-use crate::pg::{embedding, owner, settings, spi, terms as lexing};
+use crate::pg::{embedding, owner, packing, settings, spi, terms as lexing};
 use pgrx::JsonB;
-use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use std::collections::{HashMap, HashSet};
 
@@ -52,6 +51,8 @@ pub struct Passage {
     pub sentences: Vec<Scored>,
     /// The chunks it was merged from: one past the last character of each, in order.
     chunks: Vec<(i32, pgrx::Uuid)>,
+    /// White space lies between two of them, which the chunks do not have.
+    gaps: bool,
 }
 
 impl Passage {
@@ -192,6 +193,7 @@ fn candidates(query: &Query, vector: Option<&(String, Vec<f32>)>, depth: usize) 
     for (id, config, length, packed) in rows {
         if let Some(e) = evidence.get_mut(&id) {
             e.text = corpus.score(&config, length, |key| terms::count(&packed, key));
+            e.words = e.text / corpus.most(&config);
         }
         keys.insert(id, terms::keys(&packed).collect());
     }
@@ -216,7 +218,13 @@ fn allowed_sources(query: &Query) -> Result<Option<Vec<pgrx::Uuid>>> {
     Ok(Some(sources))
 }
 
-/// The nearest chunks of a workspace, exactly.
+/// Chunks that the first pass over a large workspace passes on to the exact comparison.
+const PROMISING: usize = 400;
+
+/// The nearest chunks of a workspace with their cosine similarity.
+///
+/// A workspace without blocks, or a search within some documents, is compared exactly; a large one after a first pass
+/// over its one-bit codes.
 fn nearest(
     workspace: pgrx::Uuid,
     model: &str,
@@ -224,20 +232,52 @@ fn nearest(
     allowed: Option<&[pgrx::Uuid]>,
     depth: usize,
 ) -> Result<Vec<(Id, f64)>> {
-    let schema = owner::vector_schema()?;
-    let restriction = if allowed.is_some() { "and v.source_id = any ($5)" } else { "" };
-    let mut args: Vec<DatumWithOid> =
-        vec![workspace.into(), model.into(), vector.to_vec().into(), (depth as i64).into()];
     if let Some(allowed) = allowed {
-        args.push(allowed.to_vec().into());
+        return compare(workspace, model, vector, depth, "and v.source_id = any ($5)", allowed);
     }
+    let mut most = PROMISING.max(depth * 2);
+    loop {
+        let Some(promising) = packing::promising(workspace, model, vector, most)? else {
+            return compare(workspace, model, vector, depth, "and $5 is not null", &[]);
+        };
+        let named = promising.len();
+        let ids: Vec<pgrx::Uuid> = promising.into_iter().map(pgrx::Uuid::from_bytes).collect();
+        let mut near = compare(workspace, model, vector, named, "and v.chunk_id = any ($5)", &ids)?;
+        // Blocks may name chunks that are gone: where those crowd out the living, look at more.
+        if named < most || near.len() * 2 >= named {
+            near.extend(compare(
+                workspace,
+                model,
+                vector,
+                depth,
+                "and v.chunk_id in (select l.chunk_id from helper.knowledge_loose l where l.workspace_id = $1 and l.model = $2) and $5 is not null",
+                &[],
+            )?);
+            near.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            near.truncate(depth);
+            return Ok(near);
+        }
+        most *= 4;
+    }
+}
+
+/// The nearest chunks among those that a condition on `v` and `$5` allows, compared exactly.
+fn compare(
+    workspace: pgrx::Uuid,
+    model: &str,
+    vector: &[f32],
+    depth: usize,
+    condition: &'static str,
+    ids: &[pgrx::Uuid],
+) -> Result<Vec<(Id, f64)>> {
+    let schema = owner::vector_schema()?;
     spi::select(
         &format!(
             "select v.chunk_id, -(v.embedding operator({schema}.<#>) (select helper._halfvec($3))) \
-             from helper.knowledge_vectors v where v.workspace_id = $1 and v.model = $2 {restriction} \
+             from helper.knowledge_vectors v where v.workspace_id = $1 and v.model = $2 {condition} \
              order by v.embedding operator({schema}.<#>) (select helper._halfvec($3)) limit $4"
         ),
-        &args,
+        &[workspace.into(), model.into(), vector.to_vec().into(), (depth as i64).into(), ids.to_vec().into()],
         |row| Ok((*row.get::<pgrx::Uuid>(1)?.as_bytes(), row.get::<f64>(2)?)),
     )
 }
@@ -275,6 +315,12 @@ impl Corpus {
             });
         }
         Ok(Corpus { parts })
+    }
+
+    /// What no chunk's score passes.
+    fn most(&self, config: &str) -> f64 {
+        let terms = self.parts.iter().filter(|part| part.config == config).flat_map(|part| &part.terms);
+        terms.map(|(_, idf)| terms::most(*idf)).sum::<f64>().max(f64::MIN_POSITIVE)
     }
 
     fn score(&self, config: &str, length: i32, count: impl Fn(i64) -> u8) -> f64 {
@@ -315,10 +361,10 @@ impl Corpus {
         let mut matches: Vec<Match> = Vec::new();
         let mut counts: Vec<u8> = Vec::new();
         let mut with: Vec<Vec<i64>> = self.parts.iter().map(|part| vec![0; part.terms.len()]).collect();
-        spi::scan(sql, &[workspace.into(), keys.into()], |row| {
-            let config = row.get::<&str>(3)?;
-            let Some(at) = self.parts.iter().position(|part| part.config == config) else { return Ok(()) };
-            let packed = row.get::<&[u8]>(5)?;
+        spi::scan(sql, &[workspace.into(), keys.into()], 64, |row| {
+            let config = row.bytes(3)?;
+            let Some(at) = self.parts.iter().position(|part| part.config.as_bytes() == config) else { return Ok(()) };
+            let packed = row.bytes(5)?;
             let begin = counts.len();
             for (n, (key, _)) in self.parts[at].terms.iter().enumerate() {
                 let count = terms::count(packed, *key);
@@ -329,11 +375,11 @@ impl Corpus {
                 counts.truncate(begin);
                 return Ok(());
             }
-            let source = *row.get::<pgrx::Uuid>(2)?.as_bytes();
+            let source = row.uuid(2)?;
             matches.push(Match {
-                id: *row.get::<pgrx::Uuid>(1)?.as_bytes(),
+                id: row.uuid(1)?,
                 part: at,
-                length: row.get(4)?,
+                length: row.integer(4)?,
                 counts: begin,
                 allowed: allowed.as_ref().is_none_or(|allowed| allowed.contains(&source)),
             });
@@ -378,13 +424,16 @@ struct Chunk {
 }
 
 /// Reads the candidates again as the caller, drops what says the same, merges neighbours.
+///
+/// The caller's search path is left alone, as the functions in an application's policies may need it; so this statement
+/// names its operators with their schema.
 fn visible(query: &Query, candidates: &Candidates) -> Result<Vec<Passage>> {
     let ids: Vec<pgrx::Uuid> = candidates.ranked.iter().map(|ranked| pgrx::Uuid::from_bytes(ranked.id)).collect();
     let mut rows: HashMap<Id, (i32, Passage)> = spi::select(
         "select c.id, c.source_id, s.source_type, s.title, c.heading, c.content, c.start_offset, c.end_offset, s.metadata, c.ordinal \
          from helper.knowledge_chunks c \
-         join helper.knowledge_sources s on s.workspace_id = c.workspace_id and s.id = c.source_id \
-         where c.workspace_id = $1 and c.id = any ($2)",
+         join helper.knowledge_sources s on s.workspace_id operator(pg_catalog.=) c.workspace_id and s.id operator(pg_catalog.=) c.source_id \
+         where c.workspace_id operator(pg_catalog.=) $1 and c.id operator(pg_catalog.=) any ($2)",
         &[query.workspace.into(), ids.into()],
         |row| {
             let chunk = row.get::<pgrx::Uuid>(1)?;
@@ -403,6 +452,7 @@ fn visible(query: &Query, candidates: &Candidates) -> Result<Vec<Passage>> {
                 text_rank: None,
                 sentences: Vec::new(),
                 chunks: Vec::new(),
+                gaps: false,
             };
             Ok((*chunk.as_bytes(), (row.get::<i32>(10)?, passage)))
         },
@@ -434,7 +484,7 @@ fn visible(query: &Query, candidates: &Candidates) -> Result<Vec<Passage>> {
         chunks.iter().map(|chunk| Place { source: *chunk.passage.source.as_bytes(), ordinal: chunk.ordinal }).collect();
     let groups = rank::group(&places, query.k, MERGE);
     let mut slots: Vec<Option<Chunk>> = chunks.into_iter().map(Some).collect();
-    Ok(groups
+    let mut passages: Vec<Passage> = groups
         .into_iter()
         .filter_map(|group| {
             let mut members: Vec<Chunk> = group.into_iter().filter_map(|at| slots[at].take()).collect();
@@ -452,15 +502,18 @@ fn visible(query: &Query, candidates: &Candidates) -> Result<Vec<Passage>> {
             merged.text_rank = ranked.text_rank;
             Some(merged)
         })
-        .collect())
+        .collect();
+    fill(query, &mut passages)?;
+    Ok(passages)
 }
 
 /// Appends the next chunk of the same document, without what it repeats.
 fn join(passage: &mut Passage, next: Passage) {
     let gap = next.start - passage.end;
     if gap > 0 {
-        // Only white space lies between two chunks, as much of it as the offsets say.
-        passage.content.extend(std::iter::repeat_n(if gap > 1 { '\n' } else { ' ' }, gap as usize));
+        // As many characters as there are; `fill` puts the right ones there.
+        passage.content.extend(std::iter::repeat_n(' ', gap as usize));
+        passage.gaps = true;
     }
     passage.content.extend(next.content.chars().skip((-gap).max(0) as usize));
     passage.end = passage.end.max(next.end);
@@ -470,6 +523,27 @@ fn join(passage: &mut Passage, next: Passage) {
             passage.sentences.push(sentence);
         }
     }
+}
+
+/// Puts the document's own characters into merged passages, so that a passage is what its offsets say.
+fn fill(query: &Query, passages: &mut [Passage]) -> Result<()> {
+    for passage in passages.iter_mut().filter(|passage| passage.gaps) {
+        let content = spi::first(
+            "select pg_catalog.substr(s.content, $3, $4) from helper.knowledge_sources s \
+             where s.workspace_id operator(pg_catalog.=) $1 and s.id operator(pg_catalog.=) $2",
+            &[
+                query.workspace.into(),
+                passage.source.into(),
+                (passage.start + 1).into(),
+                (passage.end - passage.start).into(),
+            ],
+            |row| row.get::<String>(1),
+        )?;
+        if let Some(content) = content {
+            passage.content = content;
+        }
+    }
+    Ok(())
 }
 
 fn method(name: &str) -> Result<Method> {
