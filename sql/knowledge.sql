@@ -6,6 +6,7 @@ create table helper.knowledge_sources (
   source_type text not null constraint knowledge_sources_source_type_check check (source_type ~ '^[a-z][a-z0-9_]{0,62}$'),
   external_id text,
   title text not null constraint knowledge_sources_title_check check (title ~ '[^[:space:]]'),
+  file_name text,
   content text,
   mime_type text,
   metadata jsonb not null default '{}' constraint knowledge_sources_metadata_check check (jsonb_typeof(metadata) = 'object'),
@@ -29,7 +30,8 @@ comment on column helper.knowledge_sources.workspace_id is 'Workspace that the d
 comment on column helper.knowledge_sources.id is 'Identifier, in order of creation';
 comment on column helper.knowledge_sources.source_type is 'What the document is, such as uploaded_doc, kb_article or contact';
 comment on column helper.knowledge_sources.external_id is 'The application''s own identifier; one document for each type and identifier';
-comment on column helper.knowledge_sources.title is 'Title; it is embedded with each chunk';
+comment on column helper.knowledge_sources.title is 'Title, embedded with each chunk; of a file the title that stands in it, else its name';
+comment on column helper.knowledge_sources.file_name is 'Name of the file as it was given; null for a text';
 comment on column helper.knowledge_sources.content is 'All of the text as it is searchable now; offsets count its characters from 0; null until first indexed';
 comment on column helper.knowledge_sources.mime_type is 'Media type of what was given';
 comment on column helper.knowledge_sources.metadata is 'The application''s own facts, an object; search can filter on it';
@@ -350,9 +352,9 @@ declare
   v_changed boolean;
 begin
   insert into helper.knowledge_sources as s
-    (workspace_id, source_type, external_id, title, mime_type, metadata, language, attachment_id, input_hash, created_by)
+    (workspace_id, source_type, external_id, title, file_name, mime_type, metadata, language, attachment_id, input_hash, created_by)
   values
-    (workspace, source_type, external_id, title, mime_type, metadata, language, attachment, v_hash, helper.current_user_id())
+    (workspace, source_type, external_id, title, case when is_file then title end, mime_type, metadata, language, attachment, v_hash, helper.current_user_id())
   on conflict on constraint knowledge_sources_external_id_key do update
   set title = excluded.title,
     mime_type = excluded.mime_type,
@@ -474,7 +476,7 @@ begin
 end
 $$;
 comment on function helper.add_file(text, bytea, text, jsonb, uuid) is
-  'Adds a file (plain text, Markdown, HTML, CSV) as a document and returns its id; the format follows from mime_type or the name. A file that cannot be read fails in knowledge_sources with its cause. Needs the role member. Errors: 22023, 42501, 42704, 53400';
+  'Adds a file (plain text, Markdown, HTML, CSV) as a document and returns its id; the format follows from mime_type or the name, and the title from the file where it has one. A file that cannot be read fails in knowledge_sources with its cause. Needs the role member. Errors: 22023, 42501, 42704, 53400';
 
 -- The document, if the caller may change it: its adder or an admin.
 create function helper._changeable_source(id uuid) returns helper.knowledge_sources
@@ -582,8 +584,8 @@ create view helper.index_progress with (security_invoker = true) as
     p.ready as done,
     p.failed,
     p.pending,
-    round(p.recent_chunks / 60.0, 1) as chunks_per_second,
-    case when p.recent_documents > 0 then make_interval(secs => round(p.pending * 60.0 / p.recent_documents)::double precision) end as time_left
+    round((p.recent_chunks / p.seconds)::numeric, 1) as chunks_per_second,
+    case when p.recent_documents > 0 then make_interval(secs => round(p.pending * p.seconds / p.recent_documents)) end as time_left
   from (
     select
       s.workspace_id,
@@ -593,7 +595,10 @@ create view helper.index_progress with (security_invoker = true) as
       count(*) filter (where s.status = 'failed') as failed,
       count(*) filter (where s.status = 'pending') as pending,
       count(*) filter (where s.indexed_at > now() - interval '1 minute') as recent_documents,
-      coalesce(sum(s.chunk_count) filter (where s.indexed_at > now() - interval '1 minute'), 0) as recent_chunks
+      coalesce(sum(s.chunk_count) filter (where s.indexed_at > now() - interval '1 minute'), 0) as recent_chunks,
+      -- What was given less than a minute ago did not have a whole minute.
+      least(60, greatest(1, extract(epoch from now() - min(s.updated_at)
+        filter (where s.status = 'pending' or s.indexed_at > now() - interval '1 minute'))))::double precision as seconds
     from helper.knowledge_sources s
     group by s.workspace_id
   ) p;

@@ -1,7 +1,8 @@
 //! The local provider's answer: the sentences of the documents that answer the question, in their own words, cited.
 //!
-//! It extracts and never writes. Whether the documents answer at all is decided from how near the best sentence is to
-//! the question and how much of the question's words it has.
+//! It extracts and never writes. Whether the documents answer at all is decided from the best sentence: how near it is
+//! to the question, how much of the question's words it has, and how well its passage was found. As these can be compared
+//! between questions, so can their sum; weights and bounds were measured, see `docs/search.md`.
 
 /// A sentence that might answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,7 +27,13 @@ pub struct Sentence {
 pub const MOST: usize = 4;
 
 /// A sentence joins the answer if its score is at least this share of the best one's.
-const WORTH: f64 = 0.72;
+const WORTH: f64 = 0.8;
+
+/// From this score on a sentence is an answer rather than merely the nearest text.
+const ANSWERS: f64 = 0.4;
+
+/// A sentence as near as this answers even in words that are all its own.
+const NEAR: f64 = 0.62;
 
 impl Sentence {
     /// How well it answers, 0 to 1.
@@ -35,9 +42,14 @@ impl Sentence {
     }
 }
 
-/// Whether the best sentence is an answer rather than merely the nearest text.
+/// Whether any sentence is an answer.
 pub fn answers(sentences: &[Sentence]) -> bool {
-    sentences.iter().any(|s| s.similarity >= 0.62 || (s.similarity >= 0.3 && s.similarity + 0.55 * s.coverage >= 0.62))
+    sentences.iter().any(|sentence| sentence.score() >= ANSWERS || sentence.similarity >= NEAR)
+}
+
+/// Whether a sentence only announces the next one.
+pub fn announces(text: &str) -> bool {
+    text.ends_with([':', '：'])
 }
 
 /// Chooses the sentences of the answer and puts them in order: passages as they rank, sentences as they stand.
@@ -121,6 +133,8 @@ mod tests {
         far.coverage = 0.1;
         assert!(!answers(&[far]));
         assert!(answers(&[sentence(0, 0, 0.7, "Refunds take ten days.")]));
+        assert!(answers(&[sentence(0, 0, 0.3, "Ten days.")].map(|found| Sentence { coverage: 0.8, ..found })));
+        assert!(!answers(&[sentence(0, 0, 0.3, "Ten days.")].map(|found| Sentence { coverage: 0.1, ..found })));
         assert!(!answers(&[]));
     }
 }

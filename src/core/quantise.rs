@@ -89,8 +89,11 @@ impl Probe {
             .map(|eight| {
                 let mut entries = [0; 256];
                 for (byte, entry) in entries.iter_mut().enumerate() {
-                    let sum: f32 =
-                        eight.iter().enumerate().map(|(bit, value)| if byte >> bit & 1 == 1 { *value } else { -*value }).sum();
+                    let sum: f32 = eight
+                        .iter()
+                        .enumerate()
+                        .map(|(bit, value)| if byte >> bit & 1 == 1 { *value } else { -*value })
+                        .sum();
                     *entry = (sum / scale) as i16;
                 }
                 entries
@@ -103,7 +106,8 @@ impl Probe {
     pub fn estimates<'a>(&'a self, codes: &'a [u8]) -> impl Iterator<Item = f32> + 'a {
         let signs = self.table.len();
         codes.chunks_exact(signs + 4).map(move |code| {
-            let sum: i32 = self.table.iter().zip(code).map(|(entries, byte)| i32::from(entries[usize::from(*byte)])).sum();
+            let sum: i32 =
+                self.table.iter().zip(code).map(|(entries, byte)| i32::from(entries[usize::from(*byte)])).sum();
             let factor = f32::from_le_bytes([code[signs], code[signs + 1], code[signs + 2], code[signs + 3]]);
             sum as f32 * self.scale * factor
         })
@@ -115,7 +119,9 @@ mod tests {
     use super::*;
 
     fn unit(seed: u64, n: usize) -> Vec<f32> {
-        let raw: Vec<f32> = (0..n as u64).map(|at| (0..4).map(|k| mix(seed << 40 | at << 8 | k) as f32 / u64::MAX as f32 - 0.5).sum()).collect();
+        let raw: Vec<f32> = (0..n as u64)
+            .map(|at| (0..4).map(|k| mix(seed << 40 | at << 8 | k) as f32 / u64::MAX as f32 - 0.5).sum())
+            .collect();
         let length = raw.iter().map(|x| x * x).sum::<f32>().sqrt();
         raw.iter().map(|x| x / length).collect()
     }
@@ -144,14 +150,16 @@ mod tests {
         let vectors: Vec<Vec<f32>> = (0..400)
             .map(|seed| {
                 let near = seed as f32 / 400.0;
-                let mixed: Vec<f32> = unit(seed + 10, 384).iter().zip(&query).map(|(x, q)| x * (1.0 - near) + q * near).collect();
+                let mixed: Vec<f32> =
+                    unit(seed + 10, 384).iter().zip(&query).map(|(x, q)| x * (1.0 - near) + q * near).collect();
                 let length = dot(&mixed, &mixed).sqrt();
                 mixed.iter().map(|x| x / length).collect()
             })
             .collect();
         vectors.iter().for_each(|vector| encode(vector, &mut codes));
         assert_eq!(codes.len(), 400 * code_size(384));
-        let errors: Vec<f32> = probe.estimates(&codes).zip(&vectors).map(|(estimate, vector)| estimate - dot(vector, &query)).collect();
+        let errors: Vec<f32> =
+            probe.estimates(&codes).zip(&vectors).map(|(estimate, vector)| estimate - dot(vector, &query)).collect();
         let mean = errors.iter().sum::<f32>() / 400.0;
         let spread = (errors.iter().map(|e| e * e).sum::<f32>() / 400.0).sqrt();
         assert!(mean.abs() < 0.01, "mean {mean}");

@@ -1,7 +1,8 @@
-//! Putting evidence together: scores scaled per query and added, near-duplicates dropped, neighbours merged.
+//! Putting evidence together: scores scaled and added, near-duplicates dropped, neighbours merged.
 //!
-//! A convex combination of scaled scores, rather than of ranks, after Bruch, Gai and Ingber, "An Analysis of Fusion
-//! Functions for Hybrid Retrieval" (2022); measured on our own sets, see `docs/search.md`.
+//! A convex combination of scores rather than of ranks, each divided by its theoretical maximum, after Bruch, Gai and
+//! Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval" (2022). Scaled so, rather than over a query's own
+//! candidates, scores of different queries can be compared; measured on our own sets, see `docs/search.md`.
 
 use std::collections::HashMap;
 
@@ -28,6 +29,18 @@ pub struct Evidence {
     pub sentence: f64,
     /// BM25 score.
     pub text: f64,
+    /// BM25 score as a share of the most that any chunk could have for this query.
+    pub words: f64,
+}
+
+/// Weight of the best sentence in a candidate's similarity; the rest is the chunk's own.
+const SENTENCE: f64 = 0.75;
+
+impl Evidence {
+    /// Similarity of the chunk and its best sentence, 0 to 1.
+    fn similarity(&self) -> f64 {
+        (SENTENCE * self.sentence + (1.0 - SENTENCE) * self.chunk).clamp(0.0, 1.0)
+    }
 }
 
 /// A candidate with its place in each list and its score.
@@ -43,7 +56,7 @@ pub struct Ranked {
     pub text_rank: Option<u32>,
 }
 
-/// Ranks candidates: both scores are scaled to 0..1 over this query's candidates and added with their weights.
+/// Ranks candidates: similarity and words, 0 to 1 each, are added with their weights.
 ///
 /// `vector` and `text` are the two lists of candidates, best first.
 pub fn fuse(
@@ -55,26 +68,13 @@ pub fn fuse(
 ) -> Vec<Ranked> {
     let place = |list: &[Id]| -> HashMap<Id, u32> { list.iter().copied().zip(1..).collect() };
     let (vector_places, text_places) = (place(vector), place(text));
-    let dense = |e: &Evidence| (e.chunk + e.sentence) / 2.0;
-    let mut low = f64::INFINITY;
-    let mut high = f64::NEG_INFINITY;
-    let mut most: f64 = 0.0;
-    for e in evidence.values() {
-        low = low.min(dense(e));
-        high = high.max(dense(e));
-        most = most.max(e.text);
-    }
     let mut ranked: Vec<Ranked> = evidence
         .iter()
         .map(|(id, e)| {
             let score = match method {
                 Method::Vector => e.chunk,
                 Method::Text => e.text,
-                Method::Hybrid => {
-                    let dense = if high > low { (dense(e) - low) / (high - low) } else { 1.0 };
-                    let words = if most > 0.0 { e.text / most } else { 0.0 };
-                    vector_weight * dense + (1.0 - vector_weight) * words
-                }
+                Method::Hybrid => vector_weight * e.similarity() + (1.0 - vector_weight) * e.words.clamp(0.0, 1.0),
             };
             Ranked {
                 id: *id,
@@ -151,9 +151,9 @@ mod tests {
     #[test]
     fn a_chunk_that_both_find_comes_before_one_that_either_finds() {
         let evidence = HashMap::from([
-            (id(1), Evidence { chunk: 0.8, sentence: 0.8, text: 0.0 }),
-            (id(2), Evidence { chunk: 0.7, sentence: 0.7, text: 9.0 }),
-            (id(3), Evidence { chunk: 0.1, sentence: 0.1, text: 10.0 }),
+            (id(1), Evidence { chunk: 0.8, sentence: 0.8, text: 0.0, words: 0.0 }),
+            (id(2), Evidence { chunk: 0.7, sentence: 0.7, text: 9.0, words: 0.6 }),
+            (id(3), Evidence { chunk: 0.1, sentence: 0.1, text: 10.0, words: 0.7 }),
         ]);
         let ranked = fuse(&evidence, &[id(1), id(2)], &[id(3), id(2)], Method::Hybrid, 0.5);
         assert_eq!(ranked[0].id, id(2));
@@ -163,8 +163,8 @@ mod tests {
     #[test]
     fn no_words_found_still_ranks_by_embedding() {
         let evidence = HashMap::from([
-            (id(1), Evidence { chunk: 0.3, sentence: 0.3, text: 0.0 }),
-            (id(2), Evidence { chunk: 0.6, sentence: 0.6, text: 0.0 }),
+            (id(1), Evidence { chunk: 0.3, sentence: 0.3, ..Evidence::default() }),
+            (id(2), Evidence { chunk: 0.6, sentence: 0.6, ..Evidence::default() }),
         ]);
         assert_eq!(fuse(&evidence, &[id(2), id(1)], &[], Method::Hybrid, 0.5)[0].id, id(2));
     }
@@ -180,11 +180,11 @@ mod tests {
     proptest! {
         #[test]
         fn scores_are_between_0_and_1_and_descend(
-            scores in proptest::collection::vec((-1.0f64..1.0, -1.0f64..1.0, 0.0f64..50.0), 1..40),
+            scores in proptest::collection::vec((-1.0f64..1.0, -1.0f64..1.0, 0.0f64..1.0), 1..40),
             weight in 0.0f64..1.0,
         ) {
             let evidence: HashMap<Id, Evidence> = scores.iter().enumerate()
-                .map(|(n, (chunk, sentence, text))| (id(n as u8), Evidence { chunk: *chunk, sentence: *sentence, text: *text })).collect();
+                .map(|(n, (chunk, sentence, words))| (id(n as u8), Evidence { chunk: *chunk, sentence: *sentence, text: *words * 50.0, words: *words })).collect();
             let ranked = fuse(&evidence, &[], &[], Method::Hybrid, weight);
             prop_assert_eq!(ranked.len(), evidence.len());
             prop_assert!(ranked.windows(2).all(|pair| pair[0].score >= pair[1].score));

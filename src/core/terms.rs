@@ -1,10 +1,11 @@
 //! Terms of a chunk in a compact form, and BM25 over them (Robertson and Zaragoza, "The Probabilistic Relevance
 //! Framework: BM25 and Beyond", 2009; the variant of Lucene, whose idf is never negative).
 
-/// Saturation of a term's count.
-pub const K1: f64 = 1.2;
+/// Saturation of a term's count. This and [`B`] are what is usual for passages: whole documents, whose lengths differ
+/// far more than those of chunks, ask for 1.2 and 0.75.
+pub const K1: f64 = 0.9;
 /// Weight of a chunk's length.
-pub const B: f64 = 0.75;
+pub const B: f64 = 0.4;
 
 /// Stands for one term of one configuration in one workspace: FNV-1a with a final mix (that of SplitMix64).
 ///
@@ -65,6 +66,11 @@ pub fn score(idf: f64, count: f64, length: f64, average_length: f64) -> f64 {
     idf * count * (K1 + 1.0) / (count + K1 * (1.0 - B + B * length / average_length.max(1.0)))
 }
 
+/// What the score of one term stays below, however often it occurs.
+pub fn most(idf: f64) -> f64 {
+    idf * (K1 + 1.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +88,15 @@ mod tests {
     fn idf_is_positive_even_for_a_term_in_every_chunk() {
         assert!(idf(10.0, 10.0) > 0.0);
         assert!(idf(10.0, 1.0) > idf(10.0, 5.0));
+    }
+
+    #[test]
+    fn no_score_passes_the_most() {
+        for count in [1.0, 3.0, 255.0] {
+            for length in [1.0, 100.0, 10_000.0] {
+                assert!(score(2.0, count, length, 100.0) < most(2.0));
+            }
+        }
     }
 
     #[test]

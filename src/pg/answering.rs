@@ -189,13 +189,21 @@ fn sentences(found: &Found) -> Result<Vec<Sentence>> {
         let bytes: Vec<usize> =
             passage.content.char_indices().map(|(byte, _)| byte).chain([passage.content.len()]).collect();
         let byte = |offset: u32| bytes.get((i64::from(offset) - i64::from(passage.start)).max(0) as usize).copied();
-        for scored in &passage.sentences {
-            let (Some(start), Some(end)) = (byte(scored.start), byte(scored.end)) else { continue };
-            let text = passage.content.get(start..end).unwrap_or_default();
+        for (n, scored) in passage.sentences.iter().enumerate() {
+            let cut = |to: u32| passage.content.get(byte(scored.start)?..byte(to)?);
+            let Some(mut text) = cut(scored.end) else { continue };
+            let mut end = scored.end;
+            // What only announces the next one is said together with it.
+            if answer::announces(text)
+                && let Some(next) = passage.sentences.get(n + 1)
+                && let Some(both) = cut(next.end)
+            {
+                (text, end) = (both, next.end);
+            }
             sentences.push(Sentence {
                 passage: at,
                 start: scored.start,
-                end: scored.end,
+                end,
                 similarity: f64::from(scored.similarity),
                 coverage: 0.0,
                 passage_score: passage.score,

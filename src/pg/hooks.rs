@@ -65,6 +65,8 @@ unsafe fn template(options: *mut pg_sys::List) -> *mut std::ffi::c_char {
 /// Keeps the worker out of a database until dropped.
 struct Hold {
     database: u32,
+    /// The database was dropped: nobody need look for the extension in it.
+    dropped: bool,
 }
 
 impl Hold {
@@ -77,7 +79,7 @@ impl Hold {
                 slot.worker
             })
         })?;
-        let hold = Hold { database };
+        let hold = Hold { database, dropped: false };
         if worker != 0 {
             let begin = Instant::now();
             // It ends on SIGTERM, in a transaction or not.
@@ -94,6 +96,10 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let launcher = shared::change(|state| {
             if let Some(slot) = state.slot(self.database) {
+                if self.dropped {
+                    *slot = shared::Slot::default();
+                    return 0;
+                }
                 slot.held_by = 0;
                 // Whether the database is still there, and still has the extension, the new worker finds out.
                 slot.wanted = true;
@@ -120,11 +126,14 @@ unsafe extern "C-unwind" fn utility(
     unsafe {
         let database = needed_alone((*statement).utilityStmt);
         // Privileges are checked by the statement itself: who may not drop a database only makes our worker restart.
-        let _hold = if database != 0 && owns(database) { Hold::take(database) } else { None };
+        let mut hold = if database != 0 && owns(database) { Hold::take(database) } else { None };
         let next = PREVIOUS_UTILITY.unwrap_or(standard);
         pg_sys::ffi::pg_guard_ffi_boundary(|| {
             next(statement, query, read_only, context, params, environment, destination, completion)
         });
+        if let Some(hold) = &mut hold {
+            hold.dropped = (*(*statement).utilityStmt).type_ == pg_sys::NodeTag::T_DropdbStmt;
+        }
     }
 }
 

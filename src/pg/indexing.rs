@@ -12,6 +12,9 @@ use std::collections::HashMap;
 /// Texts in one request to the model, so that a long document gives way to others between two of them.
 const SLICE: usize = 64;
 
+/// Longest title, in characters.
+const LONGEST_TITLE: usize = 1000;
+
 /// A leased job.
 #[derive(Clone)]
 pub struct Job {
@@ -37,6 +40,7 @@ pub struct Indexing {
     pub job: Job,
     model: String,
     title: String,
+    is_file: bool,
     input_hash: Vec<u8>,
     prepared: Option<Prepared>,
     /// For each chunk its hash.
@@ -53,7 +57,7 @@ impl Indexing {
     /// Loads a document; the first question is to read and cut it.
     pub fn load(job: Job) -> Result<(Option<Indexing>, Next)> {
         let found = spi::first(
-            "select s.title, s.mime_type, s.language, s.input_hash, i.content, i.is_file \
+            "select s.title, s.mime_type, s.language, s.input_hash, i.content, i.is_file, s.file_name \
              from helper.knowledge_sources s join helper.knowledge_inputs i on i.workspace_id = s.workspace_id and i.source_id = s.id \
              where s.workspace_id = $1 and s.id = $2 and s.status = 'pending'",
             &[job.workspace.into(), job.document.into()],
@@ -65,14 +69,15 @@ impl Indexing {
                     row.get::<Vec<u8>>(4)?,
                     row.get::<Vec<u8>>(5)?,
                     row.get::<bool>(6)?,
+                    row.opt::<String>(7)?,
                 ))
             },
         )?;
-        let Some((title, mime_type, language, input_hash, content, is_file)) = found else {
+        let Some((title, mime_type, language, input_hash, content, is_file, file_name)) = found else {
             return Ok((None, Next::Drop));
         };
         let request = Request::Prepare(Prepare {
-            name: if is_file { title.clone() } else { String::new() },
+            name: file_name.unwrap_or_default(),
             mime_type,
             content,
             language,
@@ -84,6 +89,7 @@ impl Indexing {
             job,
             model: String::new(),
             title,
+            is_file,
             input_hash,
             prepared: None,
             hashes: Vec::new(),
@@ -96,8 +102,15 @@ impl Indexing {
     }
 
     /// Takes the chunks, looks which of them are stored already, and says what to embed.
-    pub fn prepared(&mut self, prepared: Prepared, model: &str) -> Result<Next> {
+    pub fn prepared(&mut self, mut prepared: Prepared, model: &str) -> Result<Next> {
         self.model = model.to_owned();
+        // What a file says of itself reads better than its name, and means more in an embedding.
+        if let Some(own) = prepared.title.as_deref().map(str::trim).filter(|own| self.is_file && !own.is_empty()) {
+            self.title = own.chars().take(LONGEST_TITLE).collect();
+        }
+        for chunk in &mut prepared.chunks {
+            chunk.heading = below(&self.title, &chunk.heading).to_owned();
+        }
         self.hashes = prepared.chunks.iter().map(|chunk| hash(&self.title, chunk)).collect();
         self.known = spi::select(
             "select distinct on (c.content_hash) c.content_hash, c.id, c.start_offset \
@@ -203,7 +216,7 @@ impl Indexing {
         let tokens: u32 = prepared.chunks.iter().map(|chunk| chunk.tokens).sum();
         spi::run(
             "update helper.knowledge_sources s \
-             set status = 'ready', error = null, content = $3, language = coalesce(s.language, $4), chunk_count = $5, token_count = $6, indexed_at = clock_timestamp() \
+             set status = 'ready', error = null, title = $7, content = $3, language = coalesce(s.language, $4), chunk_count = $5, token_count = $6, indexed_at = clock_timestamp() \
              where s.workspace_id = $1 and s.id = $2",
             &[
                 workspace.into(),
@@ -212,6 +225,7 @@ impl Indexing {
                 language.into(),
                 (prepared.chunks.len() as i32).into(),
                 (tokens as i32).into(),
+                self.title.as_str().into(),
             ],
         )?;
         spi::run(
@@ -360,6 +374,16 @@ pub fn is_passing(error: &Error) -> bool {
 /// What is embedded for a chunk or a sentence: it means more with the title and the headings above it.
 pub fn embedded_text(title: &str, heading: &str, content: &str) -> String {
     [title, heading, content].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join("\n")
+}
+
+/// A trail of headings without the document's title, where it begins with it: nothing is to be said twice.
+fn below<'a>(title: &str, heading: &'a str) -> &'a str {
+    const NEXT: &str = " › ";
+    match heading.split_once(NEXT) {
+        Some((first, rest)) if first == title => rest,
+        None if heading == title => "",
+        _ => heading,
+    }
 }
 
 /// A sentence of a chunk.

@@ -146,6 +146,8 @@ pub extern "C-unwind" fn helper_ai_launcher_main(_arg: pg_sys::Datum) {
             // SAFETY: the server's own way to read its configuration again.
             unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
         }
+        // Whoever drops a database waits until every process has answered its barrier, ours too.
+        pgrx::check_for_interrupts!();
         let next = launcher.round();
         wait::wait(None, Some(next));
     }

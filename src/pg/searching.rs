@@ -191,6 +191,7 @@ fn candidates(query: &Query, vector: Option<&(String, Vec<f32>)>, depth: usize) 
     for (id, config, length, packed) in rows {
         if let Some(e) = evidence.get_mut(&id) {
             e.text = corpus.score(&config, length, |key| terms::count(&packed, key));
+            e.words = e.text / corpus.most(&config);
         }
         keys.insert(id, terms::keys(&packed).collect());
     }
@@ -312,6 +313,12 @@ impl Corpus {
             });
         }
         Ok(Corpus { parts })
+    }
+
+    /// What no chunk's score passes.
+    fn most(&self, config: &str) -> f64 {
+        let terms = self.parts.iter().filter(|part| part.config == config).flat_map(|part| &part.terms);
+        terms.map(|(_, idf)| terms::most(*idf)).sum::<f64>().max(f64::MIN_POSITIVE)
     }
 
     fn score(&self, config: &str, length: i32, count: impl Fn(i64) -> u8) -> f64 {

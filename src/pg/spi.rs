@@ -126,9 +126,8 @@ pub fn scan(sql: &str, args: &[DatumWithOid], batch: i64, mut each: impl FnMut(&
                 pg_sys::SPI_cursor_fetch(portal, true, batch as std::ffi::c_long);
                 let table = pg_sys::SPI_tuptable;
                 let count = pg_sys::SPI_processed as usize;
-                let outcome = (0..count).try_for_each(|at| {
-                    each(&Glance { tuple: *(*table).vals.add(at), shape: (*table).tupdesc })
-                });
+                let outcome = (0..count)
+                    .try_for_each(|at| each(&Glance { tuple: *(*table).vals.add(at), shape: (*table).tupdesc }));
                 pg_sys::SPI_freetuptable(table);
                 if outcome.is_err() || count < batch as usize {
                     pg_sys::SPI_cursor_close(portal);
