@@ -257,6 +257,11 @@ async fn every_sql_block_runs_and_prints_what_the_page_says() {
             }
         }
         cluster.admin().await.run(&format!("drop database {database}")).await;
+        // Each page may make the roles it talks of.
+        let roles = "do $$ declare v_role name; begin for v_role in select rolname from pg_roles where oid >= 16384 \
+             and rolname not in ('anon', 'authenticated', 'service_role', 'authenticator') loop \
+             execute format('drop role %I', v_role); end loop; end $$";
+        cluster.admin().await.run(roles).await;
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(compared > 0, "no page shows an output");
