@@ -29,7 +29,7 @@ pub fn define() {
     GucRegistry::define_string_guc(
         c"helper_ai.model_path",
         c"Directory of the local embedding model, laid out as Hugging Face does.",
-        c"Holds tokenizer.json, config.json and model.safetensors. Empty means helper_ai/all-MiniLM-L6-v2 in the server's share directory.",
+        c"Holds tokenizer.json, config.json, and model.safetensors or onnx/model.onnx. Empty means helper_ai/all-MiniLM-L6-v2 in the server's share directory.",
         &MODEL_PATH,
         GucContext::Sighup,
         GucFlags::SUPERUSER_ONLY,
