@@ -336,7 +336,9 @@ impl Cluster {
 
     /// A connection as a role to a database.
     pub async fn connect(&self, database: &str, role: &str) -> Session {
-        self.try_connect(database, role).await.unwrap_or_else(|error| panic!("{role}@{database}: {error}\n{}", self.log()))
+        self.try_connect(database, role)
+            .await
+            .unwrap_or_else(|error| panic!("{role}@{database}: {error}\n{}", self.log()))
     }
 
     /// The same where it may fail.
