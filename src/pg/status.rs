@@ -101,7 +101,11 @@ fn wait_indexed(workspace: Option<pgrx::Uuid>, timeout: Option<Interval>) -> Rep
         }
         if now.pending == 0 {
             if now.failed > 0 {
-                warning!("{} documents could not be indexed; knowledge_sources.error says why", now.failed);
+                warning!(
+                    "{} of {} documents could not be indexed; helper.knowledge_sources.error says why",
+                    now.failed,
+                    now.failed + now.ready
+                );
             }
             return Ok(now.ready);
         }
