@@ -1,4 +1,5 @@
--- Questions and answers.
+-- Questions and answers. The functions leave the caller's search path alone, as an application's policies may need it;
+-- what they do as the owner, they do with a path of their own.
 
 create type helper.reply as (
   answer text,
@@ -33,7 +34,7 @@ create function helper.answer(
   workspace uuid default null,
   options jsonb default '{}'
 ) returns helper.reply
-language c volatile parallel unsafe set search_path = pg_catalog, pg_temp as 'MODULE_PATHNAME', 'answer_question_wrapper';
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'answer_question_wrapper';
 comment on function helper.answer(text, uuid, text, boolean, text, uuid, jsonb) is
   'Answers a question from the documents that the caller may see, with citations, and stores both in a conversation. options: k (passages, 1 to 50), source_types, filter. Errors: 22023, 42704, 55000, 57014';
 
@@ -46,16 +47,6 @@ create function helper.ask(
   workspace uuid default null,
   options jsonb default '{}'
 ) returns text
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
-declare
-  v_reply helper.reply := helper.answer(question, conversation, mode, knowledge, model, workspace, options);
-  v_sources text;
-begin
-  select string_agg(format('[%s] %s', c ->> 'number', concat_ws(' › ', c ->> 'title', nullif(c ->> 'heading', ''))), e'\n' order by n)
-  into v_sources
-  from jsonb_array_elements(v_reply.citations) with ordinality x (c, n);
-  return concat_ws(e'\n\n', v_reply.answer, v_sources);
-end
-$$;
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'ask_question_wrapper';
 comment on function helper.ask(text, uuid, text, boolean, text, uuid, jsonb) is
   'What helper.answer answers, as text, with the list of its sources below. Errors: as helper.answer';

@@ -1,11 +1,40 @@
 -- Tables whose rows are kept as documents. The triggers only write the document and enqueue it; embedding comes later.
 
+-- The owner of a table decides what types its columns have, and to_jsonb runs a cast to json that belongs to a type. So
+-- only Postgres's own types go through it; any other is written by its output function, which only a superuser can make.
+create function helper._attached_fields(attachment helper.attached_tables) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select format('(select coalesce(jsonb_object_agg(f.name, f.value), ''{}'') from (values %s) f (name, value))',
+    coalesce(
+      string_agg(
+        format(
+          case
+            when t.typnamespace = 'pg_catalog'::regnamespace and t.typtype in ('b', 'r') then '(%1$L, to_jsonb(r.%2$I))'
+            else '(%1$L, case when r.%2$I is not null then to_jsonb(format(''%%s'', r.%2$I)) end)'
+          end,
+          a.attname, a.attname),
+        ', '),
+      '(null::text, null::jsonb)'))
+  from pg_attribute a
+  join pg_type t on t.oid = a.atttypid
+  where a.attrelid = attachment.relation
+    and a.attnum > 0
+    and not a.attisdropped
+    and a.attname = any (attachment.key_columns || attachment.metadata_columns
+      || array[attachment.title_column, attachment.content_column, attachment.workspace_column])
+$$;
+comment on function helper._attached_fields(helper.attached_tables) is 'Expression for what is read of a row r of an attached table, a JSON object';
+
 create function helper._attached_key(attachment helper.attached_tables, fields jsonb) returns text
 language sql immutable set search_path = pg_catalog, pg_temp as $$
-  select string_agg(coalesce(fields ->> k.name::text, ''), '/' order by k.n)
-  from unnest(attachment.key_columns) with ordinality k (name, n)
+  select case
+    when cardinality(attachment.key_columns) = 1 then coalesce(fields ->> attachment.key_columns[1]::text, '')
+    else (
+      select string_agg(replace(replace(coalesce(fields ->> k.name::text, ''), '%', '%25'), '/', '%2F'), '/' order by k.n)
+      from unnest(attachment.key_columns) with ordinality k (name, n))
+  end
 $$;
-comment on function helper._attached_key(helper.attached_tables, jsonb) is 'external_id of a row: its key columns, joined';
+comment on function helper._attached_key(helper.attached_tables, jsonb) is 'external_id of a row: its key, or its keys joined by / with % and / in them escaped';
 
 create function helper._attached_put(attachment helper.attached_tables, fields jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -15,11 +44,11 @@ declare
   v_title text := coalesce(nullif(btrim(left(fields ->> attachment.title_column::text, 1000)), ''), attachment.relation::text);
 begin
   if v_workspace is null or v_content is null or btrim(v_content, E' \t\r\n') = '' then
-    perform helper._attached_drop(attachment, fields);
+    perform helper._attached_drop(attachment, helper._attached_key(attachment, fields));
     return;
   end if;
   if octet_length(v_content) > helper._limit_bytes('helper_ai.max_document_size', '50MB') then
-    perform helper._attached_drop(attachment, fields);
+    perform helper._attached_drop(attachment, helper._attached_key(attachment, fields));
     raise warning using message = format('row of table %s is too large to be a document and was left out', attachment.relation);
     return;
   end if;
@@ -42,39 +71,47 @@ end
 $$;
 comment on function helper._attached_put(helper.attached_tables, jsonb) is 'Writes the document of a row';
 
-create function helper._attached_drop(attachment helper.attached_tables, fields jsonb) returns void
+create function helper._attached_drop(attachment helper.attached_tables, key text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   delete from helper.knowledge_sources s
-  where s.attachment_id = attachment.id and s.external_id = helper._attached_key(attachment, fields);
+  where s.attachment_id = attachment.id and s.external_id = key;
 end
 $$;
-comment on function helper._attached_drop(helper.attached_tables, jsonb) is 'Removes the document of a row';
+comment on function helper._attached_drop(helper.attached_tables, text) is 'Removes the document of a row';
 
 create function helper._attached_changed() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_attachment helper.attached_tables;
+  v_fields text;
+  v_row jsonb;
+  v_key text;
 begin
   select a.* into v_attachment from helper.attached_tables a where a.id = tg_argv[0]::uuid;
   if not found then
     return null;
   end if;
-  case tg_op
-    when 'INSERT' then
-      perform helper._attached_put(v_attachment, to_jsonb(r)) from new_rows r;
-    when 'UPDATE' then
-      perform helper._attached_drop(v_attachment, o.fields)
-      from (select to_jsonb(r) as fields from old_rows r) o
-      where not exists (
-        select from new_rows n
-        where helper._attached_key(v_attachment, to_jsonb(n)) = helper._attached_key(v_attachment, o.fields));
-      perform helper._attached_put(v_attachment, to_jsonb(r)) from new_rows r;
-    when 'DELETE' then
-      perform helper._attached_drop(v_attachment, to_jsonb(r)) from old_rows r;
-    when 'TRUNCATE' then
-      delete from helper.knowledge_sources s where s.attachment_id = v_attachment.id;
-  end case;
+  v_fields := helper._attached_fields(v_attachment);
+  if tg_op = 'TRUNCATE' then
+    delete from helper.knowledge_sources s where s.attachment_id = v_attachment.id;
+  elsif tg_op = 'DELETE' then
+    for v_row in execute format('select %s from old_rows r', v_fields) loop
+      perform helper._attached_drop(v_attachment, helper._attached_key(v_attachment, v_row));
+    end loop;
+  else
+    if tg_op = 'UPDATE' then
+      for v_key in execute format(
+        'select helper._attached_key($1, %1$s) from old_rows r except select helper._attached_key($1, %1$s) from new_rows r', v_fields)
+        using v_attachment
+      loop
+        perform helper._attached_drop(v_attachment, v_key);
+      end loop;
+    end if;
+    for v_row in execute format('select %s from new_rows r', v_fields) loop
+      perform helper._attached_put(v_attachment, v_row);
+    end loop;
+  end if;
   return null;
 end
 $$;
@@ -96,6 +133,7 @@ declare
   v_attachment helper.attached_tables;
   v_key name[] := key::name[];
   v_column text;
+  v_row jsonb;
   v_count bigint;
 begin
   if relation is null or title is null or content is null then
@@ -104,6 +142,14 @@ begin
   if not has_table_privilege(helper.caller_role(), relation, 'TRIGGER') or not has_table_privilege(helper.caller_role(), relation, 'SELECT') then
     raise exception using errcode = '42501', message = format('permission denied for table %s', relation),
       detail = 'Attaching a table needs the privileges SELECT and TRIGGER on it.';
+  end if;
+  -- Who sees only some of the rows must not make all of them documents.
+  if exists (
+    select from pg_class c
+    where c.oid = relation and c.relrowsecurity and not pg_has_role(helper.caller_role(), c.relowner, 'USAGE')
+  ) then
+    raise exception using errcode = '42501', message = format('permission denied for table %s', relation),
+      detail = 'A table with row-level security is attached by its owner.';
   end if;
   if not exists (select from pg_class c where c.oid = relation and c.relkind in ('r', 'p') and c.relpersistence = 'p' and c.relnamespace <> 'helper'::regnamespace) then
     raise exception using errcode = '22023', message = format('%s is not an ordinary table', relation);
@@ -151,7 +197,11 @@ begin
     'helper_delete_' || source_type, relation, v_attachment.id);
   execute format('create trigger %I after truncate on %s for each statement execute function helper._attached_changed(%L)',
     'helper_truncate_' || source_type, relation, v_attachment.id);
-  execute format('select count(*) from (select helper._attached_put($1, to_jsonb(r)) from %s r) x', relation) using v_attachment into v_count;
+  v_count := 0;
+  for v_row in execute format('select %s from %s r', helper._attached_fields(v_attachment), relation) loop
+    perform helper._attached_put(v_attachment, v_row);
+    v_count := v_count + 1;
+  end loop;
   return v_count;
 end
 $$;
@@ -166,6 +216,9 @@ declare
   v_rows bigint;
   v_count bigint := 0;
 begin
+  if relation is null then
+    raise exception using errcode = '22023', message = 'relation is null';
+  end if;
   if not has_table_privilege(helper.caller_role(), relation, 'TRIGGER') then
     raise exception using errcode = '42501', message = format('permission denied for table %s', relation);
   end if;
@@ -189,4 +242,4 @@ begin
 end
 $$;
 comment on function helper.detach_table(regclass, text, boolean) is
-  'Stops following a table and removes (or keeps) its documents; returns how many. For administrators, with TRIGGER on the table. Errors: 42501';
+  'Stops following a table and removes (or keeps) its documents; returns how many. For administrators, with TRIGGER on the table. Errors: 22023, 42501';

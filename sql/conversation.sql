@@ -4,7 +4,7 @@ create table helper.conversations (
   workspace_id uuid not null,
   id uuid not null default helper.uuid_v7(),
   user_id uuid not null default helper.current_user_id(),
-  title text constraint conversations_title_check check (title ~ '\S' and char_length(title) <= 500),
+  title text constraint conversations_title_check check (title ~ '[^[:space:]]' and char_length(title) <= 500),
   metadata jsonb not null default '{}' constraint conversations_metadata_check check (jsonb_typeof(metadata) = 'object'),
   message_count integer not null default 0,
   created_at timestamptz not null default clock_timestamp(),
@@ -166,7 +166,7 @@ comment on function helper.create_conversation(text, uuid) is
 create function helper.rename_conversation(id uuid, title text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-  if title is null or title !~ '\S' then
+  if title is null or title !~ '[^[:space:]]' then
     raise exception using errcode = '22023', message = 'title is empty';
   end if;
   if char_length(title) > 500 then
@@ -229,7 +229,7 @@ declare
   v_workspace uuid := helper.current_workspace(workspace);
   v_query tsquery;
 begin
-  if query is null or query !~ '\S' then
+  if query is null or query !~ '[^[:space:]]' then
     raise exception using errcode = '22023', message = 'query is empty';
   end if;
   if "limit" is null or "limit" not between 1 and 1000 then
@@ -336,7 +336,7 @@ begin
       || coalesce(
         (select E'\n' || string_agg(
            pg_catalog.format(E'[%s] %s', s.ordinal, s.title)
-             || coalesce(E'\n\n> ' || regexp_replace(s.quote, '\n', E'\n> ', 'g'), '')
+             || coalesce(E'\n\n> ' || replace(s.quote, E'\n', E'\n> '), '')
              || E'\n', E'\n' order by s.ordinal)
          from helper.message_citations s
          where s.workspace_id = m.workspace_id and s.message_id = m.id),

@@ -5,7 +5,7 @@ create table helper.knowledge_sources (
   id uuid not null default helper.uuid_v7(),
   source_type text not null constraint knowledge_sources_source_type_check check (source_type ~ '^[a-z][a-z0-9_]{0,62}$'),
   external_id text,
-  title text not null constraint knowledge_sources_title_check check (btrim(title) <> ''),
+  title text not null constraint knowledge_sources_title_check check (title ~ '[^[:space:]]'),
   content text,
   mime_type text,
   metadata jsonb not null default '{}' constraint knowledge_sources_metadata_check check (jsonb_typeof(metadata) = 'object'),
@@ -118,6 +118,48 @@ comment on column helper.knowledge_vectors.sentences is 'Embeddings of the chunk
 -- Cascades from chunks look for the chunk alone.
 create index knowledge_vectors_workspace_id_chunk_id_idx on helper.knowledge_vectors (workspace_id, chunk_id);
 
+-- A large workspace's embeddings once more, a bit for each dimension, many in a row: a first pass that reads little.
+create table helper.knowledge_blocks (
+  workspace_id uuid not null,
+  model text not null,
+  chunk_count integer not null,
+  chunk_ids bytea not null,
+  codes bytea not null
+);
+alter table helper.knowledge_blocks alter column chunk_ids set storage plain;
+alter table helper.knowledge_blocks alter column codes set storage plain;
+comment on table helper.knowledge_blocks is 'Embeddings in one bit a dimension, a page full in each row; made from knowledge_vectors and never needed to find a chunk';
+comment on column helper.knowledge_blocks.workspace_id is 'Workspace of the chunks';
+comment on column helper.knowledge_blocks.model is 'Model of the embeddings';
+comment on column helper.knowledge_blocks.chunk_count is 'Chunks in the row, also those that are gone since';
+comment on column helper.knowledge_blocks.chunk_ids is 'Their ids, 16 bytes each';
+comment on column helper.knowledge_blocks.codes is 'Their codes in the same order';
+create index knowledge_blocks_workspace_id_model_idx on helper.knowledge_blocks (workspace_id, model);
+
+create table helper.knowledge_loose (
+  workspace_id uuid not null,
+  model text not null,
+  chunk_id uuid not null,
+  primary key (workspace_id, model, chunk_id),
+  constraint knowledge_loose_vector_fkey foreign key (workspace_id, model, chunk_id) references helper.knowledge_vectors (workspace_id, model, chunk_id) on delete cascade
+);
+comment on table helper.knowledge_loose is 'Embeddings that are in no block';
+comment on column helper.knowledge_loose.workspace_id is 'Workspace of the chunk';
+comment on column helper.knowledge_loose.model is 'Model of the embedding';
+comment on column helper.knowledge_loose.chunk_id is 'The chunk';
+
+create function helper._note_vectors() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  insert into helper.knowledge_loose (workspace_id, model, chunk_id)
+  select n.workspace_id, n.model, n.chunk_id from new_vectors n;
+  return null;
+end
+$$;
+comment on function helper._note_vectors() is 'Every new embedding is in no block at first';
+create trigger knowledge_vectors_note after insert on helper.knowledge_vectors
+  referencing new table as new_vectors for each statement execute function helper._note_vectors();
+
 create table helper.knowledge_terms (
   workspace_id uuid not null,
   chunk_id uuid not null,
@@ -214,6 +256,8 @@ alter table helper.knowledge_chunks enable row level security;
 alter table helper.knowledge_vectors enable row level security;
 alter table helper.knowledge_terms enable row level security;
 alter table helper.knowledge_stats enable row level security;
+alter table helper.knowledge_blocks enable row level security;
+alter table helper.knowledge_loose enable row level security;
 alter table helper.attached_tables enable row level security;
 create policy knowledge_sources_select_member on helper.knowledge_sources for select
   using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
@@ -231,7 +275,7 @@ select pg_catalog.pg_extension_config_dump('helper.knowledge_chunks', '');
 select pg_catalog.pg_extension_config_dump('helper.knowledge_vectors', '');
 select pg_catalog.pg_extension_config_dump('helper.knowledge_terms', '');
 select pg_catalog.pg_extension_config_dump('helper.attached_tables', '');
--- knowledge_stats is not dumped: loading knowledge_terms counts it anew.
+-- knowledge_stats, knowledge_blocks and knowledge_loose are not dumped: loading the tables they are made from makes them.
 
 create function helper._text_config(language text) returns text
 language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
@@ -281,6 +325,10 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   select pg_size_bytes(coalesce(nullif(current_setting(name, true), ''), fallback))
 $$;
 comment on function helper._limit_bytes(text, text) is 'A size setting in bytes';
+
+create function helper._visible(document uuid) returns boolean
+language c volatile strict parallel unsafe set search_path = pg_catalog, pg_temp as 'MODULE_PATHNAME', 'is_visible_wrapper';
+comment on function helper._visible(uuid) is 'Whether the role that asks sees a document, under every policy, also when asked in a security definer function';
 
 -- Writes a document and asks for it to be indexed. Whoever calls this has checked the caller. Unchanged, nothing happens.
 create function helper._put_source(
@@ -337,8 +385,8 @@ language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_most bigint := helper._limit_bytes('helper_ai.max_document_size', '50MB');
 begin
-  if title is null or btrim(title) = '' then
-    raise exception using errcode = '22023', message = 'title is empty';
+  if title is null or title !~ '[^[:space:]]' then
+    raise exception using errcode = '22023', message = case when title is null then 'title is null' else 'title is empty' end;
   end if;
   if length(title) > 1000 then
     raise exception using errcode = '22023', message = format('title has %s characters, at most 1000 are allowed', length(title));
@@ -355,7 +403,7 @@ begin
       hint = 'Use an ISO 639-1 code such as en or id, or null to detect it.';
   end if;
   if bytes is null or bytes = 0 then
-    raise exception using errcode = '22023', message = 'content is empty';
+    raise exception using errcode = '22023', message = case when bytes is null then 'content is null' else 'content is empty' end;
   end if;
   if bytes > v_most then
     raise exception using errcode = '53400', message = format('document has %s, at most %s are allowed', pg_size_pretty(bytes), pg_size_pretty(v_most)),
@@ -364,6 +412,16 @@ begin
 end
 $$;
 comment on function helper._check_document(text, jsonb, text, text, bigint) is 'Refuses a document that cannot be accepted: 22023, or 53400 where it is too large';
+
+create function helper._may_change(source helper.knowledge_sources) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return helper._visible(source.id)
+    and (helper.is_member(source.workspace_id, 'admin')
+      or helper.is_member(source.workspace_id, 'member') and source.created_by is not distinct from helper.current_user_id());
+end
+$$;
+comment on function helper._may_change(helper.knowledge_sources) is 'Whether the caller may change a document: its adder or an admin, who sees it';
 
 create function helper.add_document(
   title text,
@@ -377,13 +435,28 @@ create function helper.add_document(
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_workspace uuid := helper._writable_workspace(workspace, 'member');
+  v_source helper.knowledge_sources;
 begin
   perform helper._check_document(title, metadata, source_type, language, octet_length(btrim(content, E' \t\r\n')));
+  if source_id is not null then
+    select s.* into v_source
+    from helper.knowledge_sources s
+    where s.workspace_id = v_workspace and s.source_type = add_document.source_type and s.external_id = source_id;
+    if found then
+      if not helper._may_change(v_source) then
+        raise exception using errcode = '42501', message = format('permission denied for document "%s" of type "%s"', source_id, source_type),
+          detail = 'Only who added a document and the admins of its workspace may change it.';
+      elsif v_source.attachment_id is not null then
+        raise exception using errcode = '55000', message = format('document "%s" of type "%s" follows a table', source_id, source_type),
+          hint = 'Change the row instead.';
+      end if;
+    end if;
+  end if;
   return helper._put_source(v_workspace, title, convert_to(content, 'UTF8'), false, source_type, source_id, 'text/markdown', metadata, language, null);
 end
 $$;
 comment on function helper.add_document(text, text, text, text, jsonb, text, uuid) is
-  'Adds a text, plain or Markdown, as a document and returns its id; it is searchable once indexed. With a source_id the document of that source_type and source_id is replaced. Needs the role member. Errors: 22023, 42501, 42704, 53400';
+  'Adds a text, plain or Markdown, as a document and returns its id; it is searchable once indexed. With a source_id the document of that source_type and source_id is replaced, by who added it or an admin. Needs the role member. Errors: 22023, 42501, 42704, 53400, 55000 it follows a table';
 
 create function helper.add_file(
   name text,
@@ -412,11 +485,11 @@ begin
   select s.* into v_source
   from helper.knowledge_sources s
   where s.id = _changeable_source.id and helper.is_member(s.workspace_id);
-  if not found then
+  -- What a policy of the application hides does not exist.
+  if not found or not helper._visible(id) then
     raise exception using errcode = '42704', message = format('document "%s" does not exist', id);
   end if;
-  if not helper.is_member(v_source.workspace_id, 'admin')
-    and not (helper.is_member(v_source.workspace_id, 'member') and v_source.created_by is not distinct from helper.current_user_id()) then
+  if not helper._may_change(v_source) then
     raise exception using errcode = '42501', message = format('permission denied for document "%s"', id),
       detail = 'Only who added a document and the admins of its workspace may change it.';
   end if;
@@ -476,6 +549,30 @@ end
 $$;
 comment on function helper.reindex(uuid, uuid, boolean) is
   'Asks for one document (its adder or an admin), or all or all failed ones of a workspace (an admin), to be indexed again; returns how many. What did not change is not embedded again. Errors: 42501, 42704';
+
+create function helper.workspace_progress(
+  workspace uuid,
+  out ready bigint,
+  out failed bigint,
+  out pending bigint,
+  out chunks bigint,
+  out own boolean,
+  out error text
+)
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+  select
+    count(*) filter (where s.status = 'ready'),
+    count(*) filter (where s.status = 'failed'),
+    count(*) filter (where s.status = 'pending'),
+    coalesce(sum(s.chunk_count), 0)::bigint,
+    coalesce(bool_or(s.status = 'pending' and s.xmin = pg_current_xact_id_if_assigned()::xid), false),
+    max(s.error ->> 'message') filter (where s.status = 'pending')
+  from helper.knowledge_sources s
+  where s.workspace_id = any ((select helper.my_workspaces())::uuid[])
+    and (workspace_progress.workspace is null or s.workspace_id = workspace_progress.workspace)
+$$;
+comment on function helper.workspace_progress(uuid) is
+  'How many documents of a workspace (of all of the caller''s, if null) are ready, failed and pending, with the chunks they have; own tells that some were changed by this very transaction. What helper.wait_indexed looks at';
 
 create view helper.index_progress with (security_invoker = true) as
   select

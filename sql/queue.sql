@@ -26,7 +26,7 @@ comment on column helper.jobs.kind is 'What is done: index reads a document, cut
 comment on column helper.jobs.key is 'Jobs with the same key never run at once; for index, the document';
 comment on column helper.jobs.payload is 'What the kind needs to know';
 comment on column helper.jobs.principal_role is 'Role of the caller who asked';
-comment on column helper.jobs.principal_claims is 'JWT claims of the caller who asked';
+comment on column helper.jobs.principal_claims is 'JWT claims of the caller who asked; JSON null when they were malformed';
 comment on column helper.jobs.status is 'queued, running, succeeded, failed or cancelled';
 comment on column helper.jobs.attempts is 'Times that it was claimed and did not end';
 comment on column helper.jobs.result is 'What came of it';
@@ -97,7 +97,7 @@ begin
     return;
   end if;
   insert into helper.jobs (workspace_id, kind, key, payload, principal_role, principal_claims)
-  values (workspace, kind, key, payload, helper.caller_role(), nullif(current_setting('request.jwt.claims', true), '')::jsonb)
+  values (workspace, kind, key, payload, helper.caller_role(), helper.caller_claims())
   returning id into v_job;
   insert into helper.job_queue (workspace_id, job_id, key)
   values (workspace, v_job, key)
@@ -204,11 +204,13 @@ begin
   return v_count;
 end
 $$;
-comment on function helper._release_leases() is 'Gives back what a worker that is gone had claimed; a database has one worker, so at its start every lease is such';
+comment on function helper._release_leases() is 'Gives back what a worker that is gone had claimed; a database has one worker, so at its start and while it runs nothing every lease is such';
 
 create function helper._clean(retention_minutes integer) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
+  -- The worker cleans when it runs nothing, so a lease that is here is nobody's: it was loaded from a dump, say.
+  perform helper._release_leases();
   delete from helper.jobs j
   where j.ctid = any (array(
     select f.ctid from helper.jobs f
@@ -227,4 +229,4 @@ begin
   group by f.workspace_id, f.config;
 end
 $$;
-comment on function helper._clean(integer) is 'Deletes the record of jobs that ended long ago and folds the counts together';
+comment on function helper._clean(integer) is 'Gives back leases that nobody holds, deletes the record of jobs that ended long ago and folds the counts together; called while nothing runs';

@@ -10,23 +10,23 @@ comment on function helper.status() is
   'How the processes are: launcher, this database''s worker and the gateway with its model, load and counts; says what is missing rather than failing. For administrators';
 
 create function helper.embed(input text, model text default null) returns vector
-language c volatile parallel unsafe set search_path = pg_catalog, pg_temp as 'MODULE_PATHNAME', 'embed_one_wrapper';
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'embed_one_wrapper';
 comment on function helper.embed(text, text) is
   'Embedding of a text, of length 1; what exceeds the model''s limit is left out. Errors: 22023, 42704, 55000, 57014';
 
 create function helper.embed_many(inputs text[], model text default null) returns setof vector
-language c volatile parallel unsafe rows 100 set search_path = pg_catalog, pg_temp as 'MODULE_PATHNAME', 'embed_list_wrapper';
+language c volatile parallel unsafe rows 100 as 'MODULE_PATHNAME', 'embed_list_wrapper';
 comment on function helper.embed_many(text[], text) is
   'Embeddings of texts, in their order; call it in the select list to get each as soon as it is made. Errors: 22023, 42704, 55000, 57014';
 
 create function helper.count_tokens(input text, model text default null) returns integer
-language c volatile parallel unsafe set search_path = pg_catalog, pg_temp as 'MODULE_PATHNAME', 'count_tokens_wrapper';
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'count_tokens_wrapper';
 comment on function helper.count_tokens(text, text) is
   'Tokens of a text by the embedding model''s count, without the special ones at its ends. Errors: 22023, 42704, 55000';
 
 create function helper.chunk(content text, max_tokens integer default 256, overlap_tokens integer default 32)
 returns table (ordinal integer, heading text, content text, token_count integer, start_offset integer, end_offset integer)
-language c volatile parallel unsafe rows 20 set search_path = pg_catalog, pg_temp as 'MODULE_PATHNAME', 'chunk_text_wrapper';
+language c volatile parallel unsafe rows 20 as 'MODULE_PATHNAME', 'chunk_text_wrapper';
 comment on function helper.chunk(text, integer, integer) is
   'Cuts a plain or Markdown text as indexing does: at headings, paragraphs and sentences. Offsets count characters from 0; content is the text between them. Errors: 22023, 55000';
 
@@ -51,14 +51,19 @@ create function helper.search(
   end_offset integer,
   metadata jsonb
 )
-language c volatile parallel unsafe rows 8 set search_path = pg_catalog, pg_temp as 'MODULE_PATHNAME', 'search_chunks_wrapper';
+language c volatile parallel unsafe rows 8 as 'MODULE_PATHNAME', 'search_chunks_wrapper';
 comment on function helper.search(text, uuid, integer, text[], jsonb, text) is
   'The k best passages for a query among what the caller may see, best first. method is hybrid (embeddings and BM25; score 0 to 1), vector (score is cosine similarity) or text (score is BM25). filter keeps documents whose metadata contains it. Errors: 22023, 42704, 55000, 57014';
 
 create function helper.wait_indexed(workspace uuid default null, timeout interval default '10 min') returns bigint
-language c volatile parallel unsafe set search_path = pg_catalog, pg_temp as 'MODULE_PATHNAME', 'wait_indexed_wrapper';
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'wait_indexed_wrapper';
 comment on function helper.wait_indexed(uuid, interval) is
   'Waits until no document of the workspace (of any of the caller''s, if null) is pending, tells progress by notices, and returns how many are searchable. Errors: 55000 for documents of the same transaction, 57014 when the time is over';
+
+create function helper.pack_vectors() returns bigint
+language c volatile strict parallel unsafe as 'MODULE_PATHNAME', 'pack_vectors_wrapper';
+comment on function helper.pack_vectors() is
+  'Packs the embeddings of large workspaces for the search''s first pass now rather than when the worker comes to it; returns how many. For administrators, after loading much at once';
 
 create function helper._start_worker() returns void
 language c volatile strict parallel unsafe as 'MODULE_PATHNAME', 'start_worker_wrapper';

@@ -64,9 +64,10 @@ begin
     end;
   end if;
   v_role := helper.caller_role();
-  -- Empty is what a placeholder setting reads after set local, so it means the default too.
+  -- Empty is what a placeholder setting reads after set local, so it means the default too. No backslashes here or in any
+  -- body: a caller who sets standard_conforming_strings off would change what they say.
   if v_role = any (regexp_split_to_array(
-    btrim(coalesce(nullif(current_setting('helper_ai.api_roles', true), ''), 'anon, authenticated')), '\s*,\s*'))
+    btrim(coalesce(nullif(current_setting('helper_ai.api_roles', true), ''), 'anon, authenticated')), '[[:space:]]*,[[:space:]]*'))
   then
     return null;
   end if;
@@ -84,7 +85,7 @@ comment on function helper.current_user_id() is
 
 create table helper.workspaces (
   id uuid not null default helper.uuid_v7(),
-  name text not null constraint workspaces_name_check check (name ~ '\S' and char_length(name) <= 200),
+  name text not null constraint workspaces_name_check check (name ~ '[^[:space:]]' and char_length(name) <= 200),
   slug text not null constraint workspaces_slug_check check (slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$' and char_length(slug) <= 63),
   created_by uuid,
   settings jsonb not null default '{}' constraint workspaces_settings_check check (jsonb_typeof(settings) = 'object'),

@@ -4,6 +4,7 @@ pub mod answer;
 pub mod block;
 pub mod chunk;
 pub mod error;
+pub mod quantise;
 pub mod rank;
 pub mod sentence;
 pub mod sentences;

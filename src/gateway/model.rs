@@ -8,7 +8,7 @@ pub mod matrix;
 pub mod tokens;
 pub mod weights;
 
-use crate::core::error::Result;
+use crate::core::error::{Error, Result};
 use encoder::{Encoder, Scratch};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -88,13 +88,10 @@ impl Model {
             let others: Vec<_> = (1..self.threads.min(passes.len())).map(|_| scope.spawn(run)).collect();
             let mut done = run();
             for other in others {
-                match other.join() {
-                    Ok(part) => done.extend(part),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
+                done.extend(other.join().map_err(|_| Error::bug("the local model panicked"))?);
             }
-            done
-        });
+            Ok::<_, Error>(done)
+        })?;
         done.sort_unstable_by_key(|(start, _)| *start);
         Ok(done.into_iter().flat_map(|(_, part)| part).collect())
     }

@@ -4,7 +4,7 @@ use crate::core::answer::{self, Sentence};
 use crate::core::error::{Error, Result};
 use crate::core::rank::Method;
 use crate::pg::report::Reported;
-use crate::pg::searching::{self, Found, Query};
+use crate::pg::searching::{self, Found, LONGEST, Query};
 use crate::pg::{owner, spi};
 use pgrx::JsonB;
 use pgrx::prelude::*;
@@ -12,9 +12,6 @@ use serde_json::{Value, json};
 
 /// Passages that the answer is taken from.
 const PASSAGES: usize = 6;
-
-/// Longest question, in characters.
-const LONGEST: usize = 8000;
 
 const NO_ANSWER: &str = "The documents do not answer this question.";
 const NEEDS_KNOWLEDGE: &str =
@@ -132,7 +129,8 @@ fn read(
 /// Workspace of a conversation that the caller may see and go on with.
 fn conversation_workspace(id: pgrx::Uuid, workspace: Option<pgrx::Uuid>) -> Result<pgrx::Uuid> {
     let found = spi::first(
-        "select c.workspace_id from helper.conversations c where c.id = $1 and c.user_id = helper.current_user_id() and helper.is_member(c.workspace_id)",
+        "select c.workspace_id from helper.conversations c where c.id operator(pg_catalog.=) $1 \
+         and c.user_id operator(pg_catalog.=) helper.current_user_id() and helper.is_member(c.workspace_id)",
         &[id.into()],
         |row| row.get::<pgrx::Uuid>(1),
     )?;
@@ -304,6 +302,29 @@ fn store(question: &Question, answer: &Answer) -> Result<(pgrx::Uuid, pgrx::Uuid
 /// The local provider reads no prompt and writes no tokens.
 fn usage() -> Value {
     json!({ "input_tokens": 0, "output_tokens": 0, "cost": 0 })
+}
+
+/// `helper.ask`: the answer and a list of its sources.
+#[pg_extern(sql = false, volatile, parallel_unsafe)]
+#[allow(clippy::too_many_arguments)]
+fn ask_question(
+    question: Option<&str>,
+    conversation: Option<pgrx::Uuid>,
+    mode: Option<&str>,
+    knowledge: Option<bool>,
+    model: Option<&str>,
+    workspace: Option<pgrx::Uuid>,
+    options: Option<JsonB>,
+) -> Reported<String> {
+    let question = read(question, conversation, mode, knowledge, model, workspace, options)?;
+    let answer = compose(&question)?;
+    store(&question, &answer)?;
+    let mut text = answer.text;
+    for (citation, gap) in answer.citations.iter().zip(std::iter::once("\n\n").chain(std::iter::repeat("\n"))) {
+        let heading = if citation.heading.is_empty() { String::new() } else { format!(" › {}", citation.heading) };
+        text.push_str(&format!("{gap}[{}] {}{heading}", citation.number, citation.title));
+    }
+    Ok(text)
 }
 
 /// `helper.answer`.

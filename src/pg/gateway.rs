@@ -66,6 +66,8 @@ impl Link {
             }
         }
         self.out.clear();
+        // The memory of one large document is not kept for all the small ones after it.
+        self.out.shrink_to(1 << 20);
         self.sent = 0;
         Ok(())
     }

@@ -29,7 +29,10 @@ unsafe fn needed_alone(statement: *mut pg_sys::Node) -> u32 {
         let name = match (*statement).type_ {
             pg_sys::NodeTag::T_DropdbStmt => (*statement.cast::<pg_sys::DropdbStmt>()).dbname,
             pg_sys::NodeTag::T_AlterDatabaseStmt => (*statement.cast::<pg_sys::AlterDatabaseStmt>()).dbname,
-            pg_sys::NodeTag::T_CreatedbStmt => template((*statement.cast::<pg_sys::CreatedbStmt>()).options),
+            pg_sys::NodeTag::T_CreatedbStmt => {
+                let named = template((*statement.cast::<pg_sys::CreatedbStmt>()).options);
+                if named.is_null() { c"template1".as_ptr().cast_mut() } else { named }
+            }
             pg_sys::NodeTag::T_RenameStmt => {
                 let rename = statement.cast::<pg_sys::RenameStmt>();
                 if (*rename).renameType != pg_sys::ObjectType::OBJECT_DATABASE {

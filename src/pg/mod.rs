@@ -13,6 +13,7 @@ mod hooks;
 mod indexing;
 mod launcher;
 mod owner;
+mod packing;
 mod report;
 mod searching;
 mod settings;

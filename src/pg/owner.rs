@@ -1,4 +1,5 @@
-//! Acting as the extension's owner for a moment, to read candidates and to write what was checked.
+//! Acting as the extension's owner for a moment, to read candidates and to write what was checked; or as the caller, to
+//! see what they see.
 
 use crate::core::error::{Error, Result};
 use pgrx::prelude::*;
@@ -11,12 +12,19 @@ thread_local! {
 struct Restore {
     user: pg_sys::Oid,
     context: i32,
+    level: i32,
 }
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        // SAFETY: gives back what GetUserIdAndSecContext said before.
-        unsafe { pg_sys::SetUserIdAndSecContext(self.user, self.context) }
+        // SAFETY: gives back what GetUserIdAndSecContext said before, and the path that was set since the level began.
+        // When an error is on its way out, the end of its transaction does the latter, and would find the level gone.
+        unsafe {
+            if !std::thread::panicking() {
+                pg_sys::AtEOXact_GUC(false, self.level);
+            }
+            pg_sys::SetUserIdAndSecContext(self.user, self.context);
+        }
     }
 }
 
@@ -43,19 +51,40 @@ fn owner() -> Result<pg_sys::Oid> {
     Ok(owner)
 }
 
-/// Does something as the extension's owner. `set role` is refused inside; an error or a panic gives the caller back.
+/// Does something as the extension's owner, with a search path on which nobody else can put anything. `set role` is
+/// refused inside; an error or a panic gives the caller back.
 pub fn as_owner<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let owner = owner()?;
+    switched(owner()?, work)
+}
+
+fn switched<T>(to: pg_sys::Oid, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let mut user = pg_sys::InvalidOid;
     let mut context = 0;
     // SAFETY: plain getters and setters of the session's user; `Restore` undoes it on every way out.
     let _restore = unsafe {
         pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
-        let restore = Restore { user, context };
-        pg_sys::SetUserIdAndSecContext(owner, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
+        let restore = Restore { user, context, level: pg_sys::NewGUCNestLevel() };
+        pg_sys::SetUserIdAndSecContext(to, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
+        pg_sys::set_config_option(
+            c"search_path".as_ptr(),
+            c"pg_catalog, pg_temp".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_SAVE,
+            true,
+            0,
+            false,
+        );
         restore
     };
     work()
+}
+
+/// Does something as the role that asks, also where a security definer function stands in between.
+pub fn as_caller<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: a plain getter.
+    let caller = unsafe { pg_sys::GetOuterUserId() };
+    switched(caller, work)
 }
 
 /// Schema that pgvector is in, quoted for use in a statement.

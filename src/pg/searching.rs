@@ -6,9 +6,8 @@ use crate::core::rank::{self, Evidence, Id, Method, Place, Ranked};
 use crate::core::sentences::{self, Scored};
 use crate::core::terms;
 use crate::pg::report::Reported;
-use crate::pg::{embedding, owner, settings, spi, terms as lexing};
+use crate::pg::{embedding, owner, packing, settings, spi, terms as lexing};
 use pgrx::JsonB;
-use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use std::collections::{HashMap, HashSet};
 
@@ -17,6 +16,9 @@ const SMALL: i64 = 2000;
 
 /// Candidates that each list gives at first.
 const DEPTH: usize = 64;
+
+/// Longest query, in characters.
+pub const LONGEST: usize = 8000;
 
 /// Most chunks that are merged into one passage.
 const MERGE: usize = 3;
@@ -97,6 +99,9 @@ pub fn workspace(given: Option<pgrx::Uuid>) -> Result<pgrx::Uuid> {
 pub fn search(query: &Query) -> Result<Found> {
     if query.text.trim().is_empty() {
         return Err(Error::bad_argument("query is empty"));
+    }
+    if query.text.chars().count() > LONGEST {
+        return Err(Error::bad_argument(format!("query has more than {LONGEST} characters")));
     }
     if !(1..=1000).contains(&query.k) {
         return Err(Error::bad_argument(format!("k is {}, expected 1 to 1000", query.k)));
@@ -210,7 +215,13 @@ fn allowed_sources(query: &Query) -> Result<Option<Vec<pgrx::Uuid>>> {
     Ok(Some(sources))
 }
 
-/// The nearest chunks of a workspace, exactly.
+/// Chunks that the first pass over a large workspace passes on to the exact comparison.
+const PROMISING: usize = 400;
+
+/// The nearest chunks of a workspace with their cosine similarity.
+///
+/// A workspace without blocks, or a search within some documents, is compared exactly; a large one after a first pass
+/// over its one-bit codes.
 fn nearest(
     workspace: pgrx::Uuid,
     model: &str,
@@ -218,20 +229,52 @@ fn nearest(
     allowed: Option<&[pgrx::Uuid]>,
     depth: usize,
 ) -> Result<Vec<(Id, f64)>> {
-    let schema = owner::vector_schema()?;
-    let restriction = if allowed.is_some() { "and v.source_id = any ($5)" } else { "" };
-    let mut args: Vec<DatumWithOid> =
-        vec![workspace.into(), model.into(), vector.to_vec().into(), (depth as i64).into()];
     if let Some(allowed) = allowed {
-        args.push(allowed.to_vec().into());
+        return compare(workspace, model, vector, depth, "and v.source_id = any ($5)", allowed);
     }
+    let mut most = PROMISING.max(depth * 2);
+    loop {
+        let Some(promising) = packing::promising(workspace, model, vector, most)? else {
+            return compare(workspace, model, vector, depth, "and $5 is not null", &[]);
+        };
+        let named = promising.len();
+        let ids: Vec<pgrx::Uuid> = promising.into_iter().map(pgrx::Uuid::from_bytes).collect();
+        let mut near = compare(workspace, model, vector, named, "and v.chunk_id = any ($5)", &ids)?;
+        // Blocks may name chunks that are gone: where those crowd out the living, look at more.
+        if named < most || near.len() * 2 >= named {
+            near.extend(compare(
+                workspace,
+                model,
+                vector,
+                depth,
+                "and v.chunk_id in (select l.chunk_id from helper.knowledge_loose l where l.workspace_id = $1 and l.model = $2) and $5 is not null",
+                &[],
+            )?);
+            near.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            near.truncate(depth);
+            return Ok(near);
+        }
+        most *= 4;
+    }
+}
+
+/// The nearest chunks among those that a condition on `v` and `$5` allows, compared exactly.
+fn compare(
+    workspace: pgrx::Uuid,
+    model: &str,
+    vector: &[f32],
+    depth: usize,
+    condition: &'static str,
+    ids: &[pgrx::Uuid],
+) -> Result<Vec<(Id, f64)>> {
+    let schema = owner::vector_schema()?;
     spi::select(
         &format!(
             "select v.chunk_id, -(v.embedding operator({schema}.<#>) (select helper._halfvec($3))) \
-             from helper.knowledge_vectors v where v.workspace_id = $1 and v.model = $2 {restriction} \
+             from helper.knowledge_vectors v where v.workspace_id = $1 and v.model = $2 {condition} \
              order by v.embedding operator({schema}.<#>) (select helper._halfvec($3)) limit $4"
         ),
-        &args,
+        &[workspace.into(), model.into(), vector.to_vec().into(), (depth as i64).into(), ids.to_vec().into()],
         |row| Ok((*row.get::<pgrx::Uuid>(1)?.as_bytes(), row.get::<f64>(2)?)),
     )
 }
@@ -309,10 +352,10 @@ impl Corpus {
         let mut matches: Vec<Match> = Vec::new();
         let mut counts: Vec<u8> = Vec::new();
         let mut with: Vec<Vec<i64>> = self.parts.iter().map(|part| vec![0; part.terms.len()]).collect();
-        spi::scan(sql, &[workspace.into(), keys.into()], |row| {
-            let config = row.get::<&str>(3)?;
-            let Some(at) = self.parts.iter().position(|part| part.config == config) else { return Ok(()) };
-            let packed = row.get::<&[u8]>(5)?;
+        spi::scan(sql, &[workspace.into(), keys.into()], 64, |row| {
+            let config = row.bytes(3)?;
+            let Some(at) = self.parts.iter().position(|part| part.config.as_bytes() == config) else { return Ok(()) };
+            let packed = row.bytes(5)?;
             let begin = counts.len();
             for (n, (key, _)) in self.parts[at].terms.iter().enumerate() {
                 let count = terms::count(packed, *key);
@@ -323,11 +366,11 @@ impl Corpus {
                 counts.truncate(begin);
                 return Ok(());
             }
-            let source = *row.get::<pgrx::Uuid>(2)?.as_bytes();
+            let source = row.uuid(2)?;
             matches.push(Match {
-                id: *row.get::<pgrx::Uuid>(1)?.as_bytes(),
+                id: row.uuid(1)?,
                 part: at,
-                length: row.get(4)?,
+                length: row.integer(4)?,
                 counts: begin,
                 allowed: allowed.as_ref().is_none_or(|allowed| allowed.contains(&source)),
             });
@@ -372,13 +415,16 @@ struct Chunk {
 }
 
 /// Reads the candidates again as the caller, drops what says the same, merges neighbours.
+///
+/// The caller's search path is left alone, as the functions in an application's policies may need it; so this statement
+/// names its operators with their schema.
 fn visible(query: &Query, candidates: &Candidates) -> Result<Vec<Passage>> {
     let ids: Vec<pgrx::Uuid> = candidates.ranked.iter().map(|ranked| pgrx::Uuid::from_bytes(ranked.id)).collect();
     let mut rows: HashMap<Id, (i32, Passage)> = spi::select(
         "select c.id, c.source_id, s.source_type, s.title, c.heading, c.content, c.start_offset, c.end_offset, s.metadata, c.ordinal \
          from helper.knowledge_chunks c \
-         join helper.knowledge_sources s on s.workspace_id = c.workspace_id and s.id = c.source_id \
-         where c.workspace_id = $1 and c.id = any ($2)",
+         join helper.knowledge_sources s on s.workspace_id operator(pg_catalog.=) c.workspace_id and s.id operator(pg_catalog.=) c.source_id \
+         where c.workspace_id operator(pg_catalog.=) $1 and c.id operator(pg_catalog.=) any ($2)",
         &[query.workspace.into(), ids.into()],
         |row| {
             let chunk = row.get::<pgrx::Uuid>(1)?;
@@ -478,6 +524,17 @@ fn method(name: &str) -> Result<Method> {
     }
 }
 
+/// `helper._visible`: whether the role that asks sees a document.
+#[pg_extern(sql = false, volatile, parallel_unsafe)]
+fn is_visible(document: pgrx::Uuid) -> Reported<bool> {
+    let found = owner::as_caller(|| {
+        spi::first("select true from helper.knowledge_sources s where s.id = $1", &[document.into()], |row| {
+            row.get::<bool>(1)
+        })
+    })?;
+    Ok(found.is_some())
+}
+
 /// `helper.search`.
 #[pg_extern(sql = false, volatile, parallel_unsafe)]
 #[allow(clippy::type_complexity)]
@@ -485,7 +542,7 @@ fn search_chunks(
     query: Option<&str>,
     in_workspace: Option<pgrx::Uuid>,
     k: Option<i32>,
-    source_types: Option<Vec<String>>,
+    source_types: Option<Vec<Option<String>>>,
     filter: Option<JsonB>,
     search_method: Option<&str>,
 ) -> Reported<
@@ -507,11 +564,16 @@ fn search_chunks(
         ),
     >,
 > {
+    let k = k.unwrap_or(8);
+    let source_types = source_types.map(|types| types.into_iter().collect::<Option<Vec<String>>>());
+    if source_types == Some(None) {
+        return Err(Error::bad_argument("source_types holds a null").into());
+    }
     let found = search(&Query {
-        text: query.unwrap_or_default(),
+        text: query.ok_or_else(|| Error::bad_argument("query is null"))?,
         workspace: workspace(in_workspace)?,
-        k: k.unwrap_or(8).max(0) as usize,
-        source_types,
+        k: usize::try_from(k).map_err(|_| Error::bad_argument(format!("k is {k}, expected 1 to 1000")))?,
+        source_types: source_types.flatten(),
         filter: filter.map(|filter| filter.0),
         method: method(search_method.unwrap_or("hybrid"))?,
     })?;

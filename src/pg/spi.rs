@@ -75,22 +75,65 @@ pub fn first<T>(sql: &str, args: &[DatumWithOid], read: impl FnMut(&Row) -> Resu
     Ok(select(sql, args, read)?.into_iter().next())
 }
 
-/// Goes through the rows of a statement that only reads, a few thousand at a time.
-pub fn scan(sql: &str, args: &[DatumWithOid], mut each: impl FnMut(&Row) -> Result<()>) -> Result<()> {
+/// A row that is only looked at while it is there: nothing of it is copied.
+pub struct Glance {
+    tuple: pg_sys::HeapTuple,
+    shape: pg_sys::TupleDesc,
+}
+
+impl Glance {
+    fn datum(&self, column: i32) -> Result<pg_sys::Datum> {
+        let mut null = false;
+        // SAFETY: tuple and shape belong to the rows that SPI fetched last, which `scan` frees only after this.
+        let datum = unsafe { pg_sys::SPI_getbinval(self.tuple, self.shape, column, &mut null) };
+        if null { Err(Error::bug(format!("column {column} is null"))) } else { Ok(datum) }
+    }
+
+    /// The bytes of a `bytea` or `text` column.
+    pub fn bytes(&self, column: i32) -> Result<&[u8]> {
+        // SAFETY: the caller names a column of variable length; what is stored in the row itself is not copied, and a
+        // copy of what is not lives in SPI's memory, which outlives the row.
+        unsafe {
+            let datum = pg_sys::pg_detoast_datum_packed(self.datum(column)?.cast_mut_ptr());
+            Ok(pgrx::varlena::varlena_to_byte_slice(datum))
+        }
+    }
+
+    /// The bytes of a `uuid` column.
+    pub fn uuid(&self, column: i32) -> Result<[u8; 16]> {
+        // SAFETY: a uuid is passed as a pointer to its sixteen bytes.
+        Ok(unsafe { *self.datum(column)?.cast_mut_ptr::<[u8; 16]>() })
+    }
+
+    /// An `integer` column.
+    pub fn integer(&self, column: i32) -> Result<i32> {
+        Ok(self.datum(column)?.value() as i32)
+    }
+}
+
+/// Goes through the rows of a statement that only reads, `batch` at a time. SPI copies every row it fetches: a batch
+/// well below a hundred kilobytes finds the same memory again each time.
+pub fn scan(sql: &str, args: &[DatumWithOid], batch: i64, mut each: impl FnMut(&Glance) -> Result<()>) -> Result<()> {
     Spi::connect(|client| {
         let plan = plan(client, sql, args)?;
-        let mut cursor = client.try_open_cursor(plan, args)?;
-        loop {
-            let rows = cursor.fetch(4096)?;
-            if rows.is_empty() {
-                return Ok(());
+        // Owns the portal, and closes it on every way out.
+        let cursor = client.try_open_cursor(plan, args)?.detach_into_name();
+        let name = std::ffi::CString::new(cursor).map_err(|_| Error::bug("a cursor's name has a NUL"))?;
+        // SAFETY: the portal was opened above; rows are read only between their fetch and SPI_freetuptable.
+        unsafe {
+            let portal = pg_sys::SPI_cursor_find(name.as_ptr());
+            loop {
+                pg_sys::SPI_cursor_fetch(portal, true, batch as std::ffi::c_long);
+                let table = pg_sys::SPI_tuptable;
+                let count = pg_sys::SPI_processed as usize;
+                let outcome = (0..count)
+                    .try_for_each(|at| each(&Glance { tuple: *(*table).vals.add(at), shape: (*table).tupdesc }));
+                pg_sys::SPI_freetuptable(table);
+                if outcome.is_err() || count < batch as usize {
+                    pg_sys::SPI_cursor_close(portal);
+                    return outcome;
+                }
             }
-            for tuple in rows {
-                each(&Row(tuple))?;
-            }
-            // What was fetched is copied: give it back before the next fetch.
-            // SAFETY: the rows were consumed above.
-            unsafe { pg_sys::SPI_freetuptable(pg_sys::SPI_tuptable) };
         }
     })
 }

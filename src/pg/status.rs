@@ -65,12 +65,7 @@ fn progress(workspace: Option<pgrx::Uuid>) -> Result<Progress> {
     // SAFETY: pushed and popped in pairs; an error in between ends the transaction, which pops it.
     unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
     let progress = spi::first(
-        "select count(*) filter (where s.status = 'ready'), count(*) filter (where s.status = 'failed'), \
-           count(*) filter (where s.status = 'pending'), coalesce(sum(s.chunk_count), 0)::bigint, \
-           coalesce(bool_or(s.status = 'pending' and s.xmin = pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.xid), false), \
-           max(s.error ->> 'message') filter (where s.status = 'pending') \
-         from helper.knowledge_sources s \
-         where s.workspace_id = any ((select helper.my_workspaces())::uuid[]) and ($1 is null or s.workspace_id = $1)",
+        "select ready, failed, pending, chunks, own, error from helper.workspace_progress($1)",
         &[workspace.into()],
         |row| {
             Ok(Progress {

@@ -5,7 +5,7 @@ use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{self, Frame, Item, Reply, Tag};
 use crate::pg::gateway::Link;
 use crate::pg::indexing::{self, Indexing, Job, Next, Stored};
-use crate::pg::{owner, settings, shared, spi, wait};
+use crate::pg::{owner, packing, settings, shared, spi, wait};
 use pgrx::JsonB;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::prelude::*;
@@ -40,6 +40,7 @@ struct Worker {
     careful: bool,
     next_look: Instant,
     next_cleaning: Instant,
+    next_packing: Instant,
     connect_after: Instant,
 }
 
@@ -160,6 +161,7 @@ impl Worker {
             careful: false,
             next_look: now,
             next_cleaning: now + Duration::from_secs(30),
+            next_packing: now + Duration::from_secs(2),
             connect_after: now,
         }
     }
@@ -197,6 +199,12 @@ impl Worker {
                 self.claim();
             }
             self.receive();
+            if now >= self.next_packing {
+                // At once again while there is more, and between two documents rather than after all of them.
+                let packed = self.note(transaction(packing::pack_next)).unwrap_or(0);
+                self.next_packing = now + if packed > 0 { Duration::ZERO } else { Duration::from_secs(10) };
+                self.next_look = self.next_look.min(self.next_packing);
+            }
             if now >= self.next_cleaning && self.tasks.is_empty() {
                 self.next_cleaning = now + Duration::from_secs(60);
                 let keep = settings::JOB_RETENTION.get();

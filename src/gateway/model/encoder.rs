@@ -85,6 +85,7 @@ pub struct Scratch {
     scores: Vec<f32>,
     keys: Packed,
     values: Packed,
+    tiles: Vec<f32>,
 }
 
 impl Encoder {
@@ -104,7 +105,7 @@ impl Encoder {
     pub fn forward(&self, texts: &[&[u32]], scratch: &mut Scratch) -> Vec<Vec<f32>> {
         let hidden = self.hidden;
         let count: usize = texts.iter().map(|text| text.len()).sum();
-        let Scratch { state, sums, attend, context, wide, scores, keys, values } = scratch;
+        let Scratch { state, sums, attend, context, wide, scores, keys, values, tiles } = scratch;
         for (buffer, width) in [(&mut *state, hidden), (sums, hidden), (attend, 3 * hidden), (context, hidden)] {
             buffer.resize(count * width, 0.0);
         }
@@ -121,20 +122,20 @@ impl Encoder {
         self.norm.apply(state);
 
         for layer in &self.layers {
-            layer.attend.apply(state, hidden, Finish::Plain, attend, 3 * hidden);
+            layer.attend.apply(state, hidden, Finish::Plain, attend, 3 * hidden, tiles);
             let mut start = 0;
             for text in texts {
                 let own = start * 3 * hidden..(start + text.len()) * 3 * hidden;
                 let out = &mut context[start * hidden..(start + text.len()) * hidden];
-                self.attention(&attend[own], text.len(), keys, values, scores, out);
+                self.attention(&attend[own], text.len(), keys, values, scores, tiles, out);
                 start += text.len();
             }
-            layer.mixed.apply(context, hidden, Finish::Add(state), sums, hidden);
+            layer.mixed.apply(context, hidden, Finish::Add(state), sums, hidden, tiles);
             layer.mixed_norm.apply(sums);
             for (from, to) in sums.chunks(BLOCK * hidden).zip(state.chunks_mut(BLOCK * hidden)) {
                 let wide = &mut wide[..from.len() / hidden * self.inner];
-                layer.widen.apply(from, hidden, Finish::Gelu, wide, self.inner);
-                layer.narrow.apply(wide, self.inner, Finish::Add(from), to, hidden);
+                layer.widen.apply(from, hidden, Finish::Gelu, wide, self.inner, tiles);
+                layer.narrow.apply(wide, self.inner, Finish::Add(from), to, hidden, tiles);
                 layer.narrow_norm.apply(to);
             }
         }
@@ -148,6 +149,7 @@ impl Encoder {
         pooled.collect()
     }
 
+    #[allow(clippy::too_many_arguments)]
     /// Attention within one text: `attend` holds its queries, keys and values, `out` gets the mixed values.
     fn attention(
         &self,
@@ -156,6 +158,7 @@ impl Encoder {
         keys: &mut Packed,
         values: &mut Packed,
         scores: &mut Vec<f32>,
+        tiles: &mut Vec<f32>,
         out: &mut [f32],
     ) {
         let (hidden, stride) = (self.hidden, 3 * self.hidden);
@@ -168,12 +171,12 @@ impl Encoder {
                 let rows = BLOCK.min(count - block);
                 let scores = &mut scores[..rows * count];
                 let queries = Rows { data: &attend[block * stride + first..], stride, count: rows };
-                multiply(queries, keys, &[], Finish::Plain, scores, count);
+                multiply(queries, keys, &[], Finish::Plain, scores, count, tiles);
                 scores.chunks_exact_mut(count).for_each(|row| {
                     Softmax::new_mut(row).dispatch();
                 });
                 let weights = Rows { data: scores, stride: count, count: rows };
-                multiply(weights, values, &[], Finish::Plain, &mut out[block * hidden + first..], hidden);
+                multiply(weights, values, &[], Finish::Plain, &mut out[block * hidden + first..], hidden, tiles);
             }
         }
     }
@@ -193,9 +196,17 @@ impl Encoder {
 }
 
 impl Linear {
-    fn apply(&self, rows: &[f32], width: usize, finish: Finish<'_>, out: &mut [f32], stride: usize) {
+    fn apply(
+        &self,
+        rows: &[f32],
+        width: usize,
+        finish: Finish<'_>,
+        out: &mut [f32],
+        stride: usize,
+        tiles: &mut Vec<f32>,
+    ) {
         let rows = Rows { data: rows, stride: width, count: rows.len() / width };
-        multiply(rows, &self.weight, &self.bias, finish, out, stride);
+        multiply(rows, &self.weight, &self.bias, finish, out, stride, tiles);
     }
 }
 

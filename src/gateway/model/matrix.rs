@@ -2,7 +2,7 @@
 //!
 //! In: rows of numbers and a [`Packed`] matrix, laid out once so that the inner loop reads it in one straight line.
 //! Out: the product with a bias and, where asked for, GELU or a residual already applied. The vector instructions are
-//! chosen when the program runs. Nothing here starts a thread, and a call with an output of the right size never allocates.
+//! chosen when the program runs. Nothing here starts a thread.
 
 use rten_simd::ops::{BitOps, NumOps};
 use rten_simd::{Isa, SimdOp, SimdUnaryOp};
@@ -85,8 +85,17 @@ pub enum Finish<'a> {
 /// Writes `left × right + bias`, finished, to rows of `out` that lie `stride` numbers apart.
 ///
 /// `bias` is empty or has one number for each column. Every row of `left` has at least as many numbers as `right` has rows.
-pub fn multiply(left: Rows<'_>, right: &Packed, bias: &[f32], finish: Finish<'_>, out: &mut [f32], stride: usize) {
-    Multiply { left, right, bias, finish, out, stride }.dispatch();
+/// `tiles` is memory that is kept from one call to the next.
+pub fn multiply(
+    left: Rows<'_>,
+    right: &Packed,
+    bias: &[f32],
+    finish: Finish<'_>,
+    out: &mut [f32],
+    stride: usize,
+    tiles: &mut Vec<f32>,
+) {
+    Multiply { left, right, bias, finish, out, stride, tiles }.dispatch();
 }
 
 struct Multiply<'a> {
@@ -96,6 +105,8 @@ struct Multiply<'a> {
     finish: Finish<'a>,
     out: &'a mut [f32],
     stride: usize,
+    /// Rows of the left side, in tiles of [`TILE`] rows, each tile column by column.
+    tiles: &'a mut Vec<f32>,
 }
 
 impl SimdOp for Multiply<'_> {
@@ -103,36 +114,49 @@ impl SimdOp for Multiply<'_> {
 
     #[inline(always)]
     fn eval<I: Isa>(self, isa: I) {
-        let Multiply { left, right, bias, finish, out, stride } = self;
+        let Multiply { left, right, bias, finish, out, stride, tiles } = self;
         let ops = isa.f32();
         let lanes = ops.len();
         let panel = 2 * lanes;
+        let load = |from: &[f32]| if from.len() == lanes { ops.load(from) } else { ops.load_pad(from).0 };
         let padded = right.width.next_multiple_of(panel);
         for block in (0..left.count).step_by(ROWS) {
             let block_end = left.count.min(block + ROWS);
             for start in (0..right.depth).step_by(DEPTH) {
                 let depth = DEPTH.min(right.depth - start);
                 let last = start + depth == right.depth;
+                tiles.resize((block_end - block).next_multiple_of(TILE) * depth, 0.0);
+                for (index, own) in tiles.chunks_exact_mut(depth * TILE).enumerate() {
+                    // A tile that is not full repeats the last row; the copies are not stored.
+                    let [r0, r1, r2, r3, r4, r5]: [&[f32]; TILE] = std::array::from_fn(|i| {
+                        let row = (block + index * TILE + i).min(block_end - 1);
+                        &left.data[row * left.stride + start..][..depth]
+                    });
+                    let rows = r0.iter().zip(r1).zip(r2).zip(r3).zip(r4).zip(r5);
+                    for (to, (((((x0, x1), x2), x3), x4), x5)) in own.chunks_exact_mut(TILE).zip(rows) {
+                        to.copy_from_slice(&[*x0, *x1, *x2, *x3, *x4, *x5]);
+                    }
+                }
                 let panels = &right.data[start * padded..][..depth * padded];
                 for (index, columns) in panels.chunks_exact(depth * panel).enumerate() {
                     let first = index * panel;
-                    for tile in (block..block_end).step_by(TILE) {
+                    for (index, own) in tiles.chunks_exact(depth * TILE).enumerate() {
+                        let tile = block + index * TILE;
                         let rows = TILE.min(block_end - tile);
-                        // A tile that is not full repeats its last row; the copies are not stored.
-                        let a: [&[f32]; TILE] = std::array::from_fn(|i| {
-                            &left.data[(tile + i.min(rows - 1)) * left.stride + start..][..depth]
-                        });
                         let mut sums = [[ops.zero(); 2]; TILE];
-                        for (at, b) in columns.chunks_exact(panel).enumerate().take(depth) {
+                        for (x, b) in own.chunks_exact(TILE).zip(columns.chunks_exact(panel)) {
                             let b0 = ops.load(&b[..lanes]);
                             let b1 = ops.load(&b[lanes..]);
                             for i in 0..TILE {
-                                let x = ops.splat(a[i][at]);
+                                let x = ops.splat(x[i]);
                                 sums[i][0] = ops.mul_add(x, b0, sums[i][0]);
                                 sums[i][1] = ops.mul_add(x, b1, sums[i][1]);
                             }
                         }
-                        for (i, pair) in sums.iter().take(rows).enumerate() {
+                        for (i, pair) in sums.iter().enumerate() {
+                            if i >= rows {
+                                break;
+                            }
                             for (half, sum) in pair.iter().enumerate() {
                                 let column = first + half * lanes;
                                 let count = lanes.min(right.width.saturating_sub(column));
@@ -142,17 +166,15 @@ impl SimdOp for Multiply<'_> {
                                 let from = (tile + i) * stride + column;
                                 let mut value = *sum;
                                 if start > 0 {
-                                    value = ops.add(value, ops.load_pad(&out[from..from + count]).0);
+                                    value = ops.add(value, load(&out[from..from + count]));
                                 } else if !bias.is_empty() {
-                                    value = ops.add(value, ops.load_pad(&bias[column..column + count]).0);
+                                    value = ops.add(value, load(&bias[column..column + count]));
                                 }
                                 if last {
                                     value = match finish {
                                         Finish::Plain => value,
                                         Finish::Gelu => Gelu {}.eval(isa, value),
-                                        Finish::Add(other) => {
-                                            ops.add(value, ops.load_pad(&other[from..from + count]).0)
-                                        }
+                                        Finish::Add(other) => ops.add(value, load(&other[from..from + count])),
                                     };
                                 }
                                 if count == lanes {

@@ -62,7 +62,7 @@ fn a_product_is_right_for_every_shape() {
         let packed = Packed::new(depth, width, right);
         let mut out = vec![9.0; rows * (width + 1)];
         let given = Rows { data: &left, stride: depth + 2, count: rows };
-        multiply(given, &packed, &bias, Finish::Add(&other), &mut out, width + 1);
+        multiply(given, &packed, &bias, Finish::Add(&other), &mut out, width + 1, &mut Vec::new());
         for row in 0..rows {
             for column in 0..width {
                 let product = (0..depth).map(|k| f64::from(left[row * (depth + 2) + k]) * f64::from(right(k, column)));

@@ -52,6 +52,8 @@ join pg_proc p on p.oid = m.objid
 join pg_language l on l.oid = p.prolang
 where m.classid = 'pg_proc'::regclass
   and l.lanname <> 'c'
+  -- the names in a parsed body were looked up when it was made
+  and p.prosqlbody is null
   and not coalesce(p.proconfig @> array['search_path=pg_catalog, pg_temp'], false)
 order by 1;
 
