@@ -39,7 +39,7 @@ comment on column helper.knowledge_sources.language is 'ISO 639-1 code, given or
 comment on column helper.knowledge_sources.status is 'pending: waits to be indexed (an earlier version stays searchable); ready; failed: see error';
 comment on column helper.knowledge_sources.error is 'Why indexing failed: sqlstate, message, detail, hint';
 comment on column helper.knowledge_sources.attachment_id is 'The attached table that it follows, if any';
-comment on column helper.knowledge_sources.input_hash is 'SHA-256 of what was given, to tell whether it changed';
+comment on column helper.knowledge_sources.input_hash is 'SHA-256 of title, media type and content as given, to tell whether they changed';
 comment on column helper.knowledge_sources.chunk_count is 'Chunks that are searchable';
 comment on column helper.knowledge_sources.token_count is 'Tokens in these chunks, by the embedding model''s count';
 comment on column helper.knowledge_sources.created_by is 'Who added it';
@@ -347,7 +347,8 @@ create function helper._put_source(
 ) returns uuid
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_hash bytea := sha256(content);
+  -- All that is embedded or tells how the content is read: a job that began with another version is dropped.
+  v_hash bytea := sha256(convert_to(concat_ws(e'\n', title, mime_type), 'UTF8') || content);
   v_id uuid;
   v_changed boolean;
 begin

@@ -5,6 +5,7 @@
 
 pub mod encoder;
 pub mod matrix;
+pub mod onnx;
 pub mod tokens;
 pub mod weights;
 
@@ -29,8 +30,9 @@ pub struct Model {
 impl Model {
     /// Reads a model's directory, laid out as Hugging Face does; `threads` are used by [`Model::embed`].
     ///
-    /// `tokenizer.json`, `config.json` and `model.safetensors` are needed; `sentence_bert_config.json` and
-    /// `1_Pooling/config.json` are honoured where present. Fails with `NotReady`, saying which file and what.
+    /// `tokenizer.json`, `config.json`, and `model.safetensors` or `onnx/model.onnx` are needed; where both are, the
+    /// former is read. `sentence_bert_config.json` and `1_Pooling/config.json` are honoured where present. Fails with
+    /// `NotReady`, saying which file and what.
     pub fn load(dir: &Path, threads: usize) -> Result<Model> {
         let encoder = weights::read(dir)?;
         let tokens = Tokens::load(dir, encoder.vocabulary(), encoder.longest())?;

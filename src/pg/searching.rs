@@ -51,6 +51,8 @@ pub struct Passage {
     pub sentences: Vec<Scored>,
     /// The chunks it was merged from: one past the last character of each, in order.
     chunks: Vec<(i32, pgrx::Uuid)>,
+    /// White space lies between two of them, which the chunks do not have.
+    gaps: bool,
 }
 
 impl Passage {
@@ -450,6 +452,7 @@ fn visible(query: &Query, candidates: &Candidates) -> Result<Vec<Passage>> {
                 text_rank: None,
                 sentences: Vec::new(),
                 chunks: Vec::new(),
+                gaps: false,
             };
             Ok((*chunk.as_bytes(), (row.get::<i32>(10)?, passage)))
         },
@@ -481,7 +484,7 @@ fn visible(query: &Query, candidates: &Candidates) -> Result<Vec<Passage>> {
         chunks.iter().map(|chunk| Place { source: *chunk.passage.source.as_bytes(), ordinal: chunk.ordinal }).collect();
     let groups = rank::group(&places, query.k, MERGE);
     let mut slots: Vec<Option<Chunk>> = chunks.into_iter().map(Some).collect();
-    Ok(groups
+    let mut passages: Vec<Passage> = groups
         .into_iter()
         .filter_map(|group| {
             let mut members: Vec<Chunk> = group.into_iter().filter_map(|at| slots[at].take()).collect();
@@ -499,15 +502,18 @@ fn visible(query: &Query, candidates: &Candidates) -> Result<Vec<Passage>> {
             merged.text_rank = ranked.text_rank;
             Some(merged)
         })
-        .collect())
+        .collect();
+    fill(query, &mut passages)?;
+    Ok(passages)
 }
 
 /// Appends the next chunk of the same document, without what it repeats.
 fn join(passage: &mut Passage, next: Passage) {
     let gap = next.start - passage.end;
     if gap > 0 {
-        // Only white space lies between two chunks, as much of it as the offsets say.
-        passage.content.extend(std::iter::repeat_n(if gap > 1 { '\n' } else { ' ' }, gap as usize));
+        // As many characters as there are; `fill` puts the right ones there.
+        passage.content.extend(std::iter::repeat_n(' ', gap as usize));
+        passage.gaps = true;
     }
     passage.content.extend(next.content.chars().skip((-gap).max(0) as usize));
     passage.end = passage.end.max(next.end);
@@ -517,6 +523,27 @@ fn join(passage: &mut Passage, next: Passage) {
             passage.sentences.push(sentence);
         }
     }
+}
+
+/// Puts the document's own characters into merged passages, so that a passage is what its offsets say.
+fn fill(query: &Query, passages: &mut [Passage]) -> Result<()> {
+    for passage in passages.iter_mut().filter(|passage| passage.gaps) {
+        let content = spi::first(
+            "select pg_catalog.substr(s.content, $3, $4) from helper.knowledge_sources s \
+             where s.workspace_id operator(pg_catalog.=) $1 and s.id operator(pg_catalog.=) $2",
+            &[
+                query.workspace.into(),
+                passage.source.into(),
+                (passage.start + 1).into(),
+                (passage.end - passage.start).into(),
+            ],
+            |row| row.get::<String>(1),
+        )?;
+        if let Some(content) = content {
+            passage.content = content;
+        }
+    }
+    Ok(())
 }
 
 fn method(name: &str) -> Result<Method> {

@@ -298,7 +298,8 @@ impl Cluster {
         command
     }
 
-    fn try_up(&self) -> bool {
+    /// Tries to start the server.
+    pub fn try_up(&self) -> bool {
         self.pg_ctl(&["-w", "-t", "60", "start"]).status().unwrap().success()
     }
 
@@ -336,7 +337,9 @@ impl Cluster {
 
     /// A connection as a role to a database.
     pub async fn connect(&self, database: &str, role: &str) -> Session {
-        self.try_connect(database, role).await.unwrap_or_else(|error| panic!("{role}@{database}: {error}\n{}", self.log()))
+        self.try_connect(database, role)
+            .await
+            .unwrap_or_else(|error| panic!("{role}@{database}: {error}\n{}", self.log()))
     }
 
     /// The same where it may fail.

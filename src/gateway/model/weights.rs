@@ -5,9 +5,13 @@
 
 use super::encoder::{Encoder, Layer, Linear, Norm, Pooling};
 use super::matrix::Packed;
+use super::onnx::Graph;
 use crate::core::error::{Error, Result};
+use prost::bytes::Bytes;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
+use std::borrow::Cow;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// The name a model goes by: its directory's last component.
@@ -19,14 +23,14 @@ pub fn name_of(dir: &Path) -> String {
 pub fn unusable(dir: &Path, file: &str, what: impl std::fmt::Display) -> Error {
     Error::not_ready(format!("local model \"{}\" cannot be loaded", name_of(dir)))
         .detail(format!("In \"{}\", {file}: {what}.", dir.display()))
-        .hint("Install the model again: its directory holds config.json, tokenizer.json and model.safetensors.")
+        .hint("Install the model again: its directory holds config.json, tokenizer.json, and model.safetensors or onnx/model.onnx.")
 }
 
 /// A JSON file of the directory, or `None` where there is no such file.
 pub fn json(dir: &Path, file: &str) -> Result<Option<Value>> {
     match std::fs::read(dir.join(file)) {
         Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| unusable(dir, file, error)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(unusable(dir, file, error)),
     }
 }
@@ -39,8 +43,6 @@ struct Family {
     layers: &'static str,
     heads: &'static str,
     activation: &'static str,
-    /// What may stand before every name.
-    prefix: &'static str,
     layer: &'static str,
     query: [&'static str; 3],
     mixed: &'static str,
@@ -60,7 +62,6 @@ const BERT: Family = Family {
     layers: "num_hidden_layers",
     heads: "num_attention_heads",
     activation: "hidden_act",
-    prefix: "bert.",
     layer: "encoder.layer.",
     query: ["attention.self.query", "attention.self.key", "attention.self.value"],
     mixed: "attention.output.dense",
@@ -74,7 +75,7 @@ const BERT: Family = Family {
 
 const FAMILIES: [Family; 3] = [
     BERT,
-    Family { kinds: &["roberta", "xlm-roberta", "camembert"], prefix: "roberta.", padded_positions: true, ..BERT },
+    Family { kinds: &["roberta", "xlm-roberta", "camembert"], padded_positions: true, ..BERT },
     Family {
         kinds: &["distilbert"],
         hidden: "dim",
@@ -82,7 +83,6 @@ const FAMILIES: [Family; 3] = [
         layers: "n_layers",
         heads: "n_heads",
         activation: "activation",
-        prefix: "distilbert.",
         layer: "transformer.layer.",
         query: ["attention.q_lin", "attention.k_lin", "attention.v_lin"],
         mixed: "attention.out_lin",
@@ -97,6 +97,8 @@ const FAMILIES: [Family; 3] = [
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
+const EXPORT: &str = "onnx/model.onnx";
+const WORDS: &str = "embeddings.word_embeddings.weight";
 
 /// Reads configuration and weights.
 pub fn read(dir: &Path) -> Result<Encoder> {
@@ -128,9 +130,8 @@ pub fn read(dir: &Path) -> Result<Encoder> {
     let first_position = if family.padded_positions { padding + 1 } else { 0 };
     let epsilon = config.get("layer_norm_eps").and_then(Value::as_f64).unwrap_or(1e-12) as f32;
 
-    let bytes = std::fs::read(dir.join(WEIGHTS)).map_err(|error| unusable(dir, WEIGHTS, error))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| unusable(dir, WEIGHTS, error))?;
-    let weights = Weights { dir, tensors, prefix: family.prefix };
+    let (file, bytes) = weights_file(dir)?;
+    let weights = Weights::new(dir, file, &bytes)?;
 
     let mut positions =
         weights.read("embeddings.position_embeddings.weight", &[number("max_position_embeddings")?, hidden])?;
@@ -143,7 +144,7 @@ pub fn read(dir: &Path) -> Result<Encoder> {
         let types = weights.read("embeddings.token_type_embeddings.weight", &[number("type_vocab_size")?, hidden])?;
         positions.chunks_exact_mut(hidden).for_each(|row| row.iter_mut().zip(&types).for_each(|(x, t)| *x += t));
     }
-    let words = weights.read("embeddings.word_embeddings.weight", &[number("vocab_size")?, hidden])?;
+    let words = weights.read(WORDS, &[number("vocab_size")?, hidden])?;
     let norm = |name: &str| -> Result<Norm> {
         Ok(Norm {
             scale: weights.read(&format!("{name}.weight"), &[hidden])?,
@@ -188,38 +189,100 @@ fn pooling(dir: &Path) -> Result<Pooling> {
     }
 }
 
-struct Weights<'a> {
-    dir: &'a Path,
-    tensors: SafeTensors<'a>,
-    prefix: &'a str,
+/// The file that holds the weights, and what is in it.
+fn weights_file(dir: &Path) -> Result<(&'static str, Bytes)> {
+    let read = |file: &'static str| std::fs::read(dir.join(file)).map(|bytes| (file, Bytes::from(bytes)));
+    match read(WEIGHTS) {
+        Err(error) if error.kind() == ErrorKind::NotFound => match read(EXPORT) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(unusable(dir, WEIGHTS, format!("there is neither this file nor {EXPORT}")))
+            }
+            export => export.map_err(|error| unusable(dir, EXPORT, error)),
+        },
+        weights => weights.map_err(|error| unusable(dir, WEIGHTS, error)),
+    }
 }
 
-impl Weights<'_> {
+/// A tensor as a file holds it.
+pub struct Tensor<'a> {
+    /// Rows first.
+    pub shape: Vec<usize>,
+    /// What the numbers are.
+    pub dtype: Dtype,
+    /// Little-endian, as many as the shape says.
+    pub data: Cow<'a, [u8]>,
+    /// The numbers lie column by column; only of matrices.
+    pub flipped: bool,
+}
+
+/// Where tensors come from.
+enum Source<'a> {
+    Tensors(SafeTensors<'a>),
+    Export(Graph),
+}
+
+impl Source<'_> {
+    fn tensor(&self, name: &str) -> std::result::Result<Tensor<'_>, String> {
+        match self {
+            Source::Tensors(tensors) => {
+                let view = tensors.tensor(name).map_err(|_| format!("tensor \"{name}\" is missing"))?;
+                let (shape, data) = (view.shape().to_vec(), Cow::Borrowed(view.data()));
+                Ok(Tensor { shape, dtype: view.dtype(), data, flipped: false })
+            }
+            Source::Export(graph) => graph.tensor(name),
+        }
+    }
+
+    /// What stands before every name, such as `bert.`; models of a larger one, and exports, put the path to them there.
+    fn prefix(&self) -> String {
+        let names: Box<dyn Iterator<Item = &str> + '_> = match self {
+            Source::Tensors(tensors) => Box::new(tensors.iter().map(|(name, _)| name)),
+            Source::Export(graph) => Box::new(graph.names()),
+        };
+        let prefixes = names.filter_map(|name| name.strip_suffix(WORDS));
+        let prefixes = prefixes.filter(|prefix| prefix.is_empty() || prefix.ends_with('.'));
+        prefixes.min_by_key(|prefix| (prefix.len(), *prefix)).unwrap_or("").to_owned()
+    }
+}
+
+struct Weights<'a> {
+    dir: &'a Path,
+    file: &'static str,
+    source: Source<'a>,
+    prefix: String,
+}
+
+impl<'a> Weights<'a> {
+    fn new(dir: &'a Path, file: &'static str, bytes: &'a Bytes) -> Result<Weights<'a>> {
+        let source = if file == EXPORT {
+            Source::Export(Graph::read(bytes.clone()).map_err(|what| unusable(dir, file, what))?)
+        } else {
+            Source::Tensors(SafeTensors::deserialize(bytes).map_err(|error| unusable(dir, file, error))?)
+        };
+        let prefix = source.prefix();
+        Ok(Weights { dir, file, source, prefix })
+    }
+
     /// A tensor of that shape, in single precision.
     fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let prefixed = || self.tensors.tensor(&format!("{}{name}", self.prefix));
-        let view = self.tensors.tensor(name).or_else(|_| prefixed());
-        let view = view.map_err(|_| unusable(self.dir, WEIGHTS, format!("tensor \"{name}\" is missing")))?;
-        if view.shape() != shape {
-            let what = format!("tensor \"{name}\" has shape {:?}, expected {shape:?}", view.shape());
-            return Err(unusable(self.dir, WEIGHTS, what));
+        let wrong = |what: String| unusable(self.dir, self.file, what);
+        let Tensor { shape: found, dtype, data, flipped } =
+            self.source.tensor(&format!("{}{name}", self.prefix)).map_err(wrong)?;
+        if found != shape {
+            return Err(wrong(format!("tensor \"{name}\" has shape {found:?}, expected {shape:?}")));
         }
-        let data = view.data();
         let pairs = || data.chunks_exact(2).map(|pair| [pair[0], pair[1]]);
-        let values: Vec<f32> = match view.dtype() {
+        let mut values: Vec<f32> = match dtype {
             Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             Dtype::F16 => pairs().map(|pair| half::f16::from_le_bytes(pair).to_f32()).collect(),
             Dtype::BF16 => pairs().map(|pair| half::bf16::from_le_bytes(pair).to_f32()).collect(),
-            other => {
-                return Err(unusable(
-                    self.dir,
-                    WEIGHTS,
-                    format!("tensor \"{name}\" holds {other:?}, expected numbers"),
-                ));
-            }
+            other => return Err(wrong(format!("tensor \"{name}\" holds {other:?}, expected numbers"))),
         };
+        if let (true, [rows, columns]) = (flipped, shape) {
+            values = (0..rows * columns).map(|at| values[at % columns * rows + at / columns]).collect();
+        }
         if !values.iter().all(|value| value.is_finite()) {
-            return Err(unusable(self.dir, WEIGHTS, format!("tensor \"{name}\" holds a value that is not a number")));
+            return Err(wrong(format!("tensor \"{name}\" holds a value that is not a number")));
         }
         Ok(values)
     }
