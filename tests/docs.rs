@@ -83,7 +83,11 @@ fn examples(page: &str, text: &str) -> Vec<Example> {
     let mut examples = Vec::new();
     for (at, block) in blocks.iter().enumerate() {
         let line = block.begin + 1;
-        assert!(LANGUAGES.contains(&block.language.as_str()), "{page}:{line}: a block cannot be \"{}\"", block.language);
+        assert!(
+            LANGUAGES.contains(&block.language.as_str()),
+            "{page}:{line}: a block cannot be \"{}\"",
+            block.language
+        );
         if block.language == "text" {
             let checked = at > 0 && blocks[at - 1].language == "sql" && follows(&blocks[at - 1], block);
             assert!(checked, "{page}:{line}: no sql block stands right before this output, so nothing checks it");
@@ -104,7 +108,8 @@ fn run(cluster: &Cluster, page: &str, database: &str, examples: &[Example]) -> R
     for (n, example) in examples.iter().enumerate() {
         let fails = example.printed.as_ref().is_some_and(|printed| printed.text.contains("ERROR:"));
         let stop = if fails { "off" } else { "on" };
-        write!(script, "\\echo '{0}'\n\\warn '{0}'\n\\set ON_ERROR_STOP {stop}\n{1}\n", mark(n), example.sql.text).unwrap();
+        write!(script, "\\echo '{0}'\n\\warn '{0}'\n\\set ON_ERROR_STOP {stop}\n{1}\n", mark(n), example.sql.text)
+            .unwrap();
     }
     let mut psql = cluster
         .program("psql")
@@ -163,8 +168,12 @@ fn matched(text: &[u8], pattern: &str) -> Option<usize> {
         other => *byte == other,
     };
     let length = pattern.len();
-    (text.len() >= length && text.iter().zip(pattern.bytes()).all(|(byte, wanted)| fits(byte, wanted))).then_some(length)
+    (text.len() >= length && text.iter().zip(pattern.bytes()).all(|(byte, wanted)| fits(byte, wanted)))
+        .then_some(length)
 }
+
+/// How times are written, the longest first; what follows of a fraction or a zone belongs to it.
+const TIMES: &[&str] = &["9999-99-99 99:99:99", "9999-99-99T99:99:99", "9999-99-99 99:99"];
 
 /// The text with every uuid and every time replaced by a word.
 fn normal(text: &str) -> String {
@@ -177,7 +186,7 @@ fn normal(text: &str) -> String {
         if let Some(length) = matched(rest, "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx") {
             normal.extend_from_slice(b"00000000-0000-0000-0000-000000000000");
             at += length;
-        } else if let Some(length) = matched(rest, "9999-99-99 99:99:99").or_else(|| matched(rest, "9999-99-99T99:99:99")) {
+        } else if let Some(length) = TIMES.iter().find_map(|pattern| matched(rest, pattern)) {
             times = true;
             let tail = rest[length..].iter().take_while(|byte| byte.is_ascii_digit() || b".+:".contains(*byte)).count();
             normal.extend_from_slice(b"<time>");
@@ -234,6 +243,8 @@ async fn every_sql_block_runs_and_prints_what_the_page_says() {
         cluster.admin().await.run(&format!("create database {database}")).await;
         if !text.contains("create extension helper_ai") {
             cluster.connect(&database, "postgres").await.run("create extension helper_ai cascade").await;
+            // What a page says of the processes is of those that had the time to start.
+            cluster.pids_of(&database).await;
         }
         match run(&cluster, &page, &database, &examples) {
             Err(error) => wrong.push(error),
@@ -359,10 +370,15 @@ async fn the_readme_lists_every_setting_with_its_default() {
 fn every_link_between_pages_leads_somewhere() {
     let pages = pages();
     let anchors = |text: &str| -> Vec<String> {
-        let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+        let headings =
+            text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
         headings
             .map(|heading| {
-                let kept = heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_')).collect::<String>();
+                let kept = heading
+                    .to_lowercase()
+                    .chars()
+                    .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+                    .collect::<String>();
                 kept.replace(' ', "-")
             })
             .collect()
