@@ -172,6 +172,9 @@ fn matched(text: &[u8], pattern: &str) -> Option<usize> {
         .then_some(length)
 }
 
+/// How times are written, the longest first; what follows of a fraction or a zone belongs to it.
+const TIMES: &[&str] = &["9999-99-99 99:99:99", "9999-99-99T99:99:99", "9999-99-99 99:99"];
+
 /// The text with every uuid and every time replaced by a word.
 fn normal(text: &str) -> String {
     let bytes = text.as_bytes();
@@ -183,9 +186,7 @@ fn normal(text: &str) -> String {
         if let Some(length) = matched(rest, "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx") {
             normal.extend_from_slice(b"00000000-0000-0000-0000-000000000000");
             at += length;
-        } else if let Some(length) =
-            matched(rest, "9999-99-99 99:99:99").or_else(|| matched(rest, "9999-99-99T99:99:99"))
-        {
+        } else if let Some(length) = TIMES.iter().find_map(|pattern| matched(rest, pattern)) {
             times = true;
             let tail = rest[length..].iter().take_while(|byte| byte.is_ascii_digit() || b".+:".contains(*byte)).count();
             normal.extend_from_slice(b"<time>");
@@ -242,6 +243,8 @@ async fn every_sql_block_runs_and_prints_what_the_page_says() {
         cluster.admin().await.run(&format!("create database {database}")).await;
         if !text.contains("create extension helper_ai") {
             cluster.connect(&database, "postgres").await.run("create extension helper_ai cascade").await;
+            // What a page says of the processes is of those that had the time to start.
+            cluster.pids_of(&database).await;
         }
         match run(&cluster, &page, &database, &examples) {
             Err(error) => wrong.push(error),
