@@ -43,7 +43,7 @@ declare
   v_content text := fields ->> attachment.content_column::text;
   v_title text := coalesce(nullif(btrim(left(fields ->> attachment.title_column::text, 1000)), ''), attachment.relation::text);
 begin
-  if v_workspace is null or v_content is null or btrim(v_content, E' \t\r\n') = '' then
+  if v_workspace is null or v_content is null or left(v_content, 1000) !~ '[^[:space:]]' and v_content !~ '[^[:space:]]' then
     perform helper._attached_drop(attachment, helper._attached_key(attachment, fields));
     return;
   end if;

@@ -440,7 +440,9 @@ declare
   v_workspace uuid := helper._writable_workspace(workspace, 'member');
   v_source helper.knowledge_sources;
 begin
-  perform helper._check_document(title, metadata, source_type, language, octet_length(btrim(content, E' \t\r\n')));
+  -- Mostly the beginning tells; trimming all of a very large text would need more memory than there may be.
+  perform helper._check_document(title, metadata, source_type, language,
+    case when left(content, 1000) ~ '[^[:space:]]' or content ~ '[^[:space:]]' then octet_length(content) else 0 * octet_length(content) end);
   if source_id is not null then
     select s.* into v_source
     from helper.knowledge_sources s

@@ -730,7 +730,7 @@ async fn every_function_does_what_each_role_may() {
     let rows = world
         .admin
         .query(
-            "select p.proname::text, pg_catalog.array_to_string(array(select 'null::' || pg_catalog.format_type(t, null) from unnest(p.proargtypes) t), ', '), \
+            "select p.proname::text, pg_catalog.array_to_string(array(select '(select null::' || pg_catalog.format_type(t, null) || ')' from unnest(p.proargtypes) t), ', '), \
                p.prorettype = 'trigger'::regtype \
              from pg_proc p where p.pronamespace = 'helper'::regnamespace order by 1",
             &[],
