@@ -182,9 +182,31 @@ def fill(boss, chunks: int) -> list[dict]:
     boss.execute("set maintenance_work_mem = '1GB'")
     for _, definition in indexes:
         boss.execute(definition)
+    # What triggers do for rows that come one by one.
+    boss.execute("insert into helper.knowledge_loose select workspace_id, model, chunk_id from helper.knowledge_vectors")
+    boss.execute("select helper.pack_vectors()")
     for table in tables:
-        boss.execute(f"analyze helper.{table}")
+        boss.execute(f"vacuum analyze helper.{table}")
     return workspaces
+
+
+def known(boss) -> list[dict]:
+    """The workspaces of an earlier run; their embeddings are read when they are asked."""
+    return [
+        {"id": id, "user": person, "size": size}
+        for id, person, size in boss.execute(
+            """select w.id, m.user_id, s.chunks::int from helper.workspaces w
+            join helper.workspace_members m on m.workspace_id = w.id
+            join (select workspace_id, sum(chunks) as chunks from helper.knowledge_stats group by 1) s on s.workspace_id = w.id
+            where w.slug like 'bench-%' order by s.chunks desc"""
+        )
+    ]
+
+
+def read(boss, workspace) -> None:
+    rows = boss.execute("select id, embedding::text from public.bench_items where workspace_id = %s", [workspace["id"]]).fetchall()
+    workspace["ids"] = [row[0] for row in rows]
+    workspace["vectors"] = numpy.array([numpy.fromstring(row[1][1:-1], sep=",") for row in rows], dtype=numpy.float16)
 
 
 def peer(boss, workspaces) -> None:
@@ -217,12 +239,14 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=200_000)
     parser.add_argument("--questions", type=int, default=60)
     parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--keep", action="store_true", help="leave what was made, for BENCH_KEEP=1 and --reuse")
+    parser.add_argument("--reuse", action="store_true", help="measure again what --keep left")
     arguments = parser.parse_args()
     boss = admin()
     start = time.perf_counter()
-    workspaces = fill(boss, arguments.chunks)
+    workspaces = known(boss) if arguments.reuse else fill(boss, arguments.chunks)
     note(f"{sum(w['size'] for w in workspaces):,} chunks in {len(workspaces)} workspaces of {workspaces[-1]['size']} to {workspaces[0]['size']:,}, made in {time.perf_counter() - start:.0f} s")
-    if not arguments.no_peer:
+    if not arguments.no_peer and not arguments.reuse:
         start = time.perf_counter()
         peer(boss, workspaces)
         note(f"the peer's index was made in {time.perf_counter() - start:.0f} s")
@@ -245,6 +269,8 @@ def main() -> None:
         recalls = {key: [] for key in ("vector", "hnsw", "iterative", "exact")}
         for n, question in enumerate(questions[: arguments.questions]):
             workspace = group[n % len(group)]
+            if "ids" not in workspace:
+                read(boss, workspace)
             for connection in (session, plain):
                 become(connection, workspace["user"])
             embedding = []
@@ -292,9 +318,11 @@ def main() -> None:
         if peers:
             for way in ("hnsw", "iterative", "exact"):
                 note(f"peer {way}: p50 {median(times[way]):.2f} ms, p95 {quantile(times[way], 0.95):.2f} ms")
+    if arguments.keep or arguments.reuse:
+        return
     boss.execute("drop table if exists public.bench_items, public.bench_members")
     boss.execute("set session_replication_role = replica")
-    for table in ("vectors", "terms", "chunks", "sources", "stats"):
+    for table in ("loose", "blocks", "vectors", "terms", "chunks", "sources", "stats"):
         boss.execute(f"truncate helper.knowledge_{table} cascade")
     boss.execute("delete from helper.workspace_members where workspace_id in (select id from helper.workspaces where slug like 'bench-%')")
     boss.execute("delete from helper.workspaces where slug like 'bench-%'")

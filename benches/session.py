@@ -84,6 +84,7 @@ def figure(name: str, value: float, unit: str = "", peer: str = "", against: flo
 
     `wanted` is what we hold ourselves to, such as `>= 0.86`; `peer` names the other one.
     """
+    value, against = float(value), None if against is None else float(against)
     unit = f" {unit}" if unit else ""
     line = f"{name}: {number(value)}{unit}"
     beside = []

@@ -241,6 +241,7 @@ impl Frames {
     }
 
     /// The next whole frame, or `None` while one is incomplete.
+    #[allow(clippy::should_implement_trait, reason = "it can fail, and `None` is not the end")]
     pub fn next(&mut self) -> Result<Option<Frame>> {
         let pending = &self.buffer[self.start..];
         let Some(length) = pending.first_chunk::<4>().map(|bytes| u32::from_le_bytes(*bytes) as usize) else {

@@ -57,8 +57,8 @@ fn usage() -> ExitCode {
 }
 
 fn serve(arguments: Arguments) -> ExitCode {
-    // Whoever started us holds the other end of our standard input: when it ends, however it ends, so do we.
-    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM));
+    // Whoever started us holds the other end of our standard input: when it ends, however it ends, so do we, even stopped.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     std::thread::spawn(|| {
         let mut byte = [0];
         while matches!(std::io::stdin().read(&mut byte), Ok(1..)) {}

@@ -3,9 +3,10 @@
 use crate::core::error::{Error, Result};
 use crate::core::wire::{self, Frame, Frames, Hello, Item, PROTOCOL, Reply, Request, Tag};
 use crate::pg::{shared, wait};
+use pgrx::pg_sys;
 use std::cell::RefCell;
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ pub struct Link {
     out: Vec<u8>,
     sent: usize,
     next: u32,
+    greeted: bool,
 }
 
 fn gone() -> Error {
@@ -36,9 +38,8 @@ fn gone() -> Error {
 impl Link {
     /// Connects at once or fails; both hellos are exchanged before the first reply is read.
     pub fn open() -> std::io::Result<Link> {
-        let stream = UnixStream::connect(SOCKET)?;
-        stream.set_nonblocking(true)?;
-        let mut link = Link { stream, frames: Frames::default(), out: Vec::new(), sent: 0, next: 1 };
+        let stream = connect_now()?;
+        let mut link = Link { stream, frames: Frames::default(), out: Vec::new(), sent: 0, next: 1, greeted: false };
         let hello = Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").into() };
         link.out = wire::encode(Tag::Hello, 0, &hello).map_err(std::io::Error::other)?;
         Ok(link)
@@ -58,11 +59,11 @@ impl Link {
     pub fn flush(&mut self) -> Result<()> {
         while self.sent < self.out.len() {
             match self.stream.write(&self.out[self.sent..]) {
-                Ok(0) => return Err(gone()),
+                Ok(0) => return Err(self.farewell()),
                 Ok(count) => self.sent += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return Err(gone()),
+                Err(_) => return Err(self.farewell()),
             }
         }
         self.out.clear();
@@ -70,6 +71,22 @@ impl Link {
         self.out.shrink_to(1 << 20);
         self.sent = 0;
         Ok(())
+    }
+
+    /// Why the other end takes no more: its hello may say.
+    fn farewell(&mut self) -> Error {
+        loop {
+            match self.poll() {
+                Ok(Some(_)) => {}
+                Ok(None) => return gone(),
+                Err(error) => return error,
+            }
+        }
+    }
+
+    /// Whether the gateway's hello has come, so that it is known to be of our version.
+    pub fn greeted(&self) -> bool {
+        self.greeted
     }
 
     /// What a wait needs to know of the socket.
@@ -95,6 +112,7 @@ impl Link {
                         ))
                         .hint("Restart the server after installing a new version."));
                 }
+                self.greeted = true;
             }
             let mut buffer = [0; 65536];
             match self.stream.read(&mut buffer) {
@@ -107,19 +125,59 @@ impl Link {
         }
     }
 
-    fn next(&mut self) -> Result<Frame> {
+    fn next(&mut self, end: Option<Instant>) -> Result<Frame> {
         loop {
             self.flush()?;
             if let Some(frame) = self.poll()? {
                 return Ok(frame);
             }
-            wait::interruptible(Some(self.interest()), None);
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Err(Error::not_ready("the helper_ai gateway does not answer").hint(
+                    "It is busy or stopped. It may be killed at any time: it is restarted at once and loses nothing.",
+                ));
+            }
+            wait::interruptible(Some(self.interest()), left);
         }
     }
 }
 
+/// Address of a Unix socket, `sockaddr_un`.
+#[repr(C)]
+struct Address {
+    family: u16,
+    path: [u8; 108],
+}
+
+unsafe extern "C" {
+    fn socket(family: i32, kind: i32, protocol: i32) -> i32;
+    #[link_name = "connect"]
+    fn connect_socket(socket: i32, address: *const Address, length: u32) -> i32;
+}
+
+/// Connects at once or fails. The standard library's way would wait, deaf to every interrupt, for a gateway that is
+/// stopped and has as many connections waiting as the system allows.
+fn connect_now() -> std::io::Result<UnixStream> {
+    const UNIX: u16 = 1;
+    const STREAM_NONBLOCK_CLOEXEC: i32 = 1 | 0o4000 | 0o2_000_000;
+    let mut address = Address { family: UNIX, path: [0; 108] };
+    address.path[..SOCKET.len()].copy_from_slice(SOCKET.as_bytes());
+    // SAFETY: the address is one, with its length, and the descriptor belongs to the stream as soon as there is one.
+    unsafe {
+        let fd = socket(UNIX.into(), STREAM_NONBLOCK_CLOEXEC, 0);
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        let stream = UnixStream::from_raw_fd(fd);
+        if connect_socket(fd, &raw const address, size_of::<Address>() as u32) != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(stream)
+    }
+}
+
 /// The session's connection, made if need be. A gateway that is just being restarted is waited for.
-fn connect() -> Result<Link> {
+fn connect(patience: Duration) -> Result<Link> {
     shared::check_preloaded()?;
     if let Some(mut link) = IDLE.take() {
         // A gateway that was restarted since has closed it.
@@ -131,10 +189,20 @@ fn connect() -> Result<Link> {
     loop {
         match Link::open() {
             Ok(link) => return Ok(link),
-            Err(error) if begin.elapsed() > PATIENCE => {
+            // SAFETY: a look at the server's state.
+            Err(_) if unsafe { pg_sys::RecoveryInProgress() } => {
+                return Err(Error::not_ready("the helper_ai gateway does not run on a standby server")
+                    .hint("Ask the primary server."));
+            }
+            Err(error) if begin.elapsed() > patience => {
+                let problem = shared::read(|state| state.gateway_problem);
+                let detail = match problem.text() {
+                    "" => format!("Connecting to its socket gave: {error}."),
+                    problem => problem.to_owned(),
+                };
                 return Err(Error::not_ready("the helper_ai gateway is not running")
-                    .detail(format!("Connecting to its socket gave: {error}."))
-                    .hint("The server log says why; the settings helper_ai.gateway_path and helper_ai.model_path tell where it looks."));
+                    .detail(detail)
+                    .hint("The server log says more. helper_ai.gateway_path tells where the program is; empty means next to the server's programs."));
             }
             Err(_) => {
                 wait::interruptible(None, Some(Duration::from_millis(20)));
@@ -144,11 +212,21 @@ fn connect() -> Result<Link> {
 }
 
 /// Sends one request and waits for its end; every part of a streamed reply goes to `each`.
-pub fn ask(request: &Request, mut each: impl FnMut(Item) -> Result<()>) -> Result<Reply> {
-    let mut link = connect()?;
+pub fn ask(request: &Request, each: impl FnMut(Item) -> Result<()>) -> Result<Reply> {
+    converse(request, None, each)
+}
+
+/// Asks how the gateway is; one that does not say so soon is not well.
+pub fn status() -> Result<Reply> {
+    converse(&Request::Status, Some(Duration::from_secs(1)), |_| Ok(()))
+}
+
+fn converse(request: &Request, most: Option<Duration>, mut each: impl FnMut(Item) -> Result<()>) -> Result<Reply> {
+    let mut link = connect(most.unwrap_or(PATIENCE))?;
+    let end = most.map(|most| Instant::now() + most);
     let id = link.request(request)?;
     let outcome = loop {
-        let frame = link.next()?;
+        let frame = link.next(end)?;
         if frame.id != id {
             continue;
         }

@@ -62,52 +62,18 @@ unsafe fn template(options: *mut pg_sys::List) -> *mut std::ffi::c_char {
     }
 }
 
-/// Keeps the worker out of a database until dropped.
-struct Hold {
-    database: u32,
-    /// The database was dropped: nobody need look for the extension in it.
-    dropped: bool,
-}
-
-impl Hold {
-    fn take(database: u32) -> Option<Hold> {
-        // SAFETY: a plain number.
-        let me = unsafe { pg_sys::MyProcPid };
-        let worker = shared::change(|state| {
-            state.slot(database).map(|slot| {
-                slot.held_by = me;
-                slot.worker
-            })
-        })?;
-        let hold = Hold { database, dropped: false };
-        if worker != 0 {
-            let begin = Instant::now();
-            // It ends on SIGTERM, in a transaction or not.
-            shared::terminate(worker);
-            while shared::is_alive(worker) && begin.elapsed() < Duration::from_secs(5) {
-                wait::interruptible(None, Some(Duration::from_millis(5)));
-            }
+/// Gets the worker out of a database and keeps it out until the transaction ends. Returns whether it may have the extension.
+fn vacate(database: u32) -> bool {
+    let Some(worker) = wake::hold(database) else { return false };
+    if worker != 0 {
+        let begin = Instant::now();
+        // It ends on SIGTERM, in a transaction or not.
+        shared::terminate(worker);
+        while shared::is_alive(worker) && begin.elapsed() < Duration::from_secs(5) {
+            wait::interruptible(None, Some(Duration::from_millis(5)));
         }
-        Some(hold)
     }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        let launcher = shared::change(|state| {
-            if let Some(slot) = state.slot(self.database) {
-                if self.dropped {
-                    *slot = shared::Slot::default();
-                    return 0;
-                }
-                slot.held_by = 0;
-                // Whether the database is still there, and still has the extension, the new worker finds out.
-                slot.wanted = true;
-            }
-            state.launcher
-        });
-        shared::wake_process(launcher);
-    }
+    true
 }
 
 #[pg_guard]
@@ -126,13 +92,24 @@ unsafe extern "C-unwind" fn utility(
     unsafe {
         let database = needed_alone((*statement).utilityStmt);
         // Privileges are checked by the statement itself: who may not drop a database only makes our worker restart.
-        let mut hold = if database != 0 && owns(database) { Hold::take(database) } else { None };
+        let vacated = database != 0 && owns(database) && vacate(database);
         let next = PREVIOUS_UTILITY.unwrap_or(standard);
         pg_sys::ffi::pg_guard_ffi_boundary(|| {
             next(statement, query, read_only, context, params, environment, destination, completion)
         });
-        if let Some(hold) = &mut hold {
-            hold.dropped = (*(*statement).utilityStmt).type_ == pg_sys::NodeTag::T_DropdbStmt;
+        let node = (*statement).utilityStmt;
+        if vacated && (*node).type_ == pg_sys::NodeTag::T_DropdbStmt {
+            // Nobody need look for the extension in it.
+            shared::change(|state| {
+                if let Some(slot) = state.slot(database) {
+                    *slot = shared::Slot::default();
+                }
+            });
+        }
+        // A copy of a database has the extension too.
+        if vacated && (*node).type_ == pg_sys::NodeTag::T_CreatedbStmt {
+            let name = (*node.cast::<pg_sys::CreatedbStmt>()).dbname;
+            wake::made_at_commit(pg_sys::get_database_oid(name, true).to_u32());
         }
     }
 }

@@ -3,17 +3,22 @@
 //! It is connected to no database, so it is in nobody's way.
 
 use crate::pg::gateway::SOCKET;
+use crate::pg::shared::Note;
 use crate::pg::{settings, shared, wait};
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
 use pgrx::prelude::*;
 use std::collections::HashMap;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Registers the launcher; only while the server preloads libraries.
 pub fn register() {
+    // SAFETY: a plain flag. Nothing may be written, nor connected to, while pg_upgrade is at work.
+    if unsafe { pg_sys::IsBinaryUpgrade } {
+        return;
+    }
     BackgroundWorkerBuilder::new("helper_ai launcher")
         .set_type("helper_ai launcher")
         .set_library("helper_ai")
@@ -33,7 +38,10 @@ struct Backoff {
 
 impl Backoff {
     const SHORTEST: Duration = Duration::from_millis(50);
-    const LONGEST: Duration = Duration::from_secs(30);
+    /// For what was killed: it did start, and is missed.
+    const KILLED: Duration = Duration::from_secs(1);
+    /// For what does not start: the cause is removed by a person.
+    const LONGEST: Duration = Duration::from_secs(5);
 
     fn first() -> Self {
         Backoff { started: Instant::now(), delay: Duration::ZERO }
@@ -48,9 +56,9 @@ impl Backoff {
     }
 
     /// Notes that it ended: at once if it had lived a while, else later and later.
-    fn ended(&mut self) {
+    fn ended(&mut self, longest: Duration) {
         let lived = self.started.elapsed() > Duration::from_secs(3);
-        let next = if lived { Self::SHORTEST } else { (self.delay * 2).clamp(Self::SHORTEST, Self::LONGEST) };
+        let next = if lived { Self::SHORTEST } else { (self.delay * 2).clamp(Self::SHORTEST, longest) };
         *self = Backoff { started: Instant::now(), delay: next };
     }
 }
@@ -103,6 +111,7 @@ fn start(wanted: &Wanted) -> std::io::Result<Child> {
             // The server's files, sockets and the postmaster's pipe are none of the gateway's business.
             close_range(3, u32::MAX, CLOSE_RANGE_CLOEXEC);
             setpgid(0, 0);
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
             let mut none = std::mem::MaybeUninit::<[u64; 16]>::zeroed();
             sigprocmask(SIG_SETMASK, none.as_mut_ptr().cast(), std::ptr::null_mut());
             Ok(())
@@ -111,17 +120,41 @@ fn start(wanted: &Wanted) -> std::io::Result<Child> {
     command.spawn()
 }
 
+const PR_SET_PDEATHSIG: i32 = 1;
+const SIGKILL: usize = 9;
 const SIG_SETMASK: i32 = 2;
 const CLOSE_RANGE_CLOEXEC: i32 = 4;
 
 unsafe extern "C" {
     fn close_range(first: u32, last: u32, flags: i32) -> i32;
     fn setpgid(pid: i32, group: i32) -> i32;
+    fn prctl(option: i32, ...) -> i32;
     fn sigprocmask(how: i32, set: *const std::ffi::c_void, old: *mut std::ffi::c_void) -> i32;
+}
+
+/// A trouble that was logged, so that it is not logged at every try.
+#[derive(Default)]
+struct Told(Option<(String, Instant)>);
+
+impl Told {
+    const AGAIN: Duration = Duration::from_secs(600);
+
+    /// Whether to log it now.
+    fn anew(&mut self, trouble: &str) -> bool {
+        if self.0.as_ref().is_some_and(|(told, at)| told == trouble && at.elapsed() < Self::AGAIN) {
+            return false;
+        }
+        self.0 = Some((trouble.to_owned(), Instant::now()));
+        true
+    }
 }
 
 struct Launcher {
     gateway: Option<(Child, Wanted)>,
+    /// What the gateway that does not start was wanted like.
+    refused: Option<Wanted>,
+    gateway_told: Told,
+    worker_told: Told,
     gateway_backoff: Backoff,
     workers: HashMap<u32, Backoff>,
     /// Databases that nobody has looked into since the server started.
@@ -139,8 +172,15 @@ pub extern "C-unwind" fn helper_ai_launcher_main(_arg: pg_sys::Datum) {
     // SAFETY: a plain number.
     let me = unsafe { pg_sys::MyProcPid };
     shared::change(|state| state.launcher = me);
-    let mut launcher =
-        Launcher { gateway: None, gateway_backoff: Backoff::first(), workers: HashMap::new(), unseen: databases() };
+    let mut launcher = Launcher {
+        gateway: None,
+        refused: None,
+        gateway_told: Told::default(),
+        worker_told: Told::default(),
+        gateway_backoff: Backoff::first(),
+        workers: HashMap::new(),
+        unseen: databases().into_iter().filter(|(_, template)| !template).map(|(database, _)| database).collect(),
+    };
     while !BackgroundWorker::sigterm_received() {
         if BackgroundWorker::sighup_received() {
             // SAFETY: the server's own way to read its configuration again.
@@ -149,7 +189,9 @@ pub extern "C-unwind" fn helper_ai_launcher_main(_arg: pg_sys::Datum) {
         // Whoever drops a database waits until every process has answered its barrier, ours too.
         pgrx::check_for_interrupts!();
         let next = launcher.round();
-        wait::wait(None, Some(next));
+        // `drop database` waits until every process has closed what it had open of it: that is done in here. A
+        // termination is none of the interrupts, the handler only sets the flag above.
+        wait::interruptible(None, Some(next));
     }
     if let Some((mut child, _)) = launcher.gateway.take() {
         drop(child.stdin.take());
@@ -160,6 +202,9 @@ pub extern "C-unwind" fn helper_ai_launcher_main(_arg: pg_sys::Datum) {
         state.launcher = 0;
         state.gateway = 0;
     });
+    // Ending well would mean never to be started again; a server that stops starts nothing anyway.
+    // SAFETY: the way in which every process of the server ends.
+    unsafe { pg_sys::proc_exit(1) }
 }
 
 impl Launcher {
@@ -179,17 +224,35 @@ impl Launcher {
                 let _ = child.kill();
             }
             let ended = if changed { child.wait().map(Some) } else { child.try_wait() };
+            let mut longest = Backoff::LONGEST;
+            let mut problem = String::new();
             match ended {
                 Ok(None) => return Duration::from_secs(10),
-                Ok(Some(status)) if !changed => log!("helper_ai gateway ended: {status}"),
+                Ok(Some(status)) if !changed => {
+                    problem = format!("The gateway ended: {status}.");
+                    if status.signal().is_some() {
+                        longest = Backoff::KILLED;
+                    }
+                    if status.signal().is_some() || self.gateway_told.anew(&problem) {
+                        log!("helper_ai gateway ended: {status}");
+                    }
+                }
                 Ok(Some(_)) => self.gateway_backoff = Backoff::first(),
                 Err(error) => log!("helper_ai gateway cannot be watched: {error}"),
             }
             self.gateway = None;
             if !changed {
-                self.gateway_backoff.ended();
+                self.gateway_backoff.ended(longest);
+                self.refused = Some(settings.clone());
             }
-            shared::change(|state| state.gateway = 0);
+            shared::change(|state| {
+                state.gateway = 0;
+                state.gateway_problem = Note::new(&problem);
+            });
+        }
+        if self.refused.as_ref().is_some_and(|refused| *refused != settings) {
+            self.gateway_backoff = Backoff::first();
+            self.refused = None;
         }
         if !self.gateway_backoff.due() {
             return self.gateway_backoff.left();
@@ -206,13 +269,20 @@ impl Launcher {
                 Duration::from_secs(10)
             }
             Err(error) => {
-                ereport!(
-                    PgLogLevel::LOG,
-                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-                    format!("could not start helper_ai gateway \"{}\": {error}", settings.program.display()),
-                    "Set helper_ai.gateway_path to the program, or install it next to the server's programs."
-                );
-                self.gateway_backoff.ended();
+                let problem = format!("could not start helper_ai gateway \"{}\": {error}", settings.program.display());
+                if self.gateway_told.anew(&problem) {
+                    ereport!(
+                        PgLogLevel::LOG,
+                        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+                        problem,
+                        "Set helper_ai.gateway_path to the program, or install it next to the server's programs."
+                    );
+                }
+                // Without the path, which is for administrators.
+                let problem = format!("The program could not be started: {error}.");
+                shared::change(|state| state.gateway_problem = Note::new(&problem));
+                self.refused = Some(settings);
+                self.gateway_backoff.ended(Backoff::LONGEST);
                 self.gateway_backoff.left()
             }
         }
@@ -231,8 +301,9 @@ impl Launcher {
             }
         });
         if !self.unseen.is_empty() {
-            next = Duration::from_millis(200);
+            next = Duration::from_millis(500);
         }
+        let mut present: Option<Vec<u32>> = None;
         let slots = shared::read(|state| state.slots);
         for slot in slots.iter().filter(|slot| slot.database != 0) {
             let database = slot.database;
@@ -244,12 +315,28 @@ impl Launcher {
                         slot.wanted = true;
                     }
                 });
-                self.workers.entry(database).or_insert_with(Backoff::first).ended();
+                self.workers.entry(database).or_insert_with(Backoff::first).ended(Backoff::LONGEST);
             } else if slot.worker != 0 || !slot.wanted {
                 continue;
             }
-            if slot.held_by != 0 && shared::is_alive(slot.held_by) {
-                next = next.min(Duration::from_millis(100));
+            if shared::is_session(slot.held_by) {
+                // It wakes us when it is through.
+                next = next.min(Duration::from_secs(1));
+                continue;
+            }
+            let present =
+                present.get_or_insert_with(|| databases().into_iter().map(|(database, _)| database).collect());
+            let gone = !present.contains(&database);
+            shared::change(|state| {
+                if let Some(slot) = state.slot(database) {
+                    slot.held_by = 0;
+                    if gone {
+                        *slot = shared::Slot::default();
+                    }
+                }
+            });
+            if gone {
+                self.workers.remove(&database);
                 continue;
             }
             let backoff = self.workers.entry(database).or_insert_with(Backoff::first);
@@ -277,14 +364,17 @@ impl Launcher {
                         slot.worker = pid;
                     }
                 }),
+                _ if BackgroundWorker::sigterm_received() => return next,
                 _ => {
-                    backoff.ended();
-                    ereport!(
-                        PgLogLevel::LOG,
-                        PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
-                        "could not start a helper_ai worker",
-                        "Raise max_worker_processes: one is needed for the launcher and one for each database with helper_ai."
-                    );
+                    backoff.ended(Backoff::LONGEST);
+                    if self.worker_told.anew("no room") {
+                        ereport!(
+                            PgLogLevel::LOG,
+                            PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
+                            "could not start a helper_ai worker",
+                            "Raise max_worker_processes: one is needed for the launcher and one for each database with helper_ai."
+                        );
+                    }
                     next = next.min(backoff.left());
                 }
             }
@@ -293,8 +383,8 @@ impl Launcher {
     }
 }
 
-/// Databases that can be connected to.
-fn databases() -> Vec<u32> {
+/// Databases that can be connected to, and whether each is a template.
+fn databases() -> Vec<(u32, bool)> {
     // SAFETY: a scan of a shared catalog inside a transaction; the tuples are read before the scan ends.
     unsafe {
         let mut databases = Vec::new();
@@ -308,8 +398,9 @@ fn databases() -> Vec<u32> {
                 break;
             }
             let form = pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_database>();
-            if (*form).datallowconn && !(*form).datistemplate {
-                databases.push((*form).oid.to_u32());
+            // A limit of -2 marks one whose `drop database` was interrupted.
+            if (*form).datallowconn && (*form).datconnlimit != -2 {
+                databases.push(((*form).oid.to_u32(), (*form).datistemplate));
             }
         }
         pg_sys::heap_endscan(scan);

@@ -24,6 +24,38 @@ pub struct Slot {
     pub held_by: i32,
 }
 
+/// A short text.
+#[derive(Clone, Copy)]
+pub struct Note {
+    length: usize,
+    text: [u8; 240],
+}
+
+impl Default for Note {
+    fn default() -> Self {
+        Note { length: 0, text: [0; 240] }
+    }
+}
+
+impl Note {
+    /// A text, cut where it does not fit.
+    pub fn new(text: &str) -> Self {
+        let mut note = Note::default();
+        let mut length = text.len().min(note.text.len());
+        while !text.is_char_boundary(length) {
+            length -= 1;
+        }
+        note.text[..length].copy_from_slice(&text.as_bytes()[..length]);
+        note.length = length;
+        note
+    }
+
+    /// The text; empty where there is none.
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.text[..self.length]).unwrap_or_default()
+    }
+}
+
 /// All that is shared.
 #[derive(Clone, Copy)]
 pub struct Shared {
@@ -33,13 +65,21 @@ pub struct Shared {
     pub gateway: i32,
     /// Times that the gateway was started.
     pub gateway_starts: u32,
+    /// Why the gateway is not there, as a sentence.
+    pub gateway_problem: Note,
     /// A slot for each database that has, or may have, the extension.
     pub slots: [Slot; SLOTS],
 }
 
 impl Default for Shared {
     fn default() -> Self {
-        Shared { launcher: 0, gateway: 0, gateway_starts: 0, slots: [Slot::default(); SLOTS] }
+        Shared {
+            launcher: 0,
+            gateway: 0,
+            gateway_starts: 0,
+            gateway_problem: Note::default(),
+            slots: [Slot::default(); SLOTS],
+        }
     }
 }
 
@@ -117,6 +157,12 @@ unsafe extern "C" {
 pub fn is_alive(pid: i32) -> bool {
     // SAFETY: signal 0 is only a look.
     pid != 0 && unsafe { kill(pid, 0) } == 0
+}
+
+/// Whether a session is there that holds a database. Nobody else's process can be taken for it.
+pub fn is_session(pid: i32) -> bool {
+    // SAFETY: a look into the server's own table.
+    pid != 0 && unsafe { !pg_sys::BackendPidGetProc(pid).is_null() }
 }
 
 /// Asks a process of this server to end.

@@ -1,7 +1,7 @@
 //! `helper.status` and `helper.wait_indexed`: how the processes are, and waiting for the worker.
 
 use crate::core::error::{Error, Kind, Result};
-use crate::core::wire::{Reply, Request};
+use crate::core::wire::Reply;
 use crate::pg::report::Reported;
 use crate::pg::{gateway, searching, shared, spi, wait, wake};
 use pgrx::JsonB;
@@ -20,7 +20,7 @@ fn status() -> Reported<JsonB> {
         let worker = state.slot(database).map_or(0, |slot| slot.worker);
         (state.launcher, state.gateway, state.gateway_starts, worker)
     });
-    let (gateway, error) = match gateway::ask(&Request::Status, |_| Ok(())) {
+    let (gateway, error) = match gateway::status() {
         Ok(Reply::Status(status)) => (
             serde_json::json!({
                 "pid": status.pid,

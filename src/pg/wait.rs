@@ -44,26 +44,26 @@ pub fn wait(socket: Option<(RawFd, bool)>, time: Option<Duration>) -> Woken {
         let set = EventSet(create(4));
         pg_sys::AddWaitEventToSet(
             set.0,
-            pg_sys::WL_LATCH_SET as u32,
+            pg_sys::WL_LATCH_SET,
             pg_sys::PGINVALID_SOCKET,
             pg_sys::MyLatch,
             std::ptr::null_mut(),
         );
         pg_sys::AddWaitEventToSet(
             set.0,
-            pg_sys::WL_EXIT_ON_PM_DEATH as u32,
+            pg_sys::WL_EXIT_ON_PM_DEATH,
             pg_sys::PGINVALID_SOCKET,
             std::ptr::null_mut(),
             std::ptr::null_mut(),
         );
         if let Some((fd, write)) = socket {
             let events = pg_sys::WL_SOCKET_READABLE | if write { pg_sys::WL_SOCKET_WRITEABLE } else { 0 };
-            pg_sys::AddWaitEventToSet(set.0, events as u32, fd, std::ptr::null_mut(), SOCKET as *mut _);
+            pg_sys::AddWaitEventToSet(set.0, events, fd, std::ptr::null_mut(), SOCKET as *mut _);
         }
         if !pg_sys::MyProcPort.is_null() && pg_sys::WaitEventSetCanReportClosed() {
             pg_sys::AddWaitEventToSet(
                 set.0,
-                pg_sys::WL_SOCKET_CLOSED as u32,
+                pg_sys::WL_SOCKET_CLOSED,
                 // The bindings know the client's `Port` by name only; its first member is the socket (libpq-be.h).
                 *pg_sys::MyProcPort.cast::<pg_sys::pgsocket>(),
                 std::ptr::null_mut(),

@@ -1,12 +1,17 @@
-//! Waking the worker when a transaction that enqueued something commits, and not before.
+//! What is done when a transaction ends: the worker is woken when something was enqueued, and not before; a database that
+//! was held for a statement is given back.
 
 use crate::pg::shared;
 use pgrx::prelude::*;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 thread_local! {
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
     static PENDING: Cell<bool> = const { Cell::new(false) };
+    /// Databases that no worker may enter until the transaction ends.
+    static HELD: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+    /// A database that this transaction makes.
+    static MADE: Cell<u32> = const { Cell::new(0) };
 }
 
 fn this_database() -> u32 {
@@ -20,27 +25,79 @@ unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _arg: *mut st
         if PENDING.replace(false) {
             worker_now();
         }
+        let made = MADE.replace(0);
+        if made != 0 {
+            worker_in(made);
+        }
+        release();
     } else if event == pg_sys::XactEvent::XACT_EVENT_ABORT || event == pg_sys::XactEvent::XACT_EVENT_PREPARE {
         // A prepared transaction may be committed by any session later: the worker's own rounds find its work.
         PENDING.set(false);
+        MADE.set(0);
+        release();
+    }
+}
+
+/// Lets workers into the databases that were held. Whether one is still there, and has the extension, is found out then.
+fn release() {
+    let held = HELD.take();
+    if held.is_empty() {
+        return;
+    }
+    let launcher = shared::change(|state| {
+        for database in held {
+            if let Some(slot) = state.slot(database) {
+                slot.held_by = 0;
+                slot.wanted = true;
+            }
+        }
+        state.launcher
+    });
+    shared::wake_process(launcher);
+}
+
+fn listen() {
+    if !REGISTERED.replace(true) {
+        // SAFETY: the callback is a static function and stays registered for the life of the process.
+        unsafe { pg_sys::RegisterXactCallback(Some(at_end), std::ptr::null_mut()) };
     }
 }
 
 /// At commit: wakes this database's worker, or the launcher where it has none yet.
 pub fn worker_at_commit() {
-    if !shared::preloaded() {
-        return;
+    if shared::preloaded() {
+        listen();
+        PENDING.set(true);
     }
-    if !REGISTERED.replace(true) {
-        // SAFETY: the callback is a static function and stays registered for the life of the process.
-        unsafe { pg_sys::RegisterXactCallback(Some(at_end), std::ptr::null_mut()) };
-    }
-    PENDING.set(true);
+}
+
+/// Keeps workers out of a database until this transaction ends, however it ends. Returns the worker that is in it, or 0;
+/// `None` where the database has no slot and so no worker.
+pub fn hold(database: u32) -> Option<i32> {
+    listen();
+    // SAFETY: a plain number.
+    let me = unsafe { pg_sys::MyProcPid };
+    HELD.with_borrow_mut(|held| held.push(database));
+    shared::change(|state| {
+        state.slot(database).map(|slot| {
+            slot.held_by = me;
+            slot.worker
+        })
+    })
+}
+
+/// At commit: a worker looks into a database that this transaction makes.
+pub fn made_at_commit(database: u32) {
+    listen();
+    MADE.set(database);
 }
 
 /// Wakes this database's worker, or asks the launcher for one.
 pub fn worker_now() {
-    let database = this_database();
+    worker_in(this_database());
+}
+
+fn worker_in(database: u32) {
     let (worker, launcher) = shared::change(|state| {
         let launcher = state.launcher;
         let worker = state.slot_or_new(database).map_or(0, |slot| {

@@ -16,8 +16,11 @@ use std::time::{Duration, Instant};
 /// The worker looks at the queue this often even if nobody wakes it: for what was put off, and prepared transactions.
 const ROUND: Duration = Duration::from_secs(5);
 
-/// A document is given up after the gateway ended this often while it was alone with it.
-const MOST_ATTEMPTS: i32 = 8;
+/// A document is given up after the gateway ended this often while it was alone with it, which takes more than a minute.
+const MOST_DEATHS: u32 = 8;
+
+/// The longest time before a gateway that cannot work is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 unsafe extern "C-unwind" {
     fn die(signal: i32);
@@ -42,6 +45,16 @@ struct Worker {
     next_cleaning: Instant,
     next_packing: Instant,
     connect_after: Instant,
+    connect_delay: Duration,
+    /// The gateway said that it cannot work, for want of its model say: nothing is claimed until then.
+    paused_until: Instant,
+    pause: Duration,
+    /// How often the gateway ended while it was alone with a document.
+    deaths: HashMap<[u8; 16], u32>,
+    /// Jobs that could not be given back, because of a lock say.
+    owed: Vec<Job>,
+    /// The trouble that was logged last, and when.
+    told: Option<(String, Instant)>,
 }
 
 /// The worker's main function; the argument is the database.
@@ -61,6 +74,12 @@ pub extern "C-unwind" fn helper_ai_worker_main(arg: pg_sys::Datum) {
         if other != 0 && other != me && shared::is_alive(other) {
             return Some(other);
         }
+        if slot.held_by != 0 {
+            // Somebody needs the database for a statement; the launcher starts another one after it.
+            slot.worker = 0;
+            slot.wanted = true;
+            return Some(slot.held_by);
+        }
         slot.worker = me;
         None
     });
@@ -73,8 +92,11 @@ pub extern "C-unwind" fn helper_ai_worker_main(arg: pg_sys::Datum) {
     shared::change(|state| {
         if let Some(slot) = state.slot(database) {
             slot.worker = 0;
-            if matches!(leave, Leave::NotNeeded) && slot.held_by == 0 {
-                *slot = shared::Slot::default();
+            match leave {
+                Leave::NotNeeded if slot.held_by == 0 => *slot = shared::Slot::default(),
+                Leave::NotNeeded => {}
+                // Whoever asked, there is work to come back to.
+                Leave::Asked => slot.wanted = true,
             }
         }
     });
@@ -128,16 +150,21 @@ fn from_postgres(caught: &pg_sys::panic::CaughtError) -> Error {
     let (CaughtError::PostgresError(report)
     | CaughtError::ErrorReport(report)
     | CaughtError::RustPanic { ereport: report, .. }) = caught;
-    let kind = match report.sql_error_code() {
-        // A lock that somebody holds, a deadlock, a conflict: later.
-        PgSqlErrorCode::ERRCODE_LOCK_NOT_AVAILABLE
-        | PgSqlErrorCode::ERRCODE_T_R_DEADLOCK_DETECTED
-        | PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE
-        | PgSqlErrorCode::ERRCODE_DISK_FULL
-        | PgSqlErrorCode::ERRCODE_OUT_OF_MEMORY => Kind::NotReady,
-        _ => Kind::Bug,
-    };
-    Error::new(kind, report.message().to_owned())
+    // A lock that somebody holds, a conflict, a full disk, an administrator who cancels or makes the server read-only: none
+    // of that is the document's fault, so later.
+    let class = |code: PgSqlErrorCode| code as i32 & 0xFFF;
+    let code = report.sql_error_code();
+    let passing = code == PgSqlErrorCode::ERRCODE_READ_ONLY_SQL_TRANSACTION
+        || [
+            PgSqlErrorCode::ERRCODE_TRANSACTION_ROLLBACK,
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            PgSqlErrorCode::ERRCODE_OPERATOR_INTERVENTION,
+            PgSqlErrorCode::ERRCODE_SYSTEM_ERROR,
+        ]
+        .into_iter()
+        .any(|passing| class(passing) == class(code));
+    Error::new(if passing { Kind::NotReady } else { Kind::Bug }, report.message().to_owned())
 }
 
 fn extension_exists() -> bool {
@@ -163,6 +190,12 @@ impl Worker {
             next_cleaning: now + Duration::from_secs(30),
             next_packing: now + Duration::from_secs(2),
             connect_after: now,
+            connect_delay: Duration::ZERO,
+            paused_until: now,
+            pause: Duration::ZERO,
+            deaths: HashMap::new(),
+            owed: Vec::new(),
+            told: None,
         }
     }
 
@@ -171,7 +204,8 @@ impl Worker {
             return Leave::NotNeeded;
         }
         // Whatever runs is what an earlier worker left behind: a database has one.
-        self.note(transaction(|| spi::run("select helper._release_leases()", &[])));
+        let released = transaction(|| spi::run("select helper._release_leases()", &[]));
+        self.note(released);
         loop {
             // SAFETY: a flag that the signal handler sets.
             if unsafe { (&raw const pg_sys::ProcDiePending).read_volatile() } != 0 {
@@ -196,28 +230,49 @@ impl Worker {
             }
             if woken || now >= self.next_look {
                 self.next_look = now + ROUND;
+                self.give_back();
                 self.claim();
             }
             self.receive();
             if now >= self.next_packing {
                 // At once again while there is more, and between two documents rather than after all of them.
-                let packed = self.note(transaction(packing::pack_next)).unwrap_or(0);
+                let packed = transaction(packing::pack_next);
+                let packed = self.note(packed).unwrap_or(0);
                 self.next_packing = now + if packed > 0 { Duration::ZERO } else { Duration::from_secs(10) };
                 self.next_look = self.next_look.min(self.next_packing);
             }
             if now >= self.next_cleaning && self.tasks.is_empty() {
                 self.next_cleaning = now + Duration::from_secs(60);
                 let keep = settings::JOB_RETENTION.get();
-                self.note(transaction(|| spi::run("select helper._clean($1)", &[keep.into()])));
+                let cleaned = transaction(|| spi::run("select helper._clean($1)", &[keep.into()]));
+                self.note(cleaned);
             }
-            let socket = self.link.as_ref().filter(|_| !self.tasks.is_empty()).map(Link::interest);
+            let socket = self.link.as_ref().map(Link::interest);
             wait::wait(socket, Some(self.next_look.saturating_duration_since(Instant::now())));
         }
     }
 
-    /// Logs an error of our own transactions; the work goes on.
-    fn note<T>(&self, outcome: Result<T>) -> Option<T> {
-        outcome.map_err(|error| log!("helper_ai worker: {} ({})", error.message, error.kind.sqlstate())).ok()
+    /// Logs an error; the work goes on. The same one is logged once a minute.
+    fn note<T>(&mut self, outcome: Result<T>) -> Option<T> {
+        let error = match outcome {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        if !self.told.as_ref().is_some_and(|(told, at)| *told == error.message && at.elapsed().as_secs() < 60) {
+            log!("helper_ai worker: {} ({})", error.message, error.kind.sqlstate());
+            self.told = Some((error.message, Instant::now()));
+        }
+        None
+    }
+
+    /// Gives back what could not be given back before.
+    fn give_back(&mut self) {
+        for job in std::mem::take(&mut self.owed) {
+            let given = transaction(|| requeue(&job, 5.0, true));
+            if self.note(given).is_none() {
+                self.owed.push(job);
+            }
+        }
     }
 
     fn room(&self) -> usize {
@@ -230,8 +285,12 @@ impl Worker {
             return;
         }
         while self.room() > 0 {
+            if self.paused_until > Instant::now() {
+                self.next_look = self.next_look.min(self.paused_until);
+                return;
+            }
             let (room, turn) = (self.room() as i32, self.turn);
-            let jobs = self.note(transaction(|| {
+            let jobs = transaction(|| {
                 let due = spi::first(
                     "select true from helper.job_queue q where q.run_at <= clock_timestamp() limit 1",
                     &[],
@@ -245,8 +304,8 @@ impl Worker {
                     jobs.extend(claim(pgrx::Uuid::from_bytes([0; 16]), room - jobs.len() as i32)?);
                 }
                 Ok(jobs)
-            }));
-            let Some(jobs) = jobs.filter(|jobs| !jobs.is_empty()) else { return };
+            });
+            let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
             for job in jobs {
                 self.turn = job.workspace;
                 let loaded = transaction(|| Indexing::load(job.clone()));
@@ -259,17 +318,21 @@ impl Worker {
         }
     }
 
+    /// Whether there is a gateway of our version; what is claimed without one would be given up as its fault.
     fn connected(&mut self) -> bool {
         if self.link.is_none() && Instant::now() >= self.connect_after {
+            self.connect_delay = (self.connect_delay * 2).clamp(Duration::from_millis(20), Duration::from_secs(1));
+            self.connect_after = Instant::now() + self.connect_delay;
             self.link = Link::open().ok();
-            if self.link.is_none() {
-                self.connect_after = Instant::now() + Duration::from_millis(100);
-            }
+            // Another one than before may have what it needs.
+            self.paused_until = Instant::now();
         }
-        if self.link.is_none() {
-            self.next_look = self.next_look.min(self.connect_after);
+        if let Some(link) = &mut self.link {
+            // The hello goes out; the other side's wakes us when it comes.
+            return link.flush().is_ok() && link.greeted();
         }
-        self.link.is_some()
+        self.next_look = self.next_look.min(self.connect_after);
+        false
     }
 
     fn go_on(&mut self, mut indexing: Indexing, next: Next) {
@@ -297,6 +360,15 @@ impl Worker {
     }
 
     fn receive(&mut self) {
+        let greeted = self.link.as_ref().is_some_and(Link::greeted);
+        self.frames();
+        if !greeted && self.link.as_ref().is_some_and(Link::greeted) {
+            self.connect_delay = Duration::ZERO;
+            self.next_look = Instant::now();
+        }
+    }
+
+    fn frames(&mut self) {
         loop {
             let polled = match &mut self.link {
                 Some(link) => link.flush().and_then(|()| link.poll()),
@@ -306,8 +378,8 @@ impl Worker {
                 Ok(None) => return,
                 Ok(Some(frame)) => self.frame(&frame),
                 Err(error) => {
-                    if !self.tasks.is_empty() {
-                        log!("helper_ai worker: {}", error.message);
+                    if !self.tasks.is_empty() || !self.link.as_ref().is_some_and(Link::greeted) {
+                        self.note::<()>(Err(error));
                     }
                     self.lost();
                     return;
@@ -335,7 +407,10 @@ impl Worker {
                 Reply::Done { .. } => Ok(indexing.ask()),
                 Reply::Counts(_) | Reply::Status(_) => Err(Error::bug("the gateway answered another question")),
             }),
-            Tag::Error => wire::decode::<Error>(&frame.body).and_then(Err),
+            Tag::Error => match wire::decode::<Error>(&frame.body) {
+                Ok(error) if error.kind == Kind::NotReady => return self.refused(&indexing.job, &error),
+                Ok(error) | Err(error) => Err(error),
+            },
             Tag::Hello | Tag::Request | Tag::Cancel => Err(Error::bug("unexpected frame from the gateway")),
         };
         match outcome {
@@ -358,14 +433,40 @@ impl Worker {
             Ok(())
         });
         match stored {
-            Ok(()) => self.careful = false,
+            Ok(()) => {
+                self.careful = false;
+                self.pause = Duration::ZERO;
+                self.deaths.remove(job.document.as_bytes());
+            }
             Err(error) => self.failed(job, &error),
         }
         self.next_look = Instant::now();
     }
 
-    fn finish(&self, job: &Job, status: &'static str, error: Option<&Error>) {
-        self.note(transaction(|| end(job, status, error)));
+    fn finish(&mut self, job: &Job, status: &'static str, error: Option<&Error>) {
+        let ended = transaction(|| end(job, status, error));
+        if self.note(ended).is_none() {
+            self.owed.push(job.clone());
+        }
+    }
+
+    /// The gateway cannot work for anybody: the job waits with all the others, and one at a time tries again.
+    fn refused(&mut self, job: &Job, error: &Error) {
+        let now = Instant::now();
+        if now >= self.paused_until {
+            self.pause = (self.pause * 2).clamp(Duration::from_millis(500), LONGEST_PAUSE);
+            self.paused_until = now + self.pause;
+        }
+        self.careful = true;
+        self.next_look = self.next_look.min(self.paused_until);
+        self.note::<()>(Err(error.clone()));
+        let given = transaction(|| {
+            indexing::fail(job, error, false)?;
+            requeue(job, 0.0, false)
+        });
+        if self.note(given).is_none() {
+            self.owed.push(job.clone());
+        }
     }
 
     fn failed(&mut self, job: Job, error: &Error) {
@@ -380,30 +481,42 @@ impl Worker {
             }
         });
         if self.note(outcome).is_none() {
-            // Even that could not be written, say because of a lock: the lease is given back later.
-            self.note(transaction(|| requeue(&job, 5.0, true)));
+            self.owed.push(job);
         }
         self.next_look = self.next_look.min(Instant::now() + Duration::from_secs(1));
     }
 
-    /// The gateway went away: what was under way goes back to the queue. A document that was alone with it is blamed.
+    /// The gateway went away: what was under way goes back to the queue. A document that was alone with it is suspected,
+    /// and comes back later each time, so that others get through and that somebody who kills gateways for fun has to be
+    /// at it for a minute before a document is given up.
     fn lost(&mut self) {
         self.link = None;
         self.careful = true;
-        self.connect_after = Instant::now() + Duration::from_millis(50);
-        self.next_look = self.connect_after;
+        self.next_look = self.next_look.min(self.connect_after.max(Instant::now()));
         let alone = self.tasks.len() == 1;
         for (_, indexing) in std::mem::take(&mut self.tasks) {
             let job = indexing.job;
-            if alone && job.attempts >= MOST_ATTEMPTS {
+            let deaths = if alone {
+                let deaths = self.deaths.entry(*job.document.as_bytes()).or_default();
+                *deaths += 1;
+                *deaths
+            } else {
+                0
+            };
+            let outcome = if deaths >= MOST_DEATHS {
+                self.deaths.remove(job.document.as_bytes());
                 let error = Error::bad_argument("document could not be read: the gateway ended each time it was tried")
                     .hint("The server log says how it ended; remove the document, or try again with helper.reindex.");
-                self.note(transaction(|| {
+                transaction(|| {
                     indexing::fail(&job, &error, true)?;
                     end(&job, "failed", Some(&error))
-                }));
+                })
             } else {
-                self.note(transaction(|| requeue(&job, 0.0, alone)));
+                let seconds = if alone { 0.25 * f64::from(1 << deaths) } else { 0.0 };
+                transaction(|| requeue(&job, seconds, alone))
+            };
+            if self.note(outcome).is_none() {
+                self.owed.push(job);
             }
         }
     }

@@ -298,7 +298,8 @@ impl Cluster {
         command
     }
 
-    fn try_up(&self) -> bool {
+    /// Tries to start the server.
+    pub fn try_up(&self) -> bool {
         self.pg_ctl(&["-w", "-t", "60", "start"]).status().unwrap().success()
     }
 

@@ -73,9 +73,15 @@ set local role helper_test_clerk;
 select helper.current_user_id();
 set local request.jwt.claims = '{"role": "helper_test_clerk"}';
 select helper.current_user_id();
+-- which roles are shared is an administrator's to say
 set local helper_ai.api_roles = 'anon,authenticated , helper_test_clerk';
+reset role;
+set local helper_ai.api_roles = 'anon,authenticated , helper_test_clerk';
+set local role helper_test_clerk;
 select helper.current_user_id();
-set local helper_ai.api_roles = '';
+reset role;
+reset helper_ai.api_roles;
+set local role helper_test_clerk;
 set local request.jwt.claims = '';
 -- a security definer function in between does not change who asks
 reset role;

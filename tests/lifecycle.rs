@@ -1,0 +1,2 @@
+//! Documents
+mod cluster;

@@ -1,0 +1,766 @@
+//! Who may do what: two tenants, six roles in each, every table and every function, from both sides; and what callers
+//! try who want more.
+//!
+//! Tables and functions are enumerated from the catalog, so that one without an expectation here fails the test.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod cluster;
+mod tenants;
+
+use std::collections::BTreeSet;
+use tenants::{Outcome, ROLES, World, attempt, rehearse};
+
+/// What is expected of one table. A predicate says which rows; `None` means that the statement itself is refused.
+struct Table {
+    name: &'static str,
+    /// Columns that may be read; empty for all.
+    readable: &'static [&'static str],
+    select: [Option<&'static str>; 6],
+    updatable: &'static [&'static str],
+    update: [Option<&'static str>; 6],
+    delete: [Option<&'static str>; 6],
+}
+
+const NOBODY: [Option<&str>; 6] = [None; 6];
+const MEMBERS: [Option<&str>; 6] = [
+    None,
+    Some("false"),
+    Some("workspace_id = '$ws'"),
+    Some("workspace_id = '$ws'"),
+    Some("workspace_id = '$ws'"),
+    Some("workspace_id = '$ws'"),
+];
+const HOLDER: [Option<&str>; 6] = [
+    None,
+    Some("false"),
+    Some("user_id = '$me'"),
+    Some("user_id = '$me'"),
+    Some("user_id = '$me'"),
+    Some("user_id = '$me'"),
+];
+const HELD: [Option<&str>; 6] = {
+    const MINE: Option<&str> =
+        Some("conversation_id in (select c.id from helper.conversations c where c.user_id = '$me')");
+    [None, Some("false"), MINE, MINE, MINE, MINE]
+};
+const CITED: [Option<&str>; 6] = {
+    const MINE: Option<&str> = Some(
+        "message_id in (select m.id from helper.messages m join helper.conversations c on c.id = m.conversation_id where c.user_id = '$me')",
+    );
+    [None, Some("false"), MINE, MINE, MINE, MINE]
+};
+const COLLEAGUES: [Option<&str>; 6] = {
+    const MINE: Option<&str> =
+        Some("id in (select m.user_id from helper.workspace_members m where m.workspace_id = '$ws')");
+    [None, Some("id = '$me'"), MINE, MINE, MINE, MINE]
+};
+const SELF: [Option<&str>; 6] =
+    [None, Some("id = '$me'"), Some("id = '$me'"), Some("id = '$me'"), Some("id = '$me'"), Some("id = '$me'")];
+const ITSELF: [Option<&str>; 6] =
+    [None, Some("false"), Some("id = '$ws'"), Some("id = '$ws'"), Some("id = '$ws'"), Some("id = '$ws'")];
+const MANAGED: [Option<&str>; 6] =
+    [None, Some("false"), Some("false"), Some("false"), Some("id = '$ws'"), Some("id = '$ws'")];
+const OWNED: [Option<&str>; 6] = [None, Some("false"), Some("false"), Some("false"), Some("false"), Some("id = '$ws'")];
+const BELOW: [Option<&str>; 6] = [
+    None,
+    Some("false"),
+    Some("false"),
+    Some("false"),
+    Some("workspace_id = '$ws' and role <> 'owner'"),
+    Some("workspace_id = '$ws'"),
+];
+const LEAVING: [Option<&str>; 6] = [
+    None,
+    Some("false"),
+    Some("user_id = '$me'"),
+    Some("user_id = '$me'"),
+    Some("workspace_id = '$ws' and role <> 'owner'"),
+    // The last owner stays, so that the statement on all rows fails.
+    Some("error 55000"),
+];
+
+const fn hidden(name: &'static str) -> Table {
+    Table { name, readable: &[], select: NOBODY, updatable: &[], update: NOBODY, delete: NOBODY }
+}
+
+const fn read_only(name: &'static str, select: [Option<&'static str>; 6]) -> Table {
+    Table { name, readable: &[], select, updatable: &[], update: NOBODY, delete: NOBODY }
+}
+
+const TABLES: &[Table] = &[
+    Table {
+        name: "workspaces",
+        readable: &[],
+        select: ITSELF,
+        updatable: &["name", "slug", "settings"],
+        update: MANAGED,
+        delete: OWNED,
+    },
+    Table {
+        name: "workspace_members",
+        readable: &[],
+        select: MEMBERS,
+        updatable: &["role"],
+        update: BELOW,
+        delete: LEAVING,
+    },
+    Table {
+        name: "profiles",
+        readable: &[],
+        select: COLLEAGUES,
+        updatable: &["email", "full_name", "avatar_url"],
+        update: SELF,
+        delete: NOBODY,
+    },
+    Table {
+        name: "conversations",
+        readable: &[],
+        select: HOLDER,
+        updatable: &["title", "metadata"],
+        update: HOLDER,
+        delete: HOLDER,
+    },
+    read_only("messages", HELD),
+    read_only("message_citations", CITED),
+    read_only("knowledge_sources", MEMBERS),
+    read_only("knowledge_chunks", MEMBERS),
+    read_only("attached_tables", MEMBERS),
+    Table {
+        name: "index_progress",
+        // Not the figures that follow the clock.
+        readable: &["workspace_id", "documents", "chunks", "done", "failed", "pending"],
+        select: MEMBERS,
+        updatable: &[],
+        update: NOBODY,
+        delete: NOBODY,
+    },
+    Table {
+        name: "jobs",
+        readable: &[
+            "workspace_id",
+            "id",
+            "kind",
+            "key",
+            "status",
+            "attempts",
+            "error",
+            "created_at",
+            "started_at",
+            "finished_at",
+        ],
+        select: MEMBERS,
+        updatable: &[],
+        update: NOBODY,
+        delete: NOBODY,
+    },
+    hidden("membership_source"),
+    hidden("knowledge_inputs"),
+    hidden("knowledge_vectors"),
+    hidden("knowledge_terms"),
+    hidden("knowledge_stats"),
+    hidden("job_queue"),
+    hidden("job_leases"),
+];
+
+/// 42501, or for a view that cannot be written 55000.
+fn is_refused(outcome: &Outcome, table: &str) -> bool {
+    matches!(outcome, Err(code) if code == "42501" || (table == "index_progress" && code == "55000"))
+}
+
+#[tokio::test]
+async fn every_table_shows_and_takes_what_each_role_may() {
+    let world = World::new().await;
+    let tables = world.tables().await;
+    let expected: BTreeSet<&str> = TABLES.iter().map(|table| table.name).collect();
+    let found: BTreeSet<&str> = tables.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(found, expected, "every table of the schema has an expectation");
+    let before = world.fingerprints().await;
+    let mut wrong = Vec::new();
+    let mut checks = 0;
+    for tenant in 0..2 {
+        for (at, role) in ROLES.iter().enumerate() {
+            let session = world.be(tenant, role).await;
+            for table in TABLES {
+                let name = table.name;
+                let columns = world.columns(name).await;
+                let readable: Vec<&str> = if table.readable.is_empty() {
+                    columns.iter().map(String::as_str).collect()
+                } else {
+                    table.readable.to_vec()
+                };
+                let mut check = |what: String, outcome: Outcome, fine: bool| {
+                    checks += 1;
+                    if !fine {
+                        wrong.push(format!("tenant {tenant}, {role}, {name}: {what} gave {outcome:?}"));
+                    }
+                };
+
+                // select: exactly the rows expected, column by column
+                let read = |condition: &str| {
+                    format!(
+                        "select count(*) || coalesce(md5(string_agg(x::text, '|' order by x::text)), '') from (select {} from helper.{name} where {condition}) x",
+                        readable.join(", ")
+                    )
+                };
+                let outcome = attempt(&session, &read("true")).await;
+                match table.select[at] {
+                    None => check("select".into(), outcome.clone(), is_refused(&outcome, "")),
+                    Some(condition) => {
+                        let condition = world.fill(condition, tenant, role);
+                        let expected: String = world.admin.one(&read(&condition), &[]).await;
+                        if condition != "false" {
+                            assert!(!expected.starts_with('0'), "{name}: nothing that {role} could see: {condition}");
+                        }
+                        check(format!("select, expected {expected}"), outcome.clone(), outcome == Ok(expected));
+                    }
+                }
+                for column in &columns {
+                    let outcome = attempt(&session, &format!("select count({column}) from helper.{name}")).await;
+                    let may =
+                        table.select[at].is_some() && (name == "index_progress" || readable.contains(&column.as_str()));
+                    check(
+                        format!("select of {column}"),
+                        outcome.clone(),
+                        if may { outcome.is_ok() } else { is_refused(&outcome, "") },
+                    );
+                }
+
+                // update: each column of all rows
+                for column in &columns {
+                    let outcome = rehearse(&session, &format!("update helper.{name} set {column} = {column}")).await;
+                    match table.update[at].filter(|_| table.updatable.contains(&column.as_str())) {
+                        None => {
+                            // A generated column is refused before privileges are looked at.
+                            let fine = is_refused(&outcome, name)
+                                || (column == "search_vector" && outcome == Err("428C9".into()));
+                            check(format!("update of {column}"), outcome, fine);
+                        }
+                        Some(condition) => {
+                            let condition = world.fill(condition, tenant, role);
+                            let expected: i64 = world
+                                .admin
+                                .one(&format!("select count(*) from helper.{name} where {condition}"), &[])
+                                .await;
+                            check(
+                                format!("update of {column}, expected {expected}"),
+                                outcome.clone(),
+                                outcome == Ok(expected.to_string()),
+                            );
+                        }
+                    }
+                }
+
+                // delete of all rows
+                let outcome = rehearse(&session, &format!("delete from helper.{name}")).await;
+                match table.delete[at] {
+                    None => check("delete".into(), outcome.clone(), is_refused(&outcome, name)),
+                    Some(condition) => {
+                        let expected = match condition.strip_prefix("error ") {
+                            Some(code) => Err(code.to_owned()),
+                            None => {
+                                let condition = world.fill(condition, tenant, role);
+                                let count: i64 = world
+                                    .admin
+                                    .one(&format!("select count(*) from helper.{name} where {condition}"), &[])
+                                    .await;
+                                Ok(count.to_string())
+                            }
+                        };
+                        check(format!("delete, expected {expected:?}"), outcome.clone(), outcome == expected);
+                    }
+                }
+
+                // insert of a copy of every row, one's own and another tenant's, with all its columns
+                if name != "index_progress" {
+                    let writable: Vec<&str> =
+                        columns.iter().map(String::as_str).filter(|column| *column != "search_vector").collect();
+                    let list = writable.join(", ");
+                    let rows = world
+                        .admin
+                        .query(&format!("select to_jsonb(t)::text from helper.{name} t limit 20"), &[])
+                        .await
+                        .unwrap();
+                    let mut rows: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+                    rows.push("{}".into());
+                    for row in rows {
+                        let sql = format!(
+                            "insert into helper.{name} ({list}) select {list} from json_populate_record(null::helper.{name}, $r${row}$r$)"
+                        );
+                        let outcome = rehearse(&session, &sql).await;
+                        check("insert".into(), outcome.clone(), is_refused(&outcome, name));
+                    }
+                }
+            }
+            // Whole tables at once are for their owner.
+            for statement in [
+                "truncate helper.conversations cascade",
+                "lock table helper.messages",
+                "create table helper.mine ()",
+                "create trigger t before insert on helper.messages execute function pg_catalog.suppress_redundant_updates_trigger()",
+                "create policy mine on helper.messages using (true)",
+                "alter table helper.messages disable row level security",
+                "create table public.refers (id uuid references helper.conversations (id))",
+            ] {
+                let outcome = rehearse(&session, statement).await;
+                assert_eq!(outcome, Err("42501".into()), "{role}: {statement}");
+                checks += 1;
+            }
+        }
+    }
+    assert_eq!(world.fingerprints().await, before, "something was changed");
+    assert!(wrong.is_empty(), "{} of {checks} checks:\n{}", wrong.len(), wrong.join("\n"));
+    println!("{checks} checks of {} tables", TABLES.len());
+}
+
+#[tokio::test]
+async fn rows_are_inserted_where_they_belong_and_nowhere_else() {
+    let world = World::new().await;
+    let before = world.fingerprints().await;
+    let denied = || [Err("42501"); 6];
+    let own = [Err("42501"), Err("42501"), Ok("1"), Ok("1"), Ok("1"), Ok("1")];
+    let cases: Vec<(&str, [Result<&str, &str>; 6])> = vec![
+        ("insert into helper.conversations (workspace_id, user_id, title) values ('$ws', '$me', 'Mine')", own),
+        ("insert into helper.conversations (workspace_id, user_id) values ('$foreign', '$me')", denied()),
+        ("insert into helper.conversations (workspace_id, user_id) values ('$ws', '$foreign_person')", denied()),
+        ("insert into helper.conversations (workspace_id, user_id) values ('$foreign', '$foreign_person')", denied()),
+        ("insert into helper.conversations (workspace_id, user_id) values (gen_random_uuid(), '$me')", denied()),
+        ("insert into helper.conversations (workspace_id, user_id, message_count) values ('$ws', '$me', 9)", denied()),
+        (
+            "insert into helper.workspace_members (workspace_id, user_id, role) values ('$ws', '$outsider', 'member')",
+            [Err("42501"), Err("42501"), Err("42501"), Err("42501"), Ok("1"), Ok("1")],
+        ),
+        (
+            "insert into helper.workspace_members (workspace_id, user_id, role) values ('$ws', '$outsider', 'owner')",
+            [Err("42501"), Err("42501"), Err("42501"), Err("42501"), Err("42501"), Ok("1")],
+        ),
+        (
+            "insert into helper.workspace_members (workspace_id, user_id, role) values ('$foreign', '$me', 'viewer')",
+            denied(),
+        ),
+        (
+            "insert into helper.workspace_members (workspace_id, user_id, role) values ('$foreign', '$me', 'owner')",
+            denied(),
+        ),
+        (
+            "update helper.workspace_members set role = 'owner' where user_id = '$me'",
+            // Nobody but an owner makes owners, least of all of themselves.
+            [Err("42501"), Ok("0"), Ok("0"), Ok("0"), Err("42501"), Ok("1")],
+        ),
+        ("insert into helper.profiles (id, full_name) values ('$foreign_person', 'Me')", denied()),
+        ("insert into helper.profiles (id, full_name) values (gen_random_uuid(), 'Me')", denied()),
+        // What is the extension's own, even with one's own parent rows.
+        (
+            "insert into helper.messages (workspace_id, conversation_id, role, content) values ('$ws', '$conversation', 'assistant', 'Forged')",
+            denied(),
+        ),
+        (
+            "insert into helper.messages (workspace_id, conversation_id, role, content) values ('$foreign', '$foreign_conversation', 'user', 'Forged')",
+            denied(),
+        ),
+        ("update helper.messages set content = 'Forged'", denied()),
+        ("update helper.messages set grounded = true, status = 'done'", denied()),
+        (
+            "insert into helper.message_citations (workspace_id, message_id, ordinal, source_id, quote) values ('$ws', '$reply', 9, '$member_document', 'Forged')",
+            denied(),
+        ),
+        ("update helper.message_citations set quote = 'Forged'", denied()),
+        ("insert into helper.jobs (workspace_id, kind, principal_role) values ('$ws', 'index', 'postgres')", denied()),
+        (
+            "insert into helper.job_queue (workspace_id, job_id) select j.workspace_id, j.id from helper.jobs j",
+            denied(),
+        ),
+        ("update helper.jobs set status = 'queued'", denied()),
+        (
+            "insert into helper.knowledge_sources (workspace_id, source_type, title, input_hash) values ('$ws', 'kb_article', 'Forged', '')",
+            denied(),
+        ),
+        ("update helper.knowledge_sources set status = 'ready', content = 'Forged'", denied()),
+        ("update helper.knowledge_chunks set content = 'Forged'", denied()),
+        ("update helper.conversations set user_id = '$foreign_person'", denied()),
+        ("update helper.conversations set workspace_id = '$foreign'", denied()),
+        (
+            "merge into helper.messages m using (select 1) x on false when not matched then insert (role) values ('assistant')",
+            denied(),
+        ),
+        ("copy helper.messages (workspace_id, conversation_id, role) from stdin", denied()),
+        ("copy helper.knowledge_vectors to stdout", denied()),
+    ];
+    let mut wrong = Vec::new();
+    for tenant in 0..2 {
+        for (at, role) in ROLES.iter().enumerate() {
+            let session = world.be(tenant, role).await;
+            for (sql, expected) in &cases {
+                let sql = world.fill(sql, tenant, role);
+                let outcome = rehearse(&session, &sql).await;
+                if outcome != expected[at].map(str::to_owned).map_err(str::to_owned) {
+                    wrong.push(format!("tenant {tenant}, {role}: {sql} gave {outcome:?}, expected {:?}", expected[at]));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(world.fingerprints().await, before);
+    // A message of one tenant cannot hang on another tenant's conversation, not even by the tables' owner.
+    for sql in [
+        "insert into helper.messages (workspace_id, conversation_id, role) values ('$ws', '$foreign_conversation', 'assistant')",
+        "insert into helper.message_citations (workspace_id, message_id, ordinal, source_id) values ('$ws', '$foreign_reply', 1, '$member_document')",
+        "insert into helper.knowledge_chunks (workspace_id, source_id, ordinal, heading, content, token_count, start_offset, end_offset, content_hash) \
+         values ('$ws', '$foreign_document', 0, '', 'x', 1, 0, 1, '')",
+        "insert into helper.knowledge_inputs (workspace_id, source_id, content, is_file) values ('$ws', '$foreign_document', 'x', false)",
+        "insert into helper.job_queue (workspace_id, job_id) select '$ws', j.id from helper.jobs j where j.workspace_id = '$foreign' limit 1",
+    ] {
+        let outcome = rehearse(&world.admin, &world.fill(sql, 0, "owner")).await;
+        assert_eq!(outcome, Err("23503".into()), "{sql}");
+    }
+}
+
+/// Calls of one function with what each role gets.
+struct Function {
+    name: &'static str,
+    calls: &'static [(&'static str, [Result<&'static str, &'static str>; 6])],
+}
+
+const NO: Result<&str, &str> = Err("42501");
+const UNKNOWN: Result<&str, &str> = Err("42704");
+const T: Result<&str, &str> = Ok("t");
+const F: Result<&str, &str> = Ok("f");
+const NULL: Result<&str, &str> = Ok("null");
+const VOID: Result<&str, &str> = Ok("");
+/// Not for anon, unknown to everyone else.
+const FOREIGN: [Result<&str, &str>; 6] = [NO, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN];
+const NEVER: [Result<&str, &str>; 6] = [NO; 6];
+
+const FUNCTIONS: &[Function] = &[
+    Function {
+        name: "uuid_v7",
+        calls: &[("length(helper.uuid_v7()::text)", [NO, Ok("36"), Ok("36"), Ok("36"), Ok("36"), Ok("36")])],
+    },
+    Function {
+        name: "caller_role",
+        calls: &[
+            ("helper.caller_role() = current_user", [T; 6]),
+            ("helper.caller_role() = 'anon'", [T, F, F, F, F, F]),
+        ],
+    },
+    Function {
+        name: "caller_claims",
+        calls: &[(
+            "helper.caller_claims() ->> 'sub' is not distinct from nullif('$me', '00000000-0000-7000-8000-000000000000')",
+            [T; 6],
+        )],
+    },
+    Function {
+        name: "current_user_id",
+        calls: &[("helper.current_user_id()", [NULL, Ok("$me"), Ok("$me"), Ok("$me"), Ok("$me"), Ok("$me")])],
+    },
+    Function {
+        name: "my_workspaces",
+        calls: &[
+            ("helper.my_workspaces()", [Ok("{}"), Ok("{}"), Ok("{$ws}"), Ok("{$ws}"), Ok("{$ws}"), Ok("{$ws}")]),
+            ("helper.my_workspaces('member')", [Ok("{}"), Ok("{}"), Ok("{}"), Ok("{$ws}"), Ok("{$ws}"), Ok("{$ws}")]),
+            ("helper.my_workspaces('admin')", [Ok("{}"), Ok("{}"), Ok("{}"), Ok("{}"), Ok("{$ws}"), Ok("{$ws}")]),
+            ("helper.my_workspaces('owner')", [Ok("{}"), Ok("{}"), Ok("{}"), Ok("{}"), Ok("{}"), Ok("{$ws}")]),
+            ("helper.my_workspaces('boss')", [Err("22023"); 6]),
+            ("helper.my_workspaces(null)", [Err("22023"); 6]),
+        ],
+    },
+    Function {
+        name: "my_role",
+        calls: &[
+            ("helper.my_role('$ws')", [NULL, NULL, Ok("viewer"), Ok("member"), Ok("admin"), Ok("owner")]),
+            ("helper.my_role('$foreign')", [NULL; 6]),
+            ("helper.my_role(null)", [NULL; 6]),
+        ],
+    },
+    Function {
+        name: "is_member",
+        calls: &[
+            ("helper.is_member('$ws')", [F, F, T, T, T, T]),
+            ("helper.is_member('$ws', 'member')", [F, F, F, T, T, T]),
+            ("helper.is_member('$ws', 'admin')", [F, F, F, F, T, T]),
+            ("helper.is_member('$ws', 'owner')", [F, F, F, F, F, T]),
+            ("helper.is_member('$foreign')", [F; 6]),
+        ],
+    },
+    Function {
+        name: "my_colleagues",
+        calls: &[
+            ("cardinality(helper.my_colleagues())", [NO, Ok("0"), Ok("4"), Ok("4"), Ok("4"), Ok("4")]),
+            ("'$foreign_person' = any (helper.my_colleagues())", [NO, F, F, F, F, F]),
+        ],
+    },
+    Function {
+        name: "current_workspace",
+        calls: &[
+            ("helper.current_workspace('$ws')", [NO, UNKNOWN, Ok("$ws"), Ok("$ws"), Ok("$ws"), Ok("$ws")]),
+            ("helper.current_workspace()", [NO, UNKNOWN, Ok("$ws"), Ok("$ws"), Ok("$ws"), Ok("$ws")]),
+            ("helper.current_workspace('$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "create_workspace",
+        calls: &[(
+            "length(helper.create_workspace('New')::text)",
+            [NO, Ok("36"), Ok("36"), Ok("36"), Ok("36"), Ok("36")],
+        )],
+    },
+    Function {
+        name: "add_member",
+        calls: &[
+            ("helper.add_member('$ws', '$outsider')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.add_member('$ws', '$outsider', 'owner')", [NO, UNKNOWN, NO, NO, NO, VOID]),
+            ("helper.add_member('$ws', '$me', 'owner')", [NO, UNKNOWN, NO, NO, NO, VOID]),
+            ("helper.add_member('$ws', '$owner', 'viewer')", [NO, UNKNOWN, NO, NO, NO, Err("55000")]),
+            ("helper.add_member('$foreign', '$me', 'owner')", FOREIGN),
+            ("helper.add_member(null, '$me', 'owner')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "remove_member",
+        calls: &[
+            ("helper.remove_member('$ws', '$viewer')", [NO, UNKNOWN, VOID, NO, VOID, VOID]),
+            ("helper.remove_member('$ws', '$owner')", [NO, UNKNOWN, NO, NO, NO, Err("55000")]),
+            ("helper.remove_member('$ws', '$me')", [NO, UNKNOWN, VOID, VOID, VOID, Err("55000")]),
+            ("helper.remove_member('$foreign', '$foreign_person')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "delete_workspace",
+        calls: &[
+            ("helper.delete_workspace('$ws')", [NO, UNKNOWN, NO, NO, NO, VOID]),
+            ("helper.delete_workspace('$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "use_membership",
+        calls: &[("helper.use_membership(null)", NEVER), ("helper.use_membership('helper.workspace_members')", NEVER)],
+    },
+    Function {
+        name: "add_document",
+        calls: &[
+            ("length(helper.add_document('T', 'Text')::text)", [NO, UNKNOWN, NO, Ok("36"), Ok("36"), Ok("36")]),
+            (
+                "length(helper.add_document('T', 'Text', workspace => '$ws')::text)",
+                [NO, UNKNOWN, NO, Ok("36"), Ok("36"), Ok("36")],
+            ),
+            ("helper.add_document('T', 'Text', workspace => '$foreign')", FOREIGN),
+            // A document of another person is not replaced, whatever its identifier.
+            (
+                "helper.add_document('T', 'Text', 'kb_article', 'admin') = '$admin_document'",
+                [NO, UNKNOWN, NO, NO, T, T],
+            ),
+            (
+                "helper.add_document('T', 'Text', 'kb_article', 'member') = '$member_document'",
+                [NO, UNKNOWN, NO, T, T, T],
+            ),
+            ("helper.add_document('T', 'Text', 'table_row', '1')", [NO, UNKNOWN, NO, NO, Err("55000"), Err("55000")]),
+        ],
+    },
+    Function {
+        name: "add_file",
+        calls: &[
+            ("length(helper.add_file('a.txt', 'Text')::text)", [NO, UNKNOWN, NO, Ok("36"), Ok("36"), Ok("36")]),
+            ("helper.add_file('a.txt', 'Text', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "remove_document",
+        calls: &[
+            ("helper.remove_document('$member_document')", [NO, UNKNOWN, NO, VOID, VOID, VOID]),
+            ("helper.remove_document('$admin_document')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.remove_document('$foreign_document')", FOREIGN),
+            ("helper.remove_document(null)", FOREIGN),
+        ],
+    },
+    Function {
+        name: "reindex",
+        calls: &[
+            ("helper.reindex('$member_document')", [NO, UNKNOWN, NO, Ok("1"), Ok("1"), Ok("1")]),
+            ("helper.reindex('$admin_document')", [NO, UNKNOWN, NO, NO, Ok("1"), Ok("1")]),
+            ("helper.reindex('$foreign_document')", FOREIGN),
+            ("helper.reindex(workspace => '$ws')", [NO, UNKNOWN, NO, NO, Ok("3"), Ok("3")]),
+            ("helper.reindex(only_failed => true)", [NO, UNKNOWN, NO, NO, Ok("0"), Ok("0")]),
+            ("helper.reindex(workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "attach_table",
+        calls: &[
+            ("helper.attach_table('pg_catalog.pg_class', 'relname', 'relname')", NEVER),
+            ("helper.attach_table(null, null, null)", NEVER),
+        ],
+    },
+    Function {
+        name: "detach_table",
+        calls: &[("helper.detach_table('pg_catalog.pg_class')", NEVER), ("helper.detach_table(null)", NEVER)],
+    },
+    Function {
+        name: "wait_indexed",
+        calls: &[
+            ("helper.wait_indexed('$ws')", [NO, UNKNOWN, Ok("3"), Ok("3"), Ok("3"), Ok("3")]),
+            ("helper.wait_indexed()", [NO, Ok("0"), Ok("3"), Ok("3"), Ok("3"), Ok("3")]),
+            ("helper.wait_indexed('$foreign')", FOREIGN),
+        ],
+    },
+    Function { name: "embed", calls: &[("length(helper.embed('x')::text) > 1000", [NO, T, T, T, T, T])] },
+    Function {
+        name: "embed_many",
+        calls: &[(
+            "count(*) from helper.embed_many(array['x', 'y'])",
+            [NO, Ok("2"), Ok("2"), Ok("2"), Ok("2"), Ok("2")],
+        )],
+    },
+    Function { name: "count_tokens", calls: &[("helper.count_tokens('one two') > 1", [NO, T, T, T, T, T])] },
+    Function {
+        name: "chunk",
+        calls: &[("count(*) from helper.chunk('One sentence.')", [NO, Ok("1"), Ok("1"), Ok("1"), Ok("1"), Ok("1")])],
+    },
+    Function {
+        name: "search",
+        calls: &[
+            (
+                "count(*) > 0 and bool_and(s.source_id in ('$member_document', '$admin_document') or s.source_type = 'table_row') from helper.search('refunds', '$ws') s",
+                [NO, UNKNOWN, T, T, T, T],
+            ),
+            ("count(*) > 0 from helper.search('refunds', method => 'vector')", [NO, UNKNOWN, T, T, T, T]),
+            ("count(*) > 0 from helper.search('refunds', method => 'text')", [NO, UNKNOWN, T, T, T, T]),
+            ("count(*) from helper.search('refunds', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "answer",
+        calls: &[
+            ("(helper.answer('How are refunds paid?')).grounded", [NO, UNKNOWN, T, T, T, T]),
+            (
+                "(helper.answer('How are refunds paid?', '$conversation')).conversation_id = '$conversation'",
+                [NO, UNKNOWN, T, T, T, T],
+            ),
+            ("helper.answer('How?', '$colleague_conversation')", FOREIGN),
+            ("helper.answer('How?', '$foreign_conversation')", FOREIGN),
+            ("helper.answer('How?', '$foreign_conversation', workspace => '$ws')", FOREIGN),
+            ("helper.answer('How?', '$conversation', workspace => '$foreign')", FOREIGN),
+            ("helper.answer('How?', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "ask",
+        calls: &[
+            ("helper.ask('How are refunds paid?') like '%30 days%'", [NO, UNKNOWN, T, T, T, T]),
+            ("helper.ask('How?', '$foreign_conversation')", FOREIGN),
+            ("helper.ask('How?', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "create_conversation",
+        calls: &[
+            (
+                "length(helper.create_conversation('x', '$ws')::text)",
+                [NO, UNKNOWN, Ok("36"), Ok("36"), Ok("36"), Ok("36")],
+            ),
+            ("helper.create_conversation('x', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "rename_conversation",
+        calls: &[
+            ("helper.rename_conversation('$conversation', 'x')", [NO, UNKNOWN, VOID, VOID, VOID, VOID]),
+            ("helper.rename_conversation('$colleague_conversation', 'x')", FOREIGN),
+            ("helper.rename_conversation('$foreign_conversation', 'x')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "delete_conversation",
+        calls: &[
+            ("helper.delete_conversation('$conversation')", [NO, UNKNOWN, VOID, VOID, VOID, VOID]),
+            ("helper.delete_conversation('$colleague_conversation')", FOREIGN),
+            ("helper.delete_conversation('$foreign_conversation')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "export_conversation",
+        calls: &[
+            ("helper.export_conversation('$conversation') like '%30 days%'", [NO, UNKNOWN, T, T, T, T]),
+            ("helper.export_conversation('$colleague_conversation', 'json')", FOREIGN),
+            ("helper.export_conversation('$foreign_conversation', 'json')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "list_conversations",
+        calls: &[
+            (
+                "string_agg(id::text, ',') from helper.list_conversations('$ws')",
+                [NO, UNKNOWN, Ok("$conversation"), Ok("$conversation"), Ok("$conversation"), Ok("$conversation")],
+            ),
+            ("count(*) from helper.list_conversations('$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "search_conversations",
+        calls: &[
+            (
+                "string_agg(id::text, ',') from helper.search_conversations('refunds', '$ws')",
+                [NO, UNKNOWN, Ok("$conversation"), Ok("$conversation"), Ok("$conversation"), Ok("$conversation")],
+            ),
+            ("count(*) from helper.search_conversations('refunds', '$foreign')", FOREIGN),
+        ],
+    },
+    Function { name: "version", calls: &[("helper.version() = '0.1.0'", [NO, T, T, T, T, T])] },
+    Function { name: "status", calls: &[("helper.status()", NEVER)] },
+    Function {
+        name: "grant_usage",
+        calls: &[("helper.grant_usage('anon')", NEVER), ("helper.grant_usage('authenticated')", NEVER)],
+    },
+];
+
+#[tokio::test]
+async fn every_function_does_what_each_role_may() {
+    let world = World::new().await;
+    let rows = world
+        .admin
+        .query(
+            "select p.proname::text, pg_catalog.array_to_string(array(select 'null::' || pg_catalog.format_type(t, null) from unnest(p.proargtypes) t), ', '), \
+               p.prorettype = 'trigger'::regtype \
+             from pg_proc p where p.pronamespace = 'helper'::regnamespace order by 1",
+            &[],
+        )
+        .await
+        .unwrap();
+    let functions: Vec<(String, String, bool)> = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+    let public: BTreeSet<&str> =
+        functions.iter().map(|(name, ..)| name.as_str()).filter(|name| !name.starts_with('_')).collect();
+    let expected: BTreeSet<&str> = FUNCTIONS.iter().map(|function| function.name).collect();
+    assert_eq!(public, expected, "every function of the schema has an expectation");
+    let before = world.fingerprints().await;
+    let mut wrong = Vec::new();
+    let mut checks = 0;
+    for tenant in 0..2 {
+        for (at, role) in ROLES.iter().enumerate() {
+            let session = world.be(tenant, role).await;
+            for (name, arguments, is_trigger) in &functions {
+                if name.starts_with('_') && !is_trigger {
+                    let sql = format!("select helper.{name}({arguments})");
+                    let outcome = rehearse(&session, &sql).await;
+                    checks += 1;
+                    if outcome != Err("42501".into()) {
+                        wrong.push(format!("tenant {tenant}, {role}: {sql} gave {outcome:?}"));
+                    }
+                }
+            }
+            for function in FUNCTIONS {
+                for (call, expected) in function.calls {
+                    let sql = format!("select {}", world.fill(call, tenant, role));
+                    let expected = expected[at].map(|value| world.fill(value, tenant, role)).map_err(str::to_owned);
+                    let outcome = rehearse(&session, &sql).await;
+                    checks += 1;
+                    if outcome != expected {
+                        wrong.push(format!("tenant {tenant}, {role}: {sql} gave {outcome:?}, expected {expected:?}"));
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(world.fingerprints().await, before, "something was changed");
+    assert!(wrong.is_empty(), "{} of {checks} checks:\n{}", wrong.len(), wrong.join("\n"));
+    println!("{checks} checks of {} functions", functions.len());
+}
