@@ -7,14 +7,16 @@ embeddings of the same paragraphs by the same model.
 """
 
 import argparse
+import hashlib
 import math
 import os
+import pathlib
 import random
 import re
+import sys
 
 import bm25s
 import numpy
-import sentence_transformers
 import Stemmer
 
 from session import DATA, admin, figure, jsonl, note, user, workspace
@@ -65,6 +67,29 @@ class Words:
         return [[self.ids[at] for at in row] for row in found]
 
 
+class Encoder:
+    """sentence-transformers; what it made of the same texts before is kept beside its environment, as it takes minutes."""
+
+    def __init__(self):
+        self.model = None
+
+    def __call__(self, texts: list[str]) -> numpy.ndarray:
+        home = pathlib.Path(os.environ["HELPER_MODEL"])
+        stamp = hashlib.sha256("\0".join([str(home), *texts]).encode()).hexdigest()[:16]
+        kept = pathlib.Path(sys.prefix) / f"{home.name}-{stamp}.npy"
+        if kept.exists():
+            return numpy.load(kept)
+        if self.model is None:
+            import sentence_transformers
+
+            self.model = sentence_transformers.SentenceTransformer(str(home), device="cpu")
+        vectors = self.model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+        part = kept.with_suffix(".part.npy")
+        numpy.save(part, vectors)
+        part.rename(kept)
+        return vectors
+
+
 def plain(text: str) -> str:
     return " ".join(text.lower().split())
 
@@ -98,8 +123,7 @@ def main() -> None:
     # The peers.
     words = quality([place(f, r) for f, r in zip(Words(documents).search(texts), wanted)])
     lucene = quality([place(f, r) for f, r in zip(Words(documents, k1=0.9, b=0.4).search(texts), wanted)])
-    model = sentence_transformers.SentenceTransformer(os.environ["HELPER_MODEL"], device="cpu")
-    encode = lambda texts: model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    encode = Encoder()
     paragraphs = encode([f"{d['title']}\n{d['text']}" for d in documents])
     asked = encode(texts)
     similarity = asked @ paragraphs.T

@@ -568,9 +568,20 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
     count(*) filter (where s.status = 'failed'),
     count(*) filter (where s.status = 'pending'),
     coalesce(sum(s.chunk_count), 0)::bigint,
-    coalesce(bool_or(s.status = 'pending' and s.xmin = pg_current_xact_id_if_assigned()::xid), false),
+    -- What this transaction or a part of it wrote, a savepoint say, has no number below the transaction's and is under way;
+    -- what others have under way is not seen.
+    coalesce(bool_or(
+      case
+        when s.status = 'pending' and pg_current_xact_id_if_assigned() is not null
+          then v.xid >= pg_current_xact_id_if_assigned() and pg_xact_status(v.xid) = 'in progress'
+      end), false),
     max(s.error ->> 'message') filter (where s.status = 'pending')
   from helper.knowledge_sources s
+  cross join (select pg_snapshot_xmax(pg_current_snapshot())::text::bigint as xmax) n
+  -- The row's number with the epoch that puts it next to the snapshot's.
+  cross join lateral (
+    select (n.xmax + (s.xmin::text::bigint - n.xmax % 4294967296 + 6442450944) % 4294967296 - 2147483648)::text::xid8 as xid
+  ) v
   where s.workspace_id = any ((select helper.my_workspaces())::uuid[])
     and (workspace_progress.workspace is null or s.workspace_id = workspace_progress.workspace)
 $$;

@@ -168,6 +168,11 @@ async fn a_gateway_killed_fifty_times_loses_no_document_and_no_session() {
         total / KILLS as u32
     );
     assert!(failed > 0, "no call was under way at any of the kills");
+    assert!(
+        total / (KILLS as u32) < Duration::from_secs(2),
+        "the next call took {:?} on average",
+        total / KILLS as u32
+    );
 
     let begin = Instant::now();
     assert_each_indexed_once(&watcher, added.load(Ordering::Relaxed) as i64).await;

@@ -159,6 +159,8 @@ const TABLES: &[Table] = &[
     hidden("knowledge_vectors"),
     hidden("knowledge_terms"),
     hidden("knowledge_stats"),
+    hidden("knowledge_blocks"),
+    hidden("knowledge_loose"),
     hidden("job_queue"),
     hidden("job_leases"),
 ];
@@ -706,6 +708,15 @@ const FUNCTIONS: &[Function] = &[
         ],
     },
     Function { name: "version", calls: &[("helper.version() = '0.1.0'", [NO, T, T, T, T, T])] },
+    Function { name: "pack_vectors", calls: &[("helper.pack_vectors()", NEVER)] },
+    Function {
+        name: "workspace_progress",
+        calls: &[
+            ("(helper.workspace_progress('$ws')).ready", [NO, Ok("0"), Ok("3"), Ok("3"), Ok("3"), Ok("3")]),
+            ("(helper.workspace_progress(null)).ready", [NO, Ok("0"), Ok("3"), Ok("3"), Ok("3"), Ok("3")]),
+            ("(helper.workspace_progress('$foreign')).ready", [NO, Ok("0"), Ok("0"), Ok("0"), Ok("0"), Ok("0")]),
+        ],
+    },
     Function { name: "status", calls: &[("helper.status()", NEVER)] },
     Function {
         name: "grant_usage",

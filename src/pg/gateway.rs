@@ -177,7 +177,7 @@ fn connect_now() -> std::io::Result<UnixStream> {
 }
 
 /// The session's connection, made if need be. A gateway that is just being restarted is waited for.
-fn connect(patience: Duration) -> Result<Link> {
+fn connect(begin: Instant, patience: Duration) -> Result<Link> {
     shared::check_preloaded()?;
     if let Some(mut link) = IDLE.take() {
         // A gateway that was restarted since has closed it.
@@ -185,7 +185,6 @@ fn connect(patience: Duration) -> Result<Link> {
             return Ok(link);
         }
     }
-    let begin = Instant::now();
     loop {
         match Link::open() {
             Ok(link) => return Ok(link),
@@ -222,22 +221,43 @@ pub fn status() -> Result<Reply> {
 }
 
 fn converse(request: &Request, most: Option<Duration>, mut each: impl FnMut(Item) -> Result<()>) -> Result<Reply> {
-    let mut link = connect(most.unwrap_or(PATIENCE))?;
-    let end = most.map(|most| Instant::now() + most);
+    let begin = Instant::now();
+    let patience = most.unwrap_or(PATIENCE);
+    loop {
+        let mut link = connect(begin, patience)?;
+        match exchange(&mut link, request, most.map(|most| begin + most), &mut each) {
+            Ok(outcome) => {
+                // Only a connection on which nothing is under way is kept; any other way out closes it, which cancels.
+                IDLE.set(Some(link));
+                return outcome;
+            }
+            // One that was being killed still took the connection, but has not said a word nor read the request.
+            Err(error) if error == gone() && !link.greeted && begin.elapsed() < patience => {
+                wait::interruptible(None, Some(Duration::from_millis(10)));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Sends a request and waits for its end. After an error something may still be under way on the connection.
+fn exchange(
+    link: &mut Link,
+    request: &Request,
+    end: Option<Instant>,
+    each: &mut impl FnMut(Item) -> Result<()>,
+) -> Result<Result<Reply>> {
     let id = link.request(request)?;
-    let outcome = loop {
+    loop {
         let frame = link.next(end)?;
         if frame.id != id {
             continue;
         }
         match frame.tag {
             Tag::Item => each(wire::decode(&frame.body)?)?,
-            Tag::End => break Ok(wire::decode(&frame.body)?),
-            Tag::Error => break Err(wire::decode(&frame.body)?),
+            Tag::End => return Ok(Ok(wire::decode(&frame.body)?)),
+            Tag::Error => return Ok(Err(wire::decode(&frame.body)?)),
             Tag::Hello | Tag::Request | Tag::Cancel => return Err(Error::bug("unexpected frame from the gateway")),
         }
-    };
-    // Only a connection on which nothing is under way is kept; any other way out closes it, which cancels.
-    IDLE.set(Some(link));
-    outcome
+    }
 }

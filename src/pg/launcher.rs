@@ -39,7 +39,7 @@ struct Backoff {
 impl Backoff {
     const SHORTEST: Duration = Duration::from_millis(50);
     /// For what was killed: it did start, and is missed.
-    const KILLED: Duration = Duration::from_secs(1);
+    const KILLED: Duration = Duration::from_millis(250);
     /// For what does not start: the cause is removed by a person.
     const LONGEST: Duration = Duration::from_secs(5);
 
@@ -57,7 +57,7 @@ impl Backoff {
 
     /// Notes that it ended: at once if it had lived a while, else later and later.
     fn ended(&mut self, longest: Duration) {
-        let lived = self.started.elapsed() > Duration::from_secs(3);
+        let lived = self.started.elapsed() > Duration::from_secs(1);
         let next = if lived { Self::SHORTEST } else { (self.delay * 2).clamp(Self::SHORTEST, longest) };
         *self = Backoff { started: Instant::now(), delay: next };
     }
@@ -186,8 +186,6 @@ pub extern "C-unwind" fn helper_ai_launcher_main(_arg: pg_sys::Datum) {
             // SAFETY: the server's own way to read its configuration again.
             unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
         }
-        // Whoever drops a database waits until every process has answered its barrier, ours too.
-        pgrx::check_for_interrupts!();
         let next = launcher.round();
         // `drop database` waits until every process has closed what it had open of it: that is done in here. A
         // termination is none of the interrupts, the handler only sets the flag above.

@@ -164,7 +164,8 @@ fn candidates(query: &Query, vector: Option<&(String, Vec<f32>)>, depth: usize) 
         let rows = spi::select(
             &format!(
                 "select v.chunk_id, -(v.embedding operator({schema}.<#>) (select helper._halfvec($4))), v.sentences \
-                 from helper.knowledge_vectors v where v.workspace_id = $1 and v.model = $2 and v.chunk_id = any ($3)"
+                 from pg_catalog.unnest($3) u (id) \
+                 join helper.knowledge_vectors v on v.workspace_id = $1 and v.model = $2 and v.chunk_id = u.id"
             ),
             &[workspace.into(), model.as_str().into(), ids.clone().into(), vector.clone().into()],
             |row| Ok((*row.get::<pgrx::Uuid>(1)?.as_bytes(), row.get::<f64>(2)?, row.get::<Vec<u8>>(3)?)),
@@ -179,7 +180,8 @@ fn candidates(query: &Query, vector: Option<&(String, Vec<f32>)>, depth: usize) 
         }
     }
     let rows = spi::select(
-        "select t.chunk_id, t.config, t.length, t.terms from helper.knowledge_terms t where t.workspace_id = $1 and t.chunk_id = any ($2)",
+        "select t.chunk_id, t.config, t.length, t.terms from pg_catalog.unnest($2) u (id) \
+         join helper.knowledge_terms t on t.workspace_id = $1 and t.chunk_id = u.id",
         &[workspace.into(), ids.into()],
         |row| {
             Ok((
@@ -233,7 +235,14 @@ fn nearest(
     depth: usize,
 ) -> Result<Vec<(Id, f64)>> {
     if let Some(allowed) = allowed {
-        return compare(workspace, model, vector, depth, "and v.source_id = any ($5)", allowed);
+        return compare(
+            workspace,
+            model,
+            vector,
+            depth,
+            "and v.source_id in (select u.id from pg_catalog.unnest($5) u (id))",
+            allowed,
+        );
     }
     let mut most = PROMISING.max(depth * 2);
     loop {
@@ -242,7 +251,14 @@ fn nearest(
         };
         let named = promising.len();
         let ids: Vec<pgrx::Uuid> = promising.into_iter().map(pgrx::Uuid::from_bytes).collect();
-        let mut near = compare(workspace, model, vector, named, "and v.chunk_id = any ($5)", &ids)?;
+        let mut near = compare(
+            workspace,
+            model,
+            vector,
+            named,
+            "and v.chunk_id in (select u.id from pg_catalog.unnest($5) u (id))",
+            &ids,
+        )?;
         // Blocks may name chunks that are gone: where those crowd out the living, look at more.
         if named < most || near.len() * 2 >= named {
             near.extend(compare(
@@ -425,15 +441,19 @@ struct Chunk {
 
 /// Reads the candidates again as the caller, drops what says the same, merges neighbours.
 ///
-/// The caller's search path is left alone, as the functions in an application's policies may need it; so this statement
+/// Here as elsewhere ids are joined rather than compared with `any`, which a plan that is kept may put to every chunk of
+/// the workspace; and as the policies' conditions make the planner take workspaces for small, `limit` has it look up id
+/// by id. The caller's search path is left alone, as the functions in an application's policies may need it; so this statement
 /// names its operators with their schema.
 fn visible(query: &Query, candidates: &Candidates) -> Result<Vec<Passage>> {
     let ids: Vec<pgrx::Uuid> = candidates.ranked.iter().map(|ranked| pgrx::Uuid::from_bytes(ranked.id)).collect();
     let mut rows: HashMap<Id, (i32, Passage)> = spi::select(
         "select c.id, c.source_id, s.source_type, s.title, c.heading, c.content, c.start_offset, c.end_offset, s.metadata, c.ordinal \
-         from helper.knowledge_chunks c \
-         join helper.knowledge_sources s on s.workspace_id operator(pg_catalog.=) c.workspace_id and s.id operator(pg_catalog.=) c.source_id \
-         where c.workspace_id operator(pg_catalog.=) $1 and c.id operator(pg_catalog.=) any ($2)",
+         from pg_catalog.unnest($2) u (id) \
+         cross join lateral (\
+           select k.* from helper.knowledge_chunks k \
+           where k.workspace_id operator(pg_catalog.=) $1 and k.id operator(pg_catalog.=) u.id limit 1) c \
+         join helper.knowledge_sources s on s.workspace_id operator(pg_catalog.=) c.workspace_id and s.id operator(pg_catalog.=) c.source_id",
         &[query.workspace.into(), ids.into()],
         |row| {
             let chunk = row.get::<pgrx::Uuid>(1)?;

@@ -99,6 +99,14 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T
     }
 }
 
+/// What never ends is a failure too.
+async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(5 * DEADLINE, work).await {
+        Ok(done) => done,
+        Err(_) => panic!("{what}: did not end"),
+    }
+}
+
 /// Where clusters are made.
 fn base() -> PathBuf {
     let base = PathBuf::from(std::env::var("HELPER_CLUSTERS").unwrap_or_else(|_| "/var/tmp/helper_ai".into()));
@@ -421,14 +429,14 @@ impl Drop for Session {
 impl Session {
     /// Runs statements that must succeed.
     pub async fn run(&self, sql: &str) {
-        if let Err(error) = self.client.batch_execute(sql).await {
+        if let Err(error) = in_time(sql, self.client.batch_execute(sql)).await {
             panic!("{sql}: {error:?}");
         }
     }
 
     /// The one value of a query that gives one row.
     pub async fn one<T: FromSqlOwned>(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> T {
-        match self.client.query_one(sql, values).await {
+        match in_time(sql, self.client.query_one(sql, values)).await {
             Ok(row) => row.get(0),
             Err(error) => panic!("{sql}: {error:?}"),
         }
@@ -436,7 +444,7 @@ impl Session {
 
     /// The error of statements that must fail.
     pub async fn error(&self, sql: &str) -> DbError {
-        match self.client.batch_execute(sql).await {
+        match in_time(sql, self.client.batch_execute(sql)).await {
             Ok(()) => panic!("{sql}: succeeded"),
             Err(error) => error.as_db_error().unwrap_or_else(|| panic!("{sql}: {error}")).clone(),
         }
