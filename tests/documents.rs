@@ -252,7 +252,7 @@ async fn files_that_cannot_be_read_say_why_and_can_be_tried_again() {
     }
     assert_eq!(ann.one::<i64>("select failed from helper.index_progress", &[]).await, 4);
     assert!(
-        ann.notices().iter().any(|notice| notice.contains("4 documents could not be indexed")),
+        ann.notices().iter().any(|notice| notice.contains("4 of 5 documents could not be indexed")),
         "{:?}",
         ann.notices()
     );
