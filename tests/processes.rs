@@ -281,7 +281,7 @@ async fn without_a_usable_model_calls_fail_with_the_cause_and_indexing_waits_unt
     let mut cluster = Cluster::with("helper_ai.model_path = '/nonexistent/model'").await;
     let session = cluster.admin().await;
     session.run("select helper.create_workspace('Test')").await;
-    add_documents(&session, 12).await;
+    add_documents(&session, 60).await;
     let error = session.error("select helper.embed('x')").await;
     assert_eq!(error.code(), NOT_READY, "{error:?}");
     assert!(error.detail().unwrap().contains("/nonexistent/model"), "{error:?}");
@@ -289,15 +289,13 @@ async fn without_a_usable_model_calls_fail_with_the_cause_and_indexing_waits_unt
     // Whoever waits for a document can read why.
     let told = "select exists (select from helper.knowledge_sources where status = 'pending' and error ->> 'sqlstate' = '55000')";
     until("the cause to be with a document", async || session.one::<bool>(told, &[]).await.then_some(())).await;
-    let (tried, cancelled): (i64, i64) = {
-        let row = session
-            .query_one("select count(*) filter (where attempts > 0), count(*) filter (where status in ('failed', 'cancelled')) from helper.jobs", &[])
-            .await
-            .unwrap();
-        (row.get(0), row.get(1))
-    };
-    assert_eq!(cancelled, 0);
-    assert!(tried <= 4, "{tried} documents were tried in vain");
+    // One document now and then finds out whether the model is there; the others are left alone.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let tried = "select count(*) from helper.knowledge_sources where error is not null";
+    let tried: i64 = session.one(tried, &[]).await;
+    assert!((1..20).contains(&tried), "{tried} documents were tried in vain");
+    let lost = "select count(*) from helper.jobs where status in ('failed', 'cancelled')";
+    assert_eq!(session.one::<i64>(lost, &[]).await, 0);
 
     // A directory with half a file in it.
     let installed = Command::new("sh")
@@ -329,7 +327,7 @@ async fn without_a_usable_model_calls_fail_with_the_cause_and_indexing_waits_unt
     std::fs::copy(installed.join("model.safetensors"), model.join("part")).unwrap();
     std::fs::rename(model.join("part"), &mended).unwrap();
     let begin = Instant::now();
-    assert_eq!(session.one::<i64>("select helper.wait_indexed()", &[]).await, 12);
+    assert_eq!(session.one::<i64>("select helper.wait_indexed()", &[]).await, 60);
     println!("model mended: all indexed after {:?}", begin.elapsed());
     session.run("select helper.embed('x')").await;
 }

@@ -101,7 +101,7 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T
 
 /// What never ends is a failure too.
 async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(5 * DEADLINE, work).await {
+    match tokio::time::timeout(3 * DEADLINE, work).await {
         Ok(done) => done,
         Err(_) => panic!("{what}: did not end"),
     }
