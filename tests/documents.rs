@@ -373,7 +373,7 @@ async fn documents_beyond_the_limit_are_refused() {
     let big = format!("select helper.add_document('x', repeat('word ', {}))", 2048 + 1);
     until("the new limit", async || ann.batch_execute(&big).await.err()).await;
     ann.run("select helper.add_document('x', repeat('a b c d e ', 1000))").await;
-    assert_eq!(indexed(&ann).await > 0, true);
+    assert!(indexed(&ann).await > 0);
     // Rows of an attached table that are too large are left out with a warning; the application's insert goes on.
     admin
         .run(&format!(

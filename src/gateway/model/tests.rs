@@ -64,10 +64,10 @@ fn a_product_is_right_for_every_shape() {
         let given = Rows { data: &left, stride: depth + 2, count: rows };
         multiply(given, &packed, &bias, Finish::Add(&other), &mut out, width + 1, &mut Vec::new());
         for row in 0..rows {
-            for column in 0..width {
+            for (column, bias) in bias.iter().enumerate() {
                 let product = (0..depth).map(|k| f64::from(left[row * (depth + 2) + k]) * f64::from(right(k, column)));
                 let at = row * (width + 1) + column;
-                let expected = product.sum::<f64>() + f64::from(bias[column]) + f64::from(other[at]);
+                let expected = product.sum::<f64>() + f64::from(*bias) + f64::from(other[at]);
                 assert!((f64::from(out[at]) - expected).abs() < 1e-3, "{rows}x{depth}x{width} at {row}, {column}");
             }
             assert_eq!(out[row * (width + 1) + width], 9.0, "nothing is written beside the columns");
