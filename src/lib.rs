@@ -17,3 +17,5 @@ pub mod document;
 pub mod gateway;
 #[cfg(any(feature = "pg15", feature = "pg16", feature = "pg17", feature = "pg18"))]
 mod pg;
+#[cfg(feature = "gateway")]
+pub mod provider;

@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod block;
+pub mod chat;
 pub mod chunk;
 pub mod error;
 pub mod quantise;

@@ -4,11 +4,12 @@
 //! send [`Hello`] first; a gateway of another version answers with its own hello and closes. Many requests can be under
 //! way on one connection; each ends with exactly one `End` or `Error`. Closing the connection cancels all of them.
 
+use crate::core::chat::{Chat, Event, Kind, Purpose, Usage};
 use crate::core::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Raised by one whenever a frame's meaning changes.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The longest frame either side accepts, in bytes: a file of the largest allowed size and its envelope.
 pub const MAX_FRAME: usize = 272 * 1024 * 1024;
@@ -82,6 +83,155 @@ pub enum Request {
     },
     /// Reads a document and cuts it into chunks; answered with [`Reply::Prepared`].
     Prepare(Prepare),
+    /// Asks a language model; answered with [`Item::Events`] as they come, then [`Reply::Chat`], also where it failed.
+    Chat(Box<ChatCall>),
+    /// Embeds texts by a provider; answered with [`Item::Embeddings`] in order, then [`Reply::Call`].
+    EmbedWith(Box<EmbedCall>),
+    /// How the providers are; answered with [`Reply::Providers`].
+    Providers,
+    /// Asks for the record of every call of a database that ended, those that nobody has acknowledged first; answered
+    /// with [`Item::Records`] for as long as the connection lasts.
+    Ledger {
+        /// The database.
+        database: u32,
+    },
+    /// The records up to this number are stored; answered with [`Reply::Done`].
+    Recorded {
+        /// The database.
+        database: u32,
+        /// The last record's number.
+        upto: u64,
+    },
+}
+
+/// A secret, or where the gateway finds it. It is never shown.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Credential {
+    /// The provider wants none.
+    #[default]
+    None,
+    /// The secret itself.
+    Key(String),
+    /// The gateway's environment variable of this name.
+    Env(String),
+    /// The first line of this file.
+    File(String),
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Credential")
+    }
+}
+
+/// A provider, with what a call of it may cost. Limits and health are kept by its id.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Provider {
+    /// Its row.
+    pub id: [u8; 16],
+    /// Its name, for messages.
+    pub name: String,
+    /// Its protocol.
+    pub kind: Kind,
+    /// Scheme, host, port and path, without a slash at the end.
+    pub base_url: String,
+    /// Its key, sent to that host alone.
+    pub credential: Credential,
+    /// Whether the host may have a private, loopback or link-local address, and be spoken to without TLS.
+    pub allow_private: bool,
+    /// Requests under way at once; 0 is no limit.
+    pub max_concurrent: u32,
+    /// Requests begun in a minute; 0 is no limit.
+    pub requests_per_minute: u32,
+    /// Tokens, of prompt and reply, in a minute; 0 is no limit.
+    pub tokens_per_minute: u64,
+    /// Milliseconds to connect.
+    pub connect_timeout_ms: u32,
+    /// Milliseconds from the request to the reply's first byte.
+    pub first_byte_timeout_ms: u32,
+    /// Milliseconds between two parts of a reply.
+    pub idle_timeout_ms: u32,
+    /// Times that a failed request is sent again before the reply's first word.
+    pub max_retries: u32,
+    /// Bytes of a reply at most.
+    pub max_reply_bytes: u64,
+    /// What sets its server apart; a JSON object.
+    pub options: String,
+}
+
+/// Prices in millionths of a currency unit for a million tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prices {
+    /// Of the prompt.
+    pub input: u64,
+    /// Of the prompt where it comes from the provider's cache.
+    pub cached: u64,
+    /// Of the reply.
+    pub output: u64,
+}
+
+/// A provider's model that may answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Route {
+    /// The provider.
+    pub provider: Provider,
+    /// The model, by the provider's name for it.
+    pub model: String,
+    /// The most tokens that it can say; 0 where unknown.
+    pub output_limit: u32,
+    /// What it costs.
+    pub prices: Prices,
+}
+
+/// Whose call it is, for the record and for fairness.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asker {
+    /// Id of the call's record, made by whoever asks.
+    pub id: [u8; 16],
+    /// The database.
+    pub database: u32,
+    /// The workspace; workspaces take turns at a provider's limits.
+    pub workspace: [u8; 16],
+    /// The person.
+    pub user: Option<[u8; 16]>,
+    /// The conversation.
+    pub conversation: Option<[u8; 16]>,
+    /// The reply's message.
+    pub message: Option<[u8; 16]>,
+    /// What for: `ask`, `complete`, `embed`, ...
+    pub purpose: String,
+}
+
+/// A question to a language model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ChatCall {
+    /// Whose call it is.
+    pub asker: Asker,
+    /// Who may answer: the first, or the next where it cannot, until the first word was said.
+    pub routes: Vec<Route>,
+    /// The question.
+    pub chat: Chat,
+    /// Milliseconds in all, waiting for a turn included.
+    pub timeout_ms: u64,
+    /// Tokens of the prompt as far as they were counted; used where the provider does not say.
+    pub input_tokens: u64,
+}
+
+/// Texts to be embedded by a provider.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EmbedCall {
+    /// Whose call it is.
+    pub asker: Asker,
+    /// The provider and its model.
+    pub route: Route,
+    /// Texts, any number; they are sent in as many requests as the provider's limits need.
+    pub inputs: Vec<String>,
+    /// Numbers wanted in each embedding; the model's own where absent.
+    pub dimensions: Option<u32>,
+    /// What they are for.
+    pub purpose: Purpose,
+    /// Milliseconds in all.
+    pub timeout_ms: u64,
 }
 
 /// A document to read and cut.
@@ -113,6 +263,100 @@ pub enum Item {
         /// `dimensions` numbers for each text.
         values: Vec<f32>,
     },
+    /// The next steps of a language model's reply, in order.
+    Events(Vec<Event>),
+    /// Calls that ended.
+    Records(Vec<Record>),
+}
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Whole.
+    Succeeded,
+    /// With an error.
+    Failed,
+    /// The asker cancelled or went away.
+    Cancelled,
+    /// The provider broke off in the middle of its reply.
+    Interrupted,
+}
+
+impl Outcome {
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Outcome::Succeeded => "succeeded",
+            Outcome::Failed => "failed",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// What a call was and cost: a row of `usage_records`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its number, counted up by the gateway for [`Request::Recorded`].
+    pub number: u64,
+    /// Whose call it was.
+    pub asker: Asker,
+    /// How it ended.
+    pub call: CallEnd,
+    /// When it began, in milliseconds since 1970.
+    pub began_ms: u64,
+}
+
+/// How a call to a provider ended, and what it cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CallEnd {
+    /// Row of the provider that answered, or was tried last.
+    pub provider_id: [u8; 16],
+    /// Its name.
+    pub provider: String,
+    /// The model.
+    pub model: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Tokens.
+    pub usage: Usage,
+    /// Whether we counted them, because the provider did not say.
+    pub estimated: bool,
+    /// Cost in thousand-millionths of a currency unit.
+    pub cost_nanos: u64,
+    /// Milliseconds in all.
+    pub latency_ms: u64,
+    /// Milliseconds until the first word.
+    pub first_token_ms: Option<u64>,
+    /// Requests that were sent.
+    pub attempts: u32,
+    /// The provider's id of the reply or request.
+    pub provider_request_id: Option<String>,
+    /// Why it failed.
+    pub error: Option<Error>,
+}
+
+/// How a provider is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProviderState {
+    /// Its row.
+    pub id: [u8; 16],
+    /// `closed` (well), `open` (cooling down) or `half_open` (one request is trying).
+    pub circuit: String,
+    /// Requests under way.
+    pub in_flight: u32,
+    /// Requests waiting for their turn.
+    pub waiting: u32,
+    /// Requests since the gateway started.
+    pub requests: u64,
+    /// Of these, failed ones.
+    pub errors: u64,
+    /// The last error's message.
+    pub last_error: Option<String>,
+    /// Seconds until it is tried again, where it is cooling down.
+    pub retry_seconds: Option<u64>,
+    /// Latency of the last thousand requests: median, 95th and 99th percentile, in milliseconds.
+    pub latency_ms: [u32; 3],
 }
 
 /// The end of a reply.
@@ -134,6 +378,12 @@ pub enum Reply {
     },
     /// How the gateway is.
     Status(Status),
+    /// How a call to a language model ended.
+    Chat(Box<CallEnd>),
+    /// How a call for embeddings ended.
+    Call(Box<CallEnd>),
+    /// How the providers are that were called since the gateway started.
+    Providers(Vec<ProviderState>),
 }
 
 /// A document that was read and cut.

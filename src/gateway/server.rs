@@ -185,6 +185,11 @@ impl Gateway {
             Request::CountTokens { model, inputs } => {
                 Ok(Reply::Counts(self.batcher.count_tokens(&model, inputs).await?))
             }
+            Request::Chat(_)
+            | Request::EmbedWith(_)
+            | Request::Providers
+            | Request::Ledger { .. }
+            | Request::Recorded { .. } => Err(Error::not_ready("this gateway calls no providers yet")),
             Request::Prepare(prepare) => {
                 self.batcher.check(&prepare.model)?;
                 let model = self.batcher.model().await?;

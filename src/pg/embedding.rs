@@ -31,7 +31,9 @@ fn embed_texts(inputs: Vec<String>, model: &str, interactive: bool) -> Result<Ve
     let expected = inputs.len();
     let mut embeddings = Vec::with_capacity(expected);
     gateway::ask(&Request::Embed { model: model.to_owned(), inputs, interactive }, |item| {
-        let Item::Embeddings { dimensions, values } = item;
+        let Item::Embeddings { dimensions, values } = item else {
+            return Err(Error::bug("the gateway answered another question"));
+        };
         embeddings.extend(values.chunks_exact(dimensions.max(1) as usize).map(<[f32]>::to_vec));
         Ok(())
     })?;

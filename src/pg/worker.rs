@@ -392,8 +392,13 @@ impl Worker {
         let Some(mut indexing) = self.tasks.remove(&frame.id) else { return };
         let outcome = match frame.tag {
             Tag::Item => {
-                let taken = wire::decode::<Item>(&frame.body)
-                    .map(|Item::Embeddings { dimensions, values }| indexing.embeddings(dimensions as usize, &values));
+                let taken = wire::decode::<Item>(&frame.body).and_then(|item| match item {
+                    Item::Embeddings { dimensions, values } => {
+                        indexing.embeddings(dimensions as usize, &values);
+                        Ok(())
+                    }
+                    _ => Err(Error::bug("the gateway answered another question")),
+                });
                 match taken {
                     Ok(()) => {
                         self.tasks.insert(frame.id, indexing);
@@ -405,7 +410,7 @@ impl Worker {
             Tag::End => wire::decode::<Reply>(&frame.body).and_then(|reply| match reply {
                 Reply::Prepared { prepared, model } => transaction(|| indexing.prepared(prepared, &model)),
                 Reply::Done { .. } => Ok(indexing.ask()),
-                Reply::Counts(_) | Reply::Status(_) => Err(Error::bug("the gateway answered another question")),
+                _ => Err(Error::bug("the gateway answered another question")),
             }),
             Tag::Error => match wire::decode::<Error>(&frame.body) {
                 Ok(error) if error.kind == Kind::NotReady => return self.refused(&indexing.job, &error),

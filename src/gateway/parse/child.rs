@@ -5,7 +5,7 @@
 
 use crate::core::error::{Error, Result};
 use crate::document;
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
 use serde::{Serialize, de::DeserializeOwned};
 use std::io::{Read, Write};
 
@@ -31,6 +31,8 @@ pub fn child_main() -> i32 {
 }
 
 fn confine(memory: u64, seconds: u64) -> rustix::io::Result<()> {
+    // A gateway that is killed takes its children along; one that was killed before this has closed our input.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
     let exactly = |limit| Rlimit { current: Some(limit), maximum: Some(limit) };
     setrlimit(Resource::As, exactly(memory))?;
     // A second more until it is killed, so that the signal tells the cause.
