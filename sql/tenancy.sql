@@ -49,35 +49,7 @@ comment on function helper.caller_claims() is
   'Claims of the request, an object; SQL null when there are none, JSON null when they are malformed';
 
 create function helper.current_user_id() returns uuid
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-  v_claims jsonb := helper.caller_claims();
-  v_role name;
-  v_hash bytea;
-begin
-  if jsonb_typeof(v_claims) = 'null' then
-    return null;
-  end if;
-  if v_claims ? 'sub' then
-    return case
-      when v_claims ->> 'sub' ~* '^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$' then (v_claims ->> 'sub')::uuid
-    end;
-  end if;
-  v_role := helper.caller_role();
-  -- Empty is what a placeholder setting reads after set local, so it means the default too. No backslashes here or in any
-  -- body: a caller who sets standard_conforming_strings off would change what they say.
-  if v_role = any (regexp_split_to_array(
-    btrim(coalesce(nullif(current_setting('helper_ai.api_roles', true), ''), 'anon, authenticated')), '[[:space:]]*,[[:space:]]*'))
-  then
-    return null;
-  end if;
-  v_hash := substring(sha256(convert_to('helper_ai role ' || v_role, 'UTF8')) from 1 for 16);
-  -- RFC 9562 version 8, so that it is never taken for a person's version 4 or 7.
-  v_hash := set_byte(v_hash, 6, get_byte(v_hash, 6) & 15 | 128);
-  v_hash := set_byte(v_hash, 8, get_byte(v_hash, 8) & 63 | 128);
-  return encode(v_hash, 'hex')::uuid;
-end
-$$;
+language c stable parallel safe as 'MODULE_PATHNAME', 'current_user_id_wrapper';
 comment on function helper.current_user_id() is
   'Who asks: the claim sub; without it a uuid derived from the role''s name, or null, which sees nothing, for the roles in helper_ai.api_roles; null too when the claims are malformed or sub is not a uuid';
 
@@ -169,9 +141,7 @@ $$;
 comment on function helper._extension() is 'This extension, found by a table that is a member of it';
 
 create function helper._role_rank(role text) returns integer
-language sql immutable strict parallel safe set search_path = pg_catalog, pg_temp as $$
-  select array_position(array['viewer', 'member', 'admin', 'owner'], role)
-$$;
+language c immutable strict parallel safe as 'MODULE_PATHNAME', 'role_rank_wrapper';
 comment on function helper._role_rank(text) is 'Place of a role from viewer, 1, to owner, 4; null for any other text';
 
 create function helper._check_role(role text) returns integer
@@ -267,35 +237,12 @@ $$;
 comment on function helper._memberships(uuid) is 'Workspaces of a person and the role in each, not always one of ours. Errors: 55000';
 
 create function helper.my_workspaces(minimum_role text default 'viewer') returns uuid[]
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
-declare
-  v_rank integer := helper._check_role(minimum_role);
-  v_user uuid := helper.current_user_id();
-begin
-  if v_user is null then
-    return '{}';
-  end if;
-  return coalesce(
-    (select array_agg(distinct m.workspace_id)
-     from helper._memberships(v_user) m
-     where helper._role_rank(m.role) >= v_rank),
-    '{}');
-end
-$$;
+language c stable security definer set search_path = pg_catalog, pg_temp as 'MODULE_PATHNAME', 'my_workspaces_wrapper';
 comment on function helper.my_workspaces(text) is
   'Workspaces in which the caller has at least a role; in a policy write workspace_id = any ((select helper.my_workspaces())::uuid[]), which is computed once per statement. Errors: 22023 unknown role, 55000 adopted table cannot be read';
 
 create function helper.my_role(workspace uuid) returns text
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
-begin
-  return (
-    select m.role
-    from helper._memberships(helper.current_user_id()) m
-    where m.workspace_id = workspace and helper._role_rank(m.role) is not null
-    order by helper._role_rank(m.role) desc
-    limit 1);
-end
-$$;
+language c stable security definer set search_path = pg_catalog, pg_temp as 'MODULE_PATHNAME', 'my_role_wrapper';
 comment on function helper.my_role(uuid) is
   'The caller''s role in a workspace: owner, admin, member or viewer; null when there is none. Errors: 55000 adopted table cannot be read';
 

@@ -10,6 +10,7 @@ mod answering;
 mod embedding;
 mod gateway;
 mod hooks;
+mod identity;
 mod indexing;
 mod launcher;
 mod owner;

@@ -179,30 +179,29 @@ fn candidates(query: &Query, vector: Option<&(String, Vec<f32>)>, depth: usize) 
             found.insert(id, scored);
         }
     }
-    let rows = spi::select(
-        "select t.chunk_id, t.config, t.length, t.terms from pg_catalog.unnest($2) u (id) \
-         join helper.knowledge_terms t on t.workspace_id = $1 and t.chunk_id = u.id",
-        &[workspace.into(), ids.into()],
-        |row| {
-            Ok((
-                *row.get::<pgrx::Uuid>(1)?.as_bytes(),
-                row.get::<String>(2)?,
-                row.get::<i32>(3)?,
-                row.get::<Vec<u8>>(4)?,
-            ))
-        },
-    )?;
-    for (id, config, length, packed) in rows {
-        if let Some(e) = evidence.get_mut(&id) {
-            e.text = corpus.score(&config, length, |key| terms::count(&packed, key));
-            e.words = e.text / corpus.most(&config);
+    if query.method != Method::Vector {
+        for (id, config, length, packed) in terms_of(workspace, ids)? {
+            if let Some(e) = evidence.get_mut(&id) {
+                e.text = corpus.score(&config, length, |key| terms::count(&packed, key));
+                e.words = e.text / corpus.most(&config);
+            }
+            keys.insert(id, terms::keys(&packed).collect());
         }
-        keys.insert(id, terms::keys(&packed).collect());
     }
     let ranked = rank::fuse(&evidence, &near_ids, &text_ids, query.method, settings::VECTOR_WEIGHT.get());
     let weights = corpus.parts.iter().flat_map(|part| part.terms.iter().copied()).collect();
     let configs = corpus.parts.into_iter().map(|part| part.config).collect();
     Ok(Candidates { ranked, sentences: found, terms: keys, cut, configs, weights })
+}
+
+/// The terms of chunks, as the owner: chunk, configuration, length and packed terms.
+fn terms_of(workspace: pgrx::Uuid, chunks: Vec<pgrx::Uuid>) -> Result<Vec<(Id, String, i32, Vec<u8>)>> {
+    spi::select(
+        "select t.chunk_id, t.config, t.length, t.terms from pg_catalog.unnest($2) u (id) \
+         join helper.knowledge_terms t on t.workspace_id = $1 and t.chunk_id = u.id",
+        &[workspace.into(), chunks.into()],
+        |row| Ok((*row.get::<pgrx::Uuid>(1)?.as_bytes(), row.get(2)?, row.get(3)?, row.get(4)?)),
+    )
 }
 
 /// The documents that the filters allow, or `None` where there are no filters.
@@ -439,15 +438,15 @@ struct Chunk {
     ordinal: i32,
 }
 
-/// Reads the candidates again as the caller, drops what says the same, merges neighbours.
+/// Those of the candidates that the caller sees, with their places in their documents.
 ///
 /// Here as elsewhere ids are joined rather than compared with `any`, which a plan that is kept may put to every chunk of
 /// the workspace; and as the policies' conditions make the planner take workspaces for small, `limit` has it look up id
 /// by id. The caller's search path is left alone, as the functions in an application's policies may need it; so this statement
 /// names its operators with their schema.
-fn visible(query: &Query, candidates: &Candidates) -> Result<Vec<Passage>> {
-    let ids: Vec<pgrx::Uuid> = candidates.ranked.iter().map(|ranked| pgrx::Uuid::from_bytes(ranked.id)).collect();
-    let mut rows: HashMap<Id, (i32, Passage)> = spi::select(
+fn seen(query: &Query, ranked: &[Ranked]) -> Result<HashMap<Id, (i32, Passage)>> {
+    let ids: Vec<pgrx::Uuid> = ranked.iter().map(|ranked| pgrx::Uuid::from_bytes(ranked.id)).collect();
+    let rows = spi::select(
         "select c.id, c.source_id, s.source_type, s.title, c.heading, c.content, c.start_offset, c.end_offset, s.metadata, c.ordinal \
          from pg_catalog.unnest($2) u (id) \
          cross join lateral (\
@@ -476,26 +475,39 @@ fn visible(query: &Query, candidates: &Candidates) -> Result<Vec<Passage>> {
             };
             Ok((*chunk.as_bytes(), (row.get::<i32>(10)?, passage)))
         },
-    )?
-    .into_iter()
-    .collect();
+    )?;
+    Ok(rows.into_iter().collect())
+}
+
+/// Reads the candidates again as the caller, drops what says the same, merges neighbours.
+fn visible(query: &Query, candidates: &Candidates) -> Result<Vec<Passage>> {
     let mut chunks: Vec<Chunk> = Vec::new();
-    let mut shown: Vec<&[i64]> = Vec::new();
+    let mut shown: Vec<Vec<i64>> = Vec::new();
     // Enough to fill k passages after merging, and no more: each is compared with those before it.
     let enough = query.k * MERGE + 16;
-    for ranked in &candidates.ranked {
-        let Some((ordinal, mut passage)) = rows.remove(&ranked.id) else { continue };
-        let keys = candidates.terms.get(&ranked.id).map_or(&[][..], Vec::as_slice);
-        if !keys.is_empty() && shown.iter().any(|other| rank::overlap(other, keys) >= rank::SAME) {
-            continue;
+    for slice in candidates.ranked.chunks(enough) {
+        let mut rows = seen(query, slice)?;
+        let mut keys: HashMap<Id, Vec<i64>> = if query.method == Method::Vector {
+            let ids = rows.keys().map(|id| pgrx::Uuid::from_bytes(*id)).collect();
+            let terms = owner::as_owner(|| terms_of(query.workspace, ids))?;
+            terms.into_iter().map(|(id, _, _, packed)| (id, terms::keys(&packed).collect())).collect()
+        } else {
+            slice.iter().filter_map(|ranked| Some((ranked.id, candidates.terms.get(&ranked.id)?.clone()))).collect()
+        };
+        for ranked in slice {
+            let Some((ordinal, mut passage)) = rows.remove(&ranked.id) else { continue };
+            let keys = keys.remove(&ranked.id).unwrap_or_default();
+            if !keys.is_empty() && shown.iter().any(|other| rank::is_same(other, &keys)) {
+                continue;
+            }
+            shown.push(keys);
+            passage.chunks = vec![(passage.end, passage.chunk)];
+            passage.score = ranked.score;
+            passage.vector_rank = ranked.vector_rank;
+            passage.text_rank = ranked.text_rank;
+            passage.sentences = candidates.sentences.get(&ranked.id).cloned().unwrap_or_default();
+            chunks.push(Chunk { ranked: *ranked, passage, ordinal });
         }
-        shown.push(keys);
-        passage.chunks = vec![(passage.end, passage.chunk)];
-        passage.score = ranked.score;
-        passage.vector_rank = ranked.vector_rank;
-        passage.text_rank = ranked.text_rank;
-        passage.sentences = candidates.sentences.get(&ranked.id).cloned().unwrap_or_default();
-        chunks.push(Chunk { ranked: *ranked, passage, ordinal });
         if chunks.len() >= enough {
             break;
         }
