@@ -330,7 +330,7 @@ rollback;
 -- a policy's predicate is computed once for a statement
 begin;
 insert into helper.workspaces (name, slug) select 'Row ' || n, 'helper-test-row-' || n from generate_series(1, 20) n;
-set local track_functions = 'pl';
+set local track_functions = 'all';
 set local role authenticated;
 select pg_temp.be(:'ann');
 select count(*) from helper.workspaces;
