@@ -39,6 +39,8 @@ create table helper.messages (
   model text,
   usage jsonb,
   error jsonb,
+  mode text,
+  token_count integer,
   created_at timestamptz not null default clock_timestamp(),
   completed_at timestamptz,
   search_vector tsvector generated always as (to_tsvector('pg_catalog.simple'::regconfig, left(content, 100000))) stored,
@@ -59,6 +61,8 @@ comment on column helper.messages.provider is 'Provider that replied';
 comment on column helper.messages.model is 'Model that replied';
 comment on column helper.messages.usage is 'What the reply took, as the provider counted it';
 comment on column helper.messages.error is 'Why it failed: sqlstate, message, detail, hint';
+comment on column helper.messages.mode is 'Mode that the reply was asked in';
+comment on column helper.messages.token_count is 'Tokens of the text, as they were counted or estimated for a prompt';
 comment on column helper.messages.created_at is 'When it was begun';
 comment on column helper.messages.completed_at is 'When it was done, failed or was cancelled';
 comment on column helper.messages.search_vector is 'Words of the first 100,000 characters, for search_conversations';

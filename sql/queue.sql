@@ -5,7 +5,7 @@
 create table helper.jobs (
   workspace_id uuid not null,
   id uuid not null default helper.uuid_v7(),
-  kind text not null constraint jobs_kind_check check (kind in ('index')),
+  kind text not null constraint jobs_kind_check check (kind in ('index', 'reply')),
   key uuid,
   payload jsonb not null default '{}',
   principal_role name not null,
@@ -22,8 +22,8 @@ create table helper.jobs (
 comment on table helper.jobs is 'Work that was asked for and runs later: the durable record';
 comment on column helper.jobs.workspace_id is 'Workspace that the work belongs to';
 comment on column helper.jobs.id is 'Identifier, in order of creation';
-comment on column helper.jobs.kind is 'What is done: index reads a document, cuts it and embeds it';
-comment on column helper.jobs.key is 'Jobs with the same key never run at once; for index, the document';
+comment on column helper.jobs.kind is 'What is done: index reads a document, cuts it and embeds it; reply answers a question';
+comment on column helper.jobs.key is 'Jobs with the same key never run at once; for index, the document; for reply, the conversation';
 comment on column helper.jobs.payload is 'What the kind needs to know';
 comment on column helper.jobs.principal_role is 'Role of the caller who asked';
 comment on column helper.jobs.principal_claims is 'JWT claims of the caller who asked; JSON null when they were malformed';
@@ -39,20 +39,22 @@ create index jobs_created_at_idx on helper.jobs using brin (created_at);
 
 create table helper.job_queue (
   workspace_id uuid not null,
+  kind text not null,
   run_at timestamptz not null default clock_timestamp(),
   job_id uuid not null,
   key uuid,
   primary key (workspace_id, job_id),
-  constraint job_queue_job_fkey foreign key (workspace_id, job_id) references helper.jobs on delete cascade,
-  -- One waiting job for a document is enough, however often it changes.
-  constraint job_queue_key_key unique (workspace_id, key)
+  constraint job_queue_job_fkey foreign key (workspace_id, job_id) references helper.jobs on delete cascade
 );
 comment on table helper.job_queue is 'Jobs that may be claimed, deleted on claim';
 comment on column helper.job_queue.workspace_id is 'Workspace that the work belongs to; workspaces take turns';
+comment on column helper.job_queue.kind is 'The job''s kind; each kind has its own number of jobs at once';
 comment on column helper.job_queue.run_at is 'Not before this time';
 comment on column helper.job_queue.job_id is 'The job';
-comment on column helper.job_queue.key is 'The job''s key, at most one waiting for each';
-create index job_queue_workspace_id_run_at_job_id_idx on helper.job_queue (workspace_id, run_at, job_id);
+comment on column helper.job_queue.key is 'The job''s key';
+create index job_queue_kind_workspace_id_run_at_job_id_idx on helper.job_queue (kind, workspace_id, run_at, job_id);
+-- One waiting job for a document is enough, however often it changes; replies wait one behind the other.
+create unique index job_queue_key_idx on helper.job_queue (workspace_id, key) where kind = 'index';
 
 create table helper.job_leases (
   workspace_id uuid not null,
@@ -88,36 +90,41 @@ comment on function helper._wake_worker() is 'Wakes this database''s worker when
 create trigger job_queue_wake after insert on helper.job_queue
   for each statement execute function helper._wake_worker();
 
-create function helper._enqueue(workspace uuid, kind text, payload jsonb, key uuid) returns void
+create function helper._enqueue(workspace uuid, kind text, payload jsonb, key uuid) returns uuid
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
 declare
   v_job uuid;
 begin
-  if exists (select from helper.job_queue q where q.workspace_id = _enqueue.workspace and q.key = _enqueue.key) then
-    return;
+  if _enqueue.kind = 'index'
+    and exists (select from helper.job_queue q where q.kind = 'index' and q.workspace_id = _enqueue.workspace and q.key = _enqueue.key)
+  then
+    return null;
   end if;
   insert into helper.jobs (workspace_id, kind, key, payload, principal_role, principal_claims)
   values (workspace, kind, key, payload, helper.caller_role(), helper.caller_claims())
   returning id into v_job;
-  insert into helper.job_queue (workspace_id, job_id, key)
-  values (workspace, v_job, key)
-  on conflict on constraint job_queue_key_key do nothing;
+  insert into helper.job_queue (workspace_id, kind, job_id, key)
+  values (workspace, kind, v_job, key)
+  on conflict (workspace_id, key) where kind = 'index' do nothing;
   if not found then
     delete from helper.jobs j where j.workspace_id = _enqueue.workspace and j.id = v_job;
+    return null;
   end if;
+  return v_job;
 end
 $$;
-comment on function helper._enqueue(uuid, text, jsonb, uuid) is 'Adds a job as the caller; does nothing where one with the key waits already';
+comment on function helper._enqueue(uuid, text, jsonb, uuid) is 'Adds a job as the caller and returns its id; an index job whose key waits already is not added, and null returned';
 
 -- Claims at most `most` jobs, the workspaces after `after` first, each at most `share`. The recursion steps from one
 -- workspace that has a waiting job to the next, so that its cost depends on `most` and not on the backlog.
-create function helper._claim(after uuid, most integer, share integer)
-returns table (workspace_id uuid, job_id uuid, kind text, key uuid, payload jsonb, attempts integer, token uuid)
+create function helper._claim(kind text, after uuid, most integer, share integer)
+returns table (workspace_id uuid, job_id uuid, job_kind text, key uuid, payload jsonb, attempts integer, token uuid)
 language sql volatile set search_path = pg_catalog, pg_temp as $$
   with recursive turn (workspace_id, n) as (
-    (select q.workspace_id, 1 from helper.job_queue q where q.workspace_id > after order by q.workspace_id limit 1)
+    (select q.workspace_id, 1 from helper.job_queue q where q.kind = _claim.kind and q.workspace_id > after order by q.workspace_id limit 1)
     union all
-    select (select q.workspace_id from helper.job_queue q where q.workspace_id > t.workspace_id order by q.workspace_id limit 1), t.n + 1
+    select (select q.workspace_id from helper.job_queue q where q.kind = _claim.kind and q.workspace_id > t.workspace_id order by q.workspace_id limit 1), t.n + 1
     from turn t
     where t.workspace_id is not null and t.n < most
   ), picked as materialized (
@@ -126,7 +133,8 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
     cross join lateral (
       select q.workspace_id, q.job_id, q.key
       from helper.job_queue q
-      where q.workspace_id = t.workspace_id
+      where q.kind = _claim.kind
+        and q.workspace_id = t.workspace_id
         and q.run_at <= clock_timestamp()
         and not exists (select from helper.job_leases l where l.workspace_id = q.workspace_id and l.key = q.key)
       order by q.run_at, q.job_id
@@ -149,7 +157,7 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
   where j.workspace_id = l.workspace_id and j.id = l.job_id
   returning j.workspace_id, j.id, j.kind, j.key, j.payload, j.attempts, l.token
 $$;
-comment on function helper._claim(uuid, integer, integer) is 'Leases waiting jobs to the worker, workspaces in turn';
+comment on function helper._claim(text, uuid, integer, integer) is 'Leases waiting jobs of a kind to the worker, workspaces in turn';
 
 create function helper._finish(workspace uuid, job uuid, token uuid, status text, error jsonb) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -179,9 +187,11 @@ begin
   if not found then
     return false;
   end if;
-  insert into helper.job_queue (workspace_id, job_id, key, run_at)
-  values (workspace, job, v_key, clock_timestamp() + delay)
-  on conflict on constraint job_queue_key_key do nothing;
+  insert into helper.job_queue (workspace_id, kind, job_id, key, run_at)
+  select workspace, j.kind, job, v_key, clock_timestamp() + delay
+  from helper.jobs j
+  where j.workspace_id = workspace and j.id = job
+  on conflict (workspace_id, key) where kind = 'index' do nothing;
   update helper.jobs j
   set status = case when exists (select from helper.job_queue q where q.workspace_id = workspace and q.job_id = job) then 'queued' else 'cancelled' end,
     attempts = j.attempts - case when count_attempt then 0 else 1 end

@@ -119,8 +119,8 @@ async fn a_database_moves_with_all_that_is_in_it() {
              from helper.knowledge_sources s where s.status = 'pending'; \
              insert into helper.jobs (workspace_id, kind, key, principal_role, status) \
              select s.workspace_id, 'index', s.id, 'authenticated', case s.title when 'late' then 'queued' else 'running' end from helper.knowledge_sources s where s.status = 'pending'; \
-             insert into helper.job_queue (workspace_id, run_at, job_id, key) \
-             select j.workspace_id, clock_timestamp() + interval '20 seconds', j.id, j.key from helper.jobs j where j.status = 'queued'; \
+             insert into helper.job_queue (workspace_id, kind, run_at, job_id, key) \
+             select j.workspace_id, j.kind, clock_timestamp() + interval '20 seconds', j.id, j.key from helper.jobs j where j.status = 'queued'; \
              insert into helper.job_leases (workspace_id, job_id, key) \
              select j.workspace_id, j.id, j.key from helper.jobs j where j.status = 'running'; commit"
         ))

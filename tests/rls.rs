@@ -369,7 +369,7 @@ async fn rows_are_inserted_where_they_belong_and_nowhere_else() {
         ("update helper.message_citations set quote = 'Forged'", denied()),
         ("insert into helper.jobs (workspace_id, kind, principal_role) values ('$ws', 'index', 'postgres')", denied()),
         (
-            "insert into helper.job_queue (workspace_id, job_id) select j.workspace_id, j.id from helper.jobs j",
+            "insert into helper.job_queue (workspace_id, kind, job_id) select j.workspace_id, j.kind, j.id from helper.jobs j",
             denied(),
         ),
         ("update helper.jobs set status = 'queued'", denied()),
@@ -410,7 +410,7 @@ async fn rows_are_inserted_where_they_belong_and_nowhere_else() {
         "insert into helper.knowledge_chunks (workspace_id, source_id, ordinal, heading, content, token_count, start_offset, end_offset, content_hash) \
          values ('$ws', '$foreign_document', 0, '', 'x', 1, 0, 1, '')",
         "insert into helper.knowledge_inputs (workspace_id, source_id, content, is_file) values ('$ws', '$foreign_document', 'x', false)",
-        "insert into helper.job_queue (workspace_id, job_id) select '$ws', j.id from helper.jobs j where j.workspace_id = '$foreign' limit 1",
+        "insert into helper.job_queue (workspace_id, kind, job_id) select '$ws', j.kind, j.id from helper.jobs j where j.workspace_id = '$foreign' limit 1",
     ] {
         let outcome = rehearse(&world.admin, &world.fill(sql, 0, "owner")).await;
         assert_eq!(outcome, Err("23503".into()), "{sql}");
