@@ -102,6 +102,13 @@ pub enum Request {
         /// The last record's number.
         upto: u64,
     },
+    /// Checks a JSON value against a JSON Schema; answered with [`Reply::Checked`].
+    CheckJson {
+        /// The schema, as JSON text.
+        schema: String,
+        /// The value, as JSON text.
+        value: String,
+    },
 }
 
 /// A secret, or where the gateway finds it. It is never shown.
@@ -384,6 +391,17 @@ pub enum Reply {
     Call(Box<CallEnd>),
     /// How the providers are that were called since the gateway started.
     Providers(Vec<ProviderState>),
+    /// What is wrong with a JSON value; nothing where it is as its schema says.
+    Checked(Vec<Problem>),
+}
+
+/// Where a JSON value is not as its schema says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// JSON pointer to the part of the value; empty for the whole.
+    pub path: String,
+    /// What was expected there.
+    pub message: String,
 }
 
 /// A document that was read and cut.

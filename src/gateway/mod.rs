@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod model;
 pub mod parse;
+pub mod schema;
 pub mod server;
 
 use std::io::Read;

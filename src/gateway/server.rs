@@ -6,7 +6,7 @@
 use crate::core::error::{Error, Result};
 use crate::core::wire::{self, Frame, Frames, Hello, Item, PROTOCOL, Reply, Request, Status, Tag};
 use crate::gateway::batch::Batcher;
-use crate::gateway::parse;
+use crate::gateway::{parse, schema};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -190,6 +190,7 @@ impl Gateway {
             | Request::Providers
             | Request::Ledger { .. }
             | Request::Recorded { .. } => Err(Error::not_ready("this gateway calls no providers yet")),
+            Request::CheckJson { schema, value } => schema::check_apart(schema, value).await.map(Reply::Checked),
             Request::Prepare(prepare) => {
                 self.batcher.check(&prepare.model)?;
                 let model = self.batcher.model().await?;
