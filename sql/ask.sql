@@ -36,7 +36,7 @@ create function helper.answer(
 ) returns helper.reply
 language c volatile parallel unsafe as 'MODULE_PATHNAME', 'answer_question_wrapper';
 comment on function helper.answer(text, uuid, text, boolean, text, uuid, jsonb) is
-  'Answers a question from the documents that the caller may see, with citations, and stores both in a conversation. options: k (passages, 1 to 50), source_types, filter. Errors: 22023, 42704, 55000, 57014';
+  'Answers a question from the documents that the caller may see, with citations, and stores both in a conversation. model is model or provider/model, or local; null takes the default. options: k (passages, 1 to 50), source_types, filter, attachments, busy (wait, refuse), temperature, top_p, max_tokens, stop, timeout_ms. Errors: 22023, 38000, 42501, 42704, 53000, 53400, 55000, 57014';
 
 create function helper.ask(
   question text,
@@ -50,3 +50,52 @@ create function helper.ask(
 language c volatile parallel unsafe as 'MODULE_PATHNAME', 'ask_question_wrapper';
 comment on function helper.ask(text, uuid, text, boolean, text, uuid, jsonb) is
   'What helper.answer answers, as text, with the list of its sources below. Errors: as helper.answer';
+
+create function helper.ask_stream(
+  question text,
+  conversation uuid default null,
+  mode text default 'chat',
+  knowledge boolean default true,
+  model text default null,
+  workspace uuid default null,
+  options jsonb default '{}'
+) returns table (event text, data jsonb)
+language c volatile parallel unsafe rows 100 as 'MODULE_PATHNAME', 'ask_streaming_wrapper';
+comment on function helper.ask_stream(text, uuid, text, boolean, text, uuid, jsonb) is
+  'The same, told step by step: meta, delta (text) as often as words come, error (sqlstate, message, detail, hint), done (status, citations, usage). Call it in the select list, or fetch from a cursor, to get each row as it comes. Errors: as helper.answer, before the first word';
+
+create function helper.ask_async(
+  question text,
+  conversation uuid default null,
+  mode text default 'chat',
+  knowledge boolean default true,
+  model text default null,
+  workspace uuid default null,
+  options jsonb default '{}'
+) returns uuid
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'ask_queued_wrapper';
+comment on function helper.ask_async(text, uuid, text, boolean, text, uuid, jsonb) is
+  'The same, answered by the worker after the transaction commits: returns the id of the reply''s message, whose status goes from pending over streaming to done, error or cancelled; each change notifies channel helper_messages with that id. Errors: as helper.answer, but for those of the provider';
+
+create function helper.complete(
+  prompt text,
+  system text default null,
+  model text default null,
+  options jsonb default '{}',
+  workspace uuid default null
+) returns text
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'complete_text_wrapper';
+comment on function helper.complete(text, text, text, jsonb, uuid) is
+  'What a language model says to a prompt, with no documents and no conversation. options: attachments (objects with mime_type, data in base64, name), temperature, top_p, max_tokens, stop, timeout_ms. Errors: 22023, 38000, 42704, 53000, 53400, 55000, 57014';
+
+create function helper.complete_json(
+  prompt text,
+  schema jsonb,
+  system text default null,
+  model text default null,
+  options jsonb default '{}',
+  workspace uuid default null
+) returns jsonb
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'complete_value_wrapper';
+comment on function helper.complete_json(text, jsonb, text, text, jsonb, uuid) is
+  'What a language model says to a prompt, as a value that fits a JSON Schema (draft 2020-12): a reply that does not is sent back at most twice. Errors: as helper.complete, 38000 where it still does not fit, saying where';

@@ -17,6 +17,16 @@ declare
     ['knowledge_sources', 'select'],
     ['knowledge_chunks', 'select'],
     ['attached_tables', 'select'],
+    ['providers', 'select (id, workspace_id, name, kind, enabled, created_at, updated_at)'],
+    ['models', 'select'],
+    ['model_catalog', 'select'],
+    ['model_defaults', 'select'],
+    ['provider_status', 'select'],
+    ['provider_keys', 'select, insert'],
+    ['usage_records', 'select'],
+    ['budgets', 'select'],
+    ['modes', 'select'],
+    ['conversation_summaries', 'select'],
     ['index_progress', 'select'],
     ['jobs', 'select (workspace_id, id, kind, key, status, attempts, error, created_at, started_at, finished_at)']
   ];

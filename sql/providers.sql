@@ -265,6 +265,10 @@ begin
       raise exception using errcode = '22023', message = format('option "%s" of a provider has the wrong type or range', v_option.key);
     end if;
   end loop;
+  -- A server of one's own on this machine is meant where its usual address is.
+  if workspace is null and set_provider.base_url is null and set_provider.kind = 'ollama' and not set_provider.options ? 'allow_private' then
+    options := set_provider.options || '{"allow_private": true}';
+  end if;
   if workspace is not null and set_provider.options ? 'allow_private' and (set_provider.options -> 'allow_private')::boolean then
     raise exception using
       errcode = '42501',
@@ -486,6 +490,7 @@ declare
   v_provider helper.providers;
   v_place integer := 1;
   v_next text;
+  v_model text;
 begin
   perform helper._require_keeper(workspace);
   if purpose is null or purpose not in ('chat', 'embedding', 'transcription', 'speech', 'image') then
@@ -509,8 +514,17 @@ begin
         message = format('fallback "%s" is not valid', v_next),
         hint = 'Write provider/model.';
     end if;
+    v_model := substring(v_next from strpos(v_next, '/') + 1);
+    if not exists (select from helper.models m where m.provider_id = v_provider.id and m.name = v_model)
+      and not exists (select from helper.model_catalog c where c.kind = v_provider.kind and c.name = v_model)
+    then
+      if v_provider.workspace_id is distinct from workspace then
+        raise exception using errcode = '42704', message = format('model "%s" does not exist', v_next);
+      end if;
+      insert into helper.models (provider_id, name, kind) values (v_provider.id, v_model, set_default.purpose);
+    end if;
     insert into helper.model_defaults (workspace_id, purpose, place, provider_id, model)
-    values (workspace, set_default.purpose, v_place, v_provider.id, substring(v_next from strpos(v_next, '/') + 1));
+    values (workspace, set_default.purpose, v_place, v_provider.id, v_model);
     v_place := v_place + 1;
   end loop;
 end

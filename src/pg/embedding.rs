@@ -50,7 +50,7 @@ pub fn embed_query(text: &str) -> Result<(String, Vec<f32>)> {
 }
 
 /// Name of the model that the gateway runs.
-fn model_name() -> Result<String> {
+pub fn model_name() -> Result<String> {
     thread_local! {
         static NAME: std::cell::RefCell<Option<(u32, String)>> = const { std::cell::RefCell::new(None) };
     }

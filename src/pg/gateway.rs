@@ -55,6 +55,13 @@ impl Link {
         Ok(id)
     }
 
+    /// Ends a request that is under way.
+    pub fn cancel(&mut self, id: u32) -> Result<()> {
+        let frame = wire::encode(Tag::Cancel, id, &())?;
+        self.out.extend_from_slice(&frame);
+        self.flush()
+    }
+
     /// Writes as much as the socket takes.
     pub fn flush(&mut self) -> Result<()> {
         while self.sent < self.out.len() {
@@ -206,6 +213,55 @@ fn connect(begin: Instant, patience: Duration) -> Result<Link> {
             Err(_) => {
                 wait::interruptible(None, Some(Duration::from_millis(20)));
             }
+        }
+    }
+}
+
+/// One step of a reply.
+pub enum Step {
+    /// A part of it.
+    Item(Item),
+    /// Its end.
+    End(Reply),
+}
+
+/// A request under way whose reply is taken step by step. Dropping it cancels.
+pub struct Exchange {
+    link: Option<Link>,
+    id: u32,
+}
+
+impl Exchange {
+    /// Sends a request.
+    pub fn start(request: &Request) -> Result<Exchange> {
+        let mut link = connect(Instant::now(), PATIENCE)?;
+        let id = link.request(request)?;
+        Ok(Exchange { link: Some(link), id })
+    }
+
+    /// Waits for the next step; after the end, or an error, there is none.
+    pub fn next(&mut self) -> Result<Step> {
+        let Some(mut link) = self.link.take() else { return Err(Error::bug("a reply has ended before")) };
+        loop {
+            let frame = link.next(None)?;
+            if frame.id != self.id {
+                continue;
+            }
+            return match frame.tag {
+                Tag::Item => {
+                    self.link = Some(link);
+                    Ok(Step::Item(wire::decode(&frame.body)?))
+                }
+                Tag::End => {
+                    IDLE.set(Some(link));
+                    Ok(Step::End(wire::decode(&frame.body)?))
+                }
+                Tag::Error => {
+                    IDLE.set(Some(link));
+                    Err(wire::decode(&frame.body)?)
+                }
+                Tag::Hello | Tag::Request | Tag::Cancel => Err(Error::bug("unexpected frame from the gateway")),
+            };
         }
     }
 }

@@ -7,20 +7,31 @@
 #![allow(unsafe_code)]
 
 mod answering;
+mod asking;
+mod budget;
+mod calling;
+mod completing;
 mod embedding;
+mod extracting;
 mod gateway;
 mod hooks;
 mod identity;
 mod indexing;
 mod launcher;
+mod messages;
 mod owner;
 mod packing;
+mod prompting;
+mod providers;
+mod replying;
 mod report;
+mod routes;
 mod searching;
 mod settings;
 mod shared;
 mod spi;
 mod status;
+mod streaming;
 mod terms;
 mod wait;
 mod wake;
@@ -37,6 +48,7 @@ pub extern "C-unwind" fn _PG_init() {
     // SAFETY: a plain flag, read on the main thread.
     if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
         shared::request();
+        budget::request();
         hooks::install();
         launcher::register();
     }

@@ -87,6 +87,62 @@ pub fn as_caller<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     switched(caller, work)
 }
 
+struct Leave {
+    user: pg_sys::Oid,
+    context: i32,
+    level: i32,
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        // SAFETY: as for `Restore`, but the user first: the role that the end of the level gives back may be set only
+        // outside of a restricted context.
+        unsafe {
+            pg_sys::SetUserIdAndSecContext(self.user, self.context);
+            if !std::thread::panicking() {
+                pg_sys::AtEOXact_GUC(false, self.level);
+            }
+        }
+    }
+}
+
+/// Does something in a worker as the person who asked for it: their role, their claims, and no way back to ours. Only
+/// outside of [`as_owner`].
+pub fn as_principal<T>(role: &str, claims: Option<&str>, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let gone = || {
+        Error::new(crate::core::error::Kind::NotPermitted, format!("role \"{role}\" does not exist any more"))
+            .detail("The work was asked for by that role and can be done by no other.")
+    };
+    let name = std::ffi::CString::new(role).map_err(|_| gone())?;
+    let claims = std::ffi::CString::new(claims.unwrap_or_default()).map_err(|_| Error::bug("claims hold a NUL"))?;
+    let mut user = pg_sys::InvalidOid;
+    let mut context = 0;
+    // SAFETY: plain getters and setters of the session's user; `Leave` undoes it on every way out.
+    let _leave = unsafe {
+        let oid = pg_sys::get_role_oid(name.as_ptr(), true);
+        if oid == pg_sys::InvalidOid {
+            return Err(gone());
+        }
+        pg_sys::GetUserIdAndSecContext(&mut user, &mut context);
+        let leave = Leave { user, context, level: pg_sys::NewGUCNestLevel() };
+        for (setting, value) in [(c"role", name.as_c_str()), (c"request.jwt.claims", claims.as_c_str())] {
+            pg_sys::set_config_option(
+                setting.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_SESSION,
+                pg_sys::GucAction::GUC_ACTION_SAVE,
+                true,
+                0,
+                false,
+            );
+        }
+        pg_sys::SetUserIdAndSecContext(oid, pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
+        leave
+    };
+    work()
+}
+
 /// Schema that pgvector is in, quoted for use in a statement.
 pub fn vector_schema() -> Result<String> {
     super::spi::first(

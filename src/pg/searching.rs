@@ -99,6 +99,15 @@ pub fn workspace(given: Option<pgrx::Uuid>) -> Result<pgrx::Uuid> {
 
 /// The best passages for a query, best first.
 pub fn search(query: &Query) -> Result<Found> {
+    check(query)?;
+    let vector = match query.method {
+        Method::Text => None,
+        _ => Some(embedding::embed_query(query.text)?),
+    };
+    search_with(query, vector)
+}
+
+fn check(query: &Query) -> Result<()> {
     if query.text.trim().is_empty() {
         return Err(Error::bad_argument("query is empty"));
     }
@@ -111,10 +120,11 @@ pub fn search(query: &Query) -> Result<Found> {
     if query.filter.as_ref().is_some_and(|filter| !filter.is_object()) {
         return Err(Error::bad_argument("filter is not a JSON object"));
     }
-    let vector = match query.method {
-        Method::Text => None,
-        _ => Some(embedding::embed_query(query.text)?),
-    };
+    Ok(())
+}
+
+/// The same where the query was embedded before, by the model of that name.
+pub fn search_with(query: &Query, vector: Option<(String, Vec<f32>)>) -> Result<Found> {
     let mut depth = DEPTH.max(query.k * 4);
     loop {
         let candidates = owner::as_owner(|| candidates(query, vector.as_ref(), depth))?;

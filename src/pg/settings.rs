@@ -8,6 +8,7 @@ pub static GATEWAY_PATH: GucSetting<Option<CString>> = GucSetting::<Option<CStri
 pub static MODEL_PATH: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 pub static GATEWAY_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
 pub static INDEXING_CONCURRENCY: GucSetting<i32> = GucSetting::<i32>::new(4);
+pub static REPLY_CONCURRENCY: GucSetting<i32> = GucSetting::<i32>::new(256);
 pub static MAX_DOCUMENT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(50 * 1024);
 pub static CHUNK_TOKENS: GucSetting<i32> = GucSetting::<i32>::new(200);
 pub static CHUNK_OVERLAP: GucSetting<i32> = GucSetting::<i32>::new(24);
@@ -51,6 +52,16 @@ pub fn define() {
         &INDEXING_CONCURRENCY,
         1,
         64,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"helper_ai.reply_concurrency",
+        c"Replies of helper.ask_async that a database's worker has under way at once.",
+        c"Providers have limits of their own.",
+        &REPLY_CONCURRENCY,
+        1,
+        10000,
         GucContext::Sighup,
         GucFlags::default(),
     );

@@ -1,0 +1,183 @@
+//! A question as a caller puts it: its arguments and options read, its conversation, mode and model found.
+
+use crate::core::chat::Part;
+use crate::core::error::{Error, Kind, Result};
+use crate::pg::calling::Tuning;
+use crate::pg::routes::{self, Chosen};
+use crate::pg::searching::{self, LONGEST};
+use crate::pg::{completing, identity, owner, spi};
+use pgrx::JsonB;
+use serde_json::{Value, json};
+
+/// A way of answering.
+pub struct Mode {
+    pub name: String,
+    pub instructions: String,
+    pub temperature: Option<f32>,
+    pub max_tokens: Option<u32>,
+    pub output_schema: Option<Value>,
+}
+
+/// What a caller asked.
+pub struct Question {
+    pub text: String,
+    pub conversation: Option<pgrx::Uuid>,
+    pub workspace: pgrx::Uuid,
+    pub user: pgrx::Uuid,
+    pub mode: Mode,
+    pub knowledge: bool,
+    pub k: usize,
+    pub source_types: Option<Vec<String>>,
+    pub filter: Option<Value>,
+    pub tuning: Tuning,
+    pub attachments: Vec<Part>,
+    /// Wait for a reply that is under way in the conversation rather than being refused.
+    pub waits: bool,
+    /// Who answers; `None` is the local provider.
+    pub chosen: Option<Chosen>,
+}
+
+/// The arguments of `helper.ask` and its kin, as they came.
+pub struct Arguments<'a> {
+    pub question: Option<&'a str>,
+    pub conversation: Option<pgrx::Uuid>,
+    pub mode: Option<&'a str>,
+    pub knowledge: Option<bool>,
+    pub model: Option<&'a str>,
+    pub workspace: Option<pgrx::Uuid>,
+    pub options: Option<JsonB>,
+}
+
+/// Reads a question and checks that the caller may put it.
+pub fn read(arguments: Arguments) -> Result<Question> {
+    let text = arguments.question.ok_or_else(|| Error::bad_argument("question is null"))?.trim();
+    if text.is_empty() {
+        return Err(Error::bad_argument("question is empty"));
+    }
+    let workspace = match arguments.conversation {
+        Some(id) => conversation_workspace(id, arguments.workspace)?,
+        None => searching::workspace(arguments.workspace)?,
+    };
+    let user = identity::current_user()
+        .ok_or_else(|| Error::new(Kind::NotPermitted, "the caller has no identity"))?;
+    let name = arguments.mode.unwrap_or("chat");
+    let (mode, model, mode_knowledge, k) = mode(workspace, name)?;
+    let mut question = Question {
+        text: text.to_owned(),
+        conversation: arguments.conversation,
+        workspace,
+        user,
+        knowledge: arguments.knowledge.unwrap_or(true) && mode_knowledge,
+        mode,
+        k,
+        source_types: None,
+        filter: None,
+        tuning: Tuning::default(),
+        attachments: Vec::new(),
+        waits: true,
+        chosen: routes::choose(workspace, "chat", arguments.model.or(model.as_deref()))?,
+    };
+    let options = arguments.options.map_or_else(|| json!({}), |options| options.0);
+    let Value::Object(options) = options else { return Err(Error::bad_argument("options is not a JSON object")) };
+    for (name, value) in options {
+        question.option(&name, value)?;
+    }
+    if question.chosen.is_none() {
+        if !question.attachments.is_empty() {
+            return Err(Error::bad_argument("the local provider reads no attachments")
+                .hint("Store documents with helper.add_file, or choose a language model."));
+        }
+        if question.mode.output_schema.is_some() {
+            return Err(Error::not_ready(format!("mode \"{}\" needs a language model", question.mode.name)));
+        }
+    }
+    // Longer ones are read by models, but searched for by their beginning alone.
+    let longest = if question.chosen.is_some() { 100_000 } else { LONGEST };
+    if text.chars().count() > longest {
+        return Err(Error::bad_argument(format!("question has more than {longest} characters")));
+    }
+    Ok(question)
+}
+
+impl Question {
+    fn option(&mut self, name: &str, value: Value) -> Result<()> {
+        let wrong = || Error::bad_argument(format!("option \"{name}\" has the wrong type"));
+        match name {
+            "k" => {
+                self.k = value.as_u64().filter(|k| (1..=50).contains(k)).ok_or_else(|| {
+                    Error::bad_argument("option \"k\" is not between 1 and 50")
+                })? as usize;
+            }
+            "source_types" => {
+                let values = value.as_array().ok_or_else(wrong)?;
+                let types = values.iter().map(|value| value.as_str().map(str::to_owned));
+                self.source_types = Some(types.collect::<Option<_>>().ok_or_else(|| {
+                    Error::bad_argument("option \"source_types\" is not a list of strings")
+                })?);
+            }
+            "filter" if value.is_object() => self.filter = Some(value),
+            "filter" => return Err(wrong()),
+            "attachments" => self.attachments = completing::attachments(&value)?,
+            "busy" => match value.as_str() {
+                Some("wait") => self.waits = true,
+                Some("refuse") => self.waits = false,
+                _ => return Err(Error::bad_argument("option \"busy\" is neither wait nor refuse")),
+            },
+            _ if self.tuning.take(name, &value)? => {}
+            _ => {
+                return Err(Error::bad_argument(format!("option \"{name}\" does not exist"))
+                    .hint(format!("Options are k, source_types, filter, attachments, busy, {}.", Tuning::NAMES)));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is searched for.
+    pub fn query(&self) -> String {
+        self.text.chars().take(LONGEST).collect()
+    }
+}
+
+/// A mode of the workspace or for all, with its model, whether it looks documents up, and how many passages.
+fn mode(workspace: pgrx::Uuid, name: &str) -> Result<(Mode, Option<String>, bool, usize)> {
+    let found = owner::as_owner(|| {
+        spi::first(
+            "select m.instructions, m.model, m.temperature, m.max_tokens, m.knowledge, m.k, m.output_schema from helper.modes m \
+             where m.name = $2 and (m.workspace_id = $1 or m.workspace_id is null) \
+             order by m.workspace_id nulls last, m.builtin limit 1",
+            &[workspace.into(), name.into()],
+            |row| {
+                Ok((
+                    Mode {
+                        name: name.to_owned(),
+                        instructions: row.get(1)?,
+                        temperature: row.opt(3)?,
+                        max_tokens: row.opt::<i32>(4)?.and_then(|most| u32::try_from(most).ok()),
+                        output_schema: row.opt::<JsonB>(7)?.map(|schema| schema.0),
+                    },
+                    row.opt::<String>(2)?,
+                    row.get::<bool>(5)?,
+                    row.get::<i32>(6)? as usize,
+                ))
+            },
+        )
+    })?;
+    found.ok_or_else(|| {
+        Error::bad_argument(format!("mode \"{name}\" does not exist"))
+            .hint("Modes are chat, copy, summary and those that helper.set_mode has added.")
+    })
+}
+
+/// Workspace of a conversation that the caller may see and go on with.
+fn conversation_workspace(id: pgrx::Uuid, workspace: Option<pgrx::Uuid>) -> Result<pgrx::Uuid> {
+    let found = spi::first(
+        "select c.workspace_id from helper.conversations c where c.id operator(pg_catalog.=) $1 \
+         and c.user_id operator(pg_catalog.=) helper.current_user_id() and helper.is_member(c.workspace_id)",
+        &[id.into()],
+        |row| row.get::<pgrx::Uuid>(1),
+    )?;
+    match found {
+        Some(found) if workspace.is_none_or(|workspace| workspace == found) => Ok(found),
+        _ => Err(Error::unknown_object(format!("conversation \"{id}\" does not exist"))),
+    }
+}

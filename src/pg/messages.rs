@@ -1,0 +1,232 @@
+//! Messages of conversations: read for a prompt, written by the extension after a check.
+
+use crate::core::chat::Role;
+use crate::core::error::{Error, Result};
+use crate::core::prompt::summary;
+use crate::pg::asking::Question;
+use crate::pg::{owner, spi};
+use pgrx::JsonB;
+use serde_json::{Value, json};
+
+/// Earlier messages that are looked at for a prompt.
+const MOST: i64 = 400;
+
+/// A part of a document that a reply rests on.
+pub struct Citation {
+    pub number: i32,
+    pub chunk: pgrx::Uuid,
+    pub source: pgrx::Uuid,
+    pub title: String,
+    pub heading: String,
+    pub start: u32,
+    pub end: u32,
+    pub quote: String,
+    pub score: f64,
+}
+
+impl Citation {
+    /// As replies show it.
+    pub fn shown(&self) -> Value {
+        json!({
+            "number": self.number,
+            "source_id": self.source.to_string(),
+            "chunk_id": self.chunk.to_string(),
+            "title": self.title,
+            "heading": self.heading,
+            "quote": self.quote,
+            "start_offset": self.start,
+            "end_offset": self.end,
+            "score": (self.score * 1e4).round() / 1e4,
+        })
+    }
+}
+
+/// A whole reply.
+pub struct Reply {
+    pub text: String,
+    pub grounded: bool,
+    pub citations: Vec<Citation>,
+    pub provider: String,
+    pub model: String,
+    pub usage: Value,
+}
+
+/// Where a question and its reply are stored.
+#[derive(Clone, Copy)]
+pub struct Stored {
+    pub conversation: pgrx::Uuid,
+    pub question: pgrx::Uuid,
+    pub reply: pgrx::Uuid,
+}
+
+/// A turn of the conversation so far.
+pub struct Turn {
+    /// Its last message.
+    pub last: pgrx::Uuid,
+    pub said: Vec<(Role, String)>,
+}
+
+/// What was said before, and the summary of what was said before that.
+#[derive(Default)]
+pub struct History {
+    pub summary: Option<String>,
+    pub turns: Vec<Turn>,
+}
+
+/// Stores a question and the place of its reply, which has `status` for now. Another reply that is under way in the
+/// conversation is waited for, or refused, as the question says; one that is pending waits in the queue.
+pub fn begin(question: &Question, status: &str) -> Result<Stored> {
+    let turn = match (question.waits, status) {
+        (false, _) => "refuse",
+        (true, "pending") => "queue",
+        (true, _) => "wait",
+    };
+    let conversation = match question.conversation {
+        Some(id) => id,
+        None => spi::change(
+            "select helper.create_conversation($1, $2)",
+            &[summary::title(&question.text).into(), question.workspace.into()],
+            |row| row.get::<pgrx::Uuid>(1),
+        )?
+        .pop()
+        .ok_or_else(|| Error::bug("no conversation was created"))?,
+    };
+    owner::as_owner(|| {
+        spi::run(
+            "select helper._take_turn($1, $2, $3)",
+            &[question.workspace.into(), conversation.into(), turn.into()],
+        )?;
+        let provider = question.chosen.as_ref().map_or("local", |chosen| &chosen.routes[0].provider.name);
+        let model = question.chosen.as_ref().map_or("extractive", |chosen| &chosen.routes[0].model);
+        let ids = spi::change(
+            "select helper._append_message($1, $2, $3, 'user', $4), helper._append_reply($1, $2, $3, $5, $6, $7, $8)",
+            &[
+                question.workspace.into(),
+                conversation.into(),
+                question.user.into(),
+                question.text.as_str().into(),
+                status.into(),
+                provider.into(),
+                model.into(),
+                question.mode.name.as_str().into(),
+            ],
+            |row| Ok((row.get::<pgrx::Uuid>(1)?, row.get::<pgrx::Uuid>(2)?)),
+        )?;
+        let (question, reply) = ids.into_iter().next().ok_or_else(|| Error::bug("no message was stored"))?;
+        Ok(Stored { conversation, question, reply })
+    })
+}
+
+/// Puts a whole reply into its place.
+pub fn end(question: &Question, stored: &Stored, reply: &Reply, status: &str) -> Result<()> {
+    owner::as_owner(|| {
+        spi::run(
+            "select helper._end_reply($1, $2, $3, $4, $5, $6, $7, $8, null)",
+            &[
+                question.workspace.into(),
+                stored.reply.into(),
+                reply.text.as_str().into(),
+                status.into(),
+                reply.provider.as_str().into(),
+                reply.model.as_str().into(),
+                reply.grounded.into(),
+                JsonB(reply.usage.clone()).into(),
+            ],
+        )?;
+        for citation in &reply.citations {
+            spi::run(
+                "select helper._append_citation($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                &[
+                    question.workspace.into(),
+                    stored.reply.into(),
+                    question.user.into(),
+                    citation.number.into(),
+                    citation.source.into(),
+                    citation.chunk.into(),
+                    (citation.start as i32).into(),
+                    (citation.end as i32).into(),
+                    citation.quote.as_str().into(),
+                    citation.title.as_str().into(),
+                    (citation.score as f32).into(),
+                ],
+            )?;
+        }
+        Ok(())
+    })
+}
+
+/// A reply that did not come to its end: what was said so far, and why.
+pub fn fail(
+    workspace: pgrx::Uuid,
+    reply: pgrx::Uuid,
+    text: &str,
+    status: &str,
+    error: Option<&Error>,
+) -> Result<()> {
+    owner::as_owner(|| {
+        spi::run(
+            "select helper._end_reply($1, $2, $3, $4, null, null, null, null, $5)",
+            &[workspace.into(), reply.into(), text.into(), status.into(), error.map(|error| JsonB(facts(error))).into()],
+        )
+    })
+}
+
+/// An error as tables show it.
+pub fn facts(error: &Error) -> Value {
+    json!({
+        "sqlstate": error.kind.sqlstate(),
+        "message": error.message,
+        "detail": error.detail,
+        "hint": error.hint,
+    })
+}
+
+/// What was said in a conversation before a message.
+pub fn history(workspace: pgrx::Uuid, conversation: pgrx::Uuid, before: pgrx::Uuid) -> Result<History> {
+    owner::as_owner(|| {
+        let summary = spi::change(
+            "select s.content, s.covers_to from helper.conversation_summaries s where s.workspace_id = $1 and s.conversation_id = $2",
+            &[workspace.into(), conversation.into()],
+            |row| Ok((row.get::<String>(1)?, row.get::<pgrx::Uuid>(2)?)),
+        )?
+        .pop();
+        let covered = summary.as_ref().map_or(pgrx::Uuid::from_bytes([0; 16]), |(_, covered)| *covered);
+        // With a snapshot of now: the turn before may have been waited for.
+        let rows = spi::change(
+            "select m.id, m.role = 'user', m.content from helper.messages m \
+             where m.workspace_id = $1 and m.conversation_id = $2 and m.id < $3 and m.id > $4 \
+               and m.role in ('user', 'assistant') and m.status in ('done', 'cancelled') and m.content <> '' \
+             order by m.id desc limit $5",
+            &[workspace.into(), conversation.into(), before.into(), covered.into(), MOST.into()],
+            |row| Ok((row.get::<pgrx::Uuid>(1)?, row.get::<bool>(2)?, row.get::<String>(3)?)),
+        )?;
+        let mut turns: Vec<Turn> = Vec::new();
+        for (id, is_question, text) in rows.into_iter().rev() {
+            let role = if is_question { Role::User } else { Role::Assistant };
+            match turns.last_mut() {
+                Some(turn) if !is_question => {
+                    turn.last = id;
+                    turn.said.push((role, text));
+                }
+                _ => turns.push(Turn { last: id, said: vec![(role, text)] }),
+            }
+        }
+        Ok(History { summary: summary.map(|(content, _)| content), turns })
+    })
+}
+
+/// Keeps the summary of a conversation up to a message.
+pub fn summarised(
+    workspace: pgrx::Uuid,
+    conversation: pgrx::Uuid,
+    content: &str,
+    covers_to: pgrx::Uuid,
+    by: &str,
+) -> Result<()> {
+    owner::as_owner(|| {
+        spi::run(
+            "select helper._set_summary($1, $2, $3, $4, $5)",
+            &[workspace.into(), conversation.into(), content.into(), covers_to.into(), by.into()],
+        )
+    })
+}

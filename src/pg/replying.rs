@@ -1,0 +1,253 @@
+//! A reply that somebody asked for and did not wait for: the worker takes it through the same steps as a session would,
+//! as the person who asked, with no transaction open while it waits.
+
+use crate::core::chat::{Event, Said};
+use crate::core::error::{Error, Kind, Result};
+use crate::core::prompt::marks::MarkFilter;
+use crate::core::wire::{CallEnd, Outcome, Request};
+use crate::pg::asking::{self, Arguments, Question};
+use crate::pg::budget::Reservation;
+use crate::pg::indexing::Job;
+use crate::pg::messages::{self, Stored};
+use crate::pg::report::Reported;
+use crate::pg::searching::Passage;
+use crate::pg::{answering, calling, embedding, extracting, owner, prompting, spi};
+use pgrx::JsonB;
+use pgrx::prelude::*;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// A reply's row is written at most this often while it streams,
+const OFTEN: Duration = Duration::from_millis(250);
+/// or when so many characters came together.
+const MANY: usize = 200;
+
+/// What is to be done next with a reply.
+pub enum Next {
+    /// Ask the gateway this.
+    Ask(Box<Request>),
+    /// It is stored; the job is done.
+    Done,
+    /// It was cancelled before.
+    Drop,
+}
+
+/// A reply on its way.
+pub struct Replying {
+    pub job: Job,
+    role: String,
+    claims: Option<String>,
+    payload: Value,
+    text: String,
+    question: Option<Question>,
+    stored: Stored,
+    vector: Vec<f32>,
+    passages: Vec<Passage>,
+    reservation: Option<Reservation>,
+    filter: MarkFilter,
+    said: Said,
+    /// What of it may be shown, and how many bytes of that are stored.
+    shown: String,
+    written: usize,
+    written_at: Instant,
+}
+
+impl Replying {
+    /// Loads a job's question, as the owner; `None` where the reply is not wanted any more.
+    pub fn load(job: Job) -> Result<Option<Replying>> {
+        let found = spi::change(
+            "select j.principal_role::text, j.principal_claims::text, j.payload, q.content, q.id, r.id, r.conversation_id \
+             from helper.jobs j \
+             join helper.messages q on q.workspace_id = j.workspace_id and q.id = (j.payload ->> 'question_id')::uuid \
+             join helper.messages r on r.workspace_id = j.workspace_id and r.id = (j.payload ->> 'message_id')::uuid \
+             where j.workspace_id = $1 and j.id = $2 and r.status in ('pending', 'streaming')",
+            &[job.workspace.into(), job.id.into()],
+            |row| {
+                Ok((
+                    row.get::<String>(1)?,
+                    row.opt::<String>(2)?,
+                    row.get::<JsonB>(3)?.0,
+                    row.get::<String>(4)?,
+                    Stored { question: row.get(5)?, reply: row.get(6)?, conversation: row.get(7)? },
+                ))
+            },
+        )?
+        .pop();
+        Ok(found.map(|(role, claims, payload, text, stored)| Replying {
+            job,
+            role,
+            claims,
+            payload,
+            text,
+            question: None,
+            stored,
+            vector: Vec::new(),
+            passages: Vec::new(),
+            reservation: None,
+            filter: MarkFilter::new(0),
+            said: Said::default(),
+            shown: String::new(),
+            written: 0,
+            written_at: Instant::now(),
+        }))
+    }
+
+    /// The reply's message.
+    pub fn message(&self) -> pgrx::Uuid {
+        self.stored.reply
+    }
+
+    /// Whether anything was said yet.
+    pub fn has_begun(&self) -> bool {
+        !self.said.parts.is_empty()
+    }
+
+    /// Reads the question again, as the person who asked; inside a transaction.
+    pub fn begin(&mut self) -> Result<Next> {
+        let text = |name: &str| self.payload.get(name).and_then(Value::as_str);
+        let question = owner::as_principal(&self.role, self.claims.as_deref(), || {
+            asking::read(Arguments {
+                question: Some(&self.text),
+                conversation: Some(self.stored.conversation),
+                mode: text("mode"),
+                knowledge: self.payload.get("knowledge").and_then(Value::as_bool),
+                model: text("model"),
+                workspace: Some(self.job.workspace),
+                options: self.payload.get("options").filter(|options| options.is_object()).cloned().map(JsonB),
+            })
+        })?;
+        let next = question.knowledge.then(|| {
+            Next::Ask(Box::new(Request::Embed { model: String::new(), inputs: vec![question.query()], interactive: true }))
+        });
+        self.question = Some(question);
+        match next {
+            Some(next) => Ok(next),
+            None => self.embedded(),
+        }
+    }
+
+    /// Takes the question's embedding as it comes.
+    pub fn vector(&mut self, values: &[f32]) {
+        self.vector.extend_from_slice(values);
+    }
+
+    /// Looks documents up and makes the prompt, as the person who asked; inside a transaction.
+    pub fn embedded(&mut self) -> Result<Next> {
+        let Some(question) = &self.question else { return Err(Error::bug("a reply has no question")) };
+        let vector = std::mem::take(&mut self.vector);
+        let vector = if question.knowledge { Some((embedding::model_name()?, vector)) } else { None };
+        let stored = self.stored;
+        let made = owner::as_principal(&self.role, self.claims.as_deref(), || {
+            let found = answering::look_up(question, vector)?;
+            let Some(chosen) = &question.chosen else {
+                let reply = extracting::compose(question, found.as_ref())?;
+                messages::end(question, &stored, &reply, "done")?;
+                return Ok(None);
+            };
+            let mut prompt = answering::prompt(question, &stored, found, false)?;
+            prompt.chat.stream = true;
+            let who = answering::caller(question, &stored);
+            let (call, reservation) = calling::prepare(who, "ask", chosen, prompt.chat, question.tuning.timeout_ms)?;
+            Ok(Some((call, reservation, prompt.passages)))
+        })?;
+        let Some((call, reservation, passages)) = made else { return Ok(Next::Done) };
+        self.filter = MarkFilter::new(passages.len() as u32);
+        self.passages = passages;
+        self.reservation = Some(reservation);
+        Ok(Next::Ask(Box::new(Request::Chat(Box::new(call)))))
+    }
+
+    /// Takes the next steps.
+    pub fn events(&mut self, events: &[Event]) {
+        for event in events {
+            self.said.add(event);
+            if let Event::Text(more) = event {
+                self.shown.push_str(&self.filter.push(more));
+            }
+        }
+    }
+
+    /// When its row is to be written again; `None` where there is nothing new.
+    pub fn due(&self) -> Option<Instant> {
+        let new = self.shown.len() - self.written;
+        match new {
+            0 => None,
+            _ if new >= MANY => Some(self.written_at),
+            _ => Some(self.written_at + OFTEN),
+        }
+    }
+
+    /// Writes what has come so far, as the owner; inside a transaction.
+    pub fn write(&self) -> Result<()> {
+        spi::run(
+            "select helper._stream_reply($1, $2, $3, $4, $5)",
+            &[
+                self.job.workspace.into(),
+                self.stored.conversation.into(),
+                self.stored.reply.into(),
+                self.shown.as_str().into(),
+                self.shown[self.written..].into(),
+            ],
+        )
+    }
+
+    /// It was written.
+    pub fn written(&mut self) {
+        self.written = self.shown.len();
+        self.written_at = Instant::now();
+    }
+
+    /// Stores the whole reply, or why there is none, inside a transaction. An error is the job's.
+    pub fn ended(&mut self, end: &CallEnd) -> Result<()> {
+        if let Some(reservation) = self.reservation.take() {
+            reservation.settle(end.usage.input + end.usage.output, end.cost_nanos);
+        }
+        if let Some(error) = &end.error {
+            return Err(error.clone());
+        }
+        if end.outcome == Outcome::Cancelled {
+            return Err(Error::new(Kind::Cancelled, "the reply was cancelled"));
+        }
+        let Some(question) = &self.question else { return Err(Error::bug("a reply has no question")) };
+        let reply = prompting::reply(&self.said.text(), &self.passages, end);
+        messages::end(question, &self.stored, &reply, "done")
+    }
+
+    /// Stores why there is no reply, or no whole one, inside a transaction.
+    pub fn fail(&self, status: &str, error: Option<&Error>) -> Result<()> {
+        messages::fail(self.job.workspace, self.stored.reply, &self.shown, status, error)
+    }
+}
+
+/// `helper.ask_async`.
+#[pg_extern(sql = false, volatile, parallel_unsafe)]
+#[allow(clippy::too_many_arguments)]
+fn ask_queued(
+    question: Option<&str>,
+    conversation: Option<pgrx::Uuid>,
+    mode: Option<&str>,
+    knowledge: Option<bool>,
+    model: Option<&str>,
+    workspace: Option<pgrx::Uuid>,
+    options: Option<JsonB>,
+) -> Reported<pgrx::Uuid> {
+    let kept = options.as_ref().map_or_else(|| json!({}), |options| options.0.clone());
+    crate::pg::shared::check_preloaded()?;
+    let asked = asking::read(Arguments { question, conversation, mode, knowledge, model, workspace, options })?;
+    let stored = messages::begin(&asked, "pending")?;
+    let payload = json!({
+        "question_id": stored.question.to_string(),
+        "message_id": stored.reply.to_string(),
+        "mode": mode,
+        "knowledge": knowledge,
+        "model": model,
+        "options": kept,
+    });
+    owner::as_owner(|| {
+        spi::run(
+            "select helper._enqueue($1, 'reply', $2, $3)",
+            &[asked.workspace.into(), JsonB(payload).into(), stored.conversation.into()],
+        )
+    })?;
+    Ok(stored.reply)
+}
