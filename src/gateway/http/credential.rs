@@ -10,9 +10,7 @@ const FILE_BYTES: u64 = 64 * 1024;
 
 /// The value of the header that the key goes into, marked as a secret; `None` where the provider wants none.
 pub async fn header(provider: &str, credential: &Credential, prefix: &str) -> Result<Option<HeaderValue>> {
-    let missing = |what: String| {
-        Error::not_ready(format!("provider \"{provider}\" has no key")).detail(what)
-    };
+    let missing = |what: String| Error::not_ready(format!("provider \"{provider}\" has no key")).detail(what);
     let key = match credential {
         Credential::None => return Ok(None),
         Credential::Key(key) => first_line(key),

@@ -145,15 +145,53 @@ mod tests {
     #[test]
     fn special_addresses_are_not_public() {
         for text in [
-            "0.0.0.0", "10.1.2.3", "100.64.0.1", "100.100.100.200", "127.0.0.1", "127.255.255.255", "168.63.129.16",
-            "169.254.169.254", "172.16.0.1", "172.31.255.255", "192.0.0.192", "192.0.2.1", "192.168.1.1", "198.18.0.1",
-            "198.19.255.255", "203.0.113.9", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "::7f00:1",
-            "::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "64:ff9b:1::1", "2002:7f00:1::", "2001::1",
-            "2001:db8::1", "fc00::1", "fd00:ec2::254", "fe80::1", "fec0::1", "ff02::1", "100::1",
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "100.100.100.200",
+            "127.0.0.1",
+            "127.255.255.255",
+            "168.63.129.16",
+            "169.254.169.254",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.192",
+            "192.0.2.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "198.19.255.255",
+            "203.0.113.9",
+            "224.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::7f00:1",
+            "::ffff:127.0.0.1",
+            "::ffff:10.0.0.1",
+            "64:ff9b::a00:1",
+            "64:ff9b:1::1",
+            "2002:7f00:1::",
+            "2001::1",
+            "2001:db8::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
+            "100::1",
         ] {
             assert!(!is_public(text.parse().unwrap()), "{text}");
         }
-        for text in ["1.1.1.1", "172.32.0.1", "100.128.0.1", "198.20.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"] {
+        for text in [
+            "1.1.1.1",
+            "172.32.0.1",
+            "100.128.0.1",
+            "198.20.0.1",
+            "2606:4700::1111",
+            "::ffff:8.8.8.8",
+            "64:ff9b::808:808",
+        ] {
             assert!(is_public(text.parse().unwrap()), "{text}");
         }
     }
@@ -161,8 +199,21 @@ mod tests {
     #[test]
     fn an_address_in_any_spelling_is_checked() {
         for host in [
-            "127.0.0.1", "2130706433", "0x7f000001", "0x7f.1", "017700000001", "127.1", "0", "[::1]", "[::ffff:127.0.0.1]",
-            "[::ffff:7f00:1]", "169.254.169.254", "①②⑦.0.0.1", "127。0。0。1", "[fd00:ec2::254]", "[64:ff9b::7f00:1]",
+            "127.0.0.1",
+            "2130706433",
+            "0x7f000001",
+            "0x7f.1",
+            "017700000001",
+            "127.1",
+            "0",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:7f00:1]",
+            "169.254.169.254",
+            "①②⑦.0.0.1",
+            "127。0。0。1",
+            "[fd00:ec2::254]",
+            "[64:ff9b::7f00:1]",
         ] {
             let text = format!("https://{host}/v1");
             let error = base_url("p", &text, false).expect_err(host);
@@ -175,9 +226,16 @@ mod tests {
     #[test]
     fn a_url_holds_no_secret_and_no_other_scheme() {
         for text in [
-            "https://user:secret@api.example.com", "https://secret@api.example.com", "https://api.example.com/?key=secret",
-            "https://api.example.com/#secret", "http://api.example.com", "file:///secret", "ftp://secret.example.com", "secret",
-            "https://", "unix:/secret",
+            "https://user:secret@api.example.com",
+            "https://secret@api.example.com",
+            "https://api.example.com/?key=secret",
+            "https://api.example.com/#secret",
+            "http://api.example.com",
+            "file:///secret",
+            "ftp://secret.example.com",
+            "secret",
+            "https://",
+            "unix:/secret",
         ] {
             let error = base_url("p", text, false).expect_err(text);
             assert_eq!(error.kind, Kind::BadArgument, "{text}");

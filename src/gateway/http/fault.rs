@@ -7,7 +7,7 @@ use std::error::Error as _;
 use std::time::Duration;
 
 /// A request that came to nothing.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Fault {
     /// What the asker is told.
     pub error: Error,
@@ -37,14 +37,7 @@ pub enum Health {
 impl From<Error> for Fault {
     /// An error of ours, which no repetition changes.
     fn from(error: Error) -> Fault {
-        Fault {
-            error,
-            again: false,
-            health: Health::Unknown,
-            retry_after: None,
-            too_large: false,
-            request_id: None,
-        }
+        Fault { error, again: false, health: Health::Unknown, retry_after: None, too_large: false, request_id: None }
     }
 }
 

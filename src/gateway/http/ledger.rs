@@ -67,7 +67,9 @@ impl Ledger {
         book.news.notify_waiters();
         drop(books);
         if let Some(count) = dropped {
-            eprintln!("helper_ai gateway: dropped {count} usage records of database {database}, which does not take them");
+            eprintln!(
+                "helper_ai gateway: dropped {count} usage records of database {database}, which does not take them"
+            );
         }
     }
 
@@ -85,7 +87,13 @@ impl Ledger {
         let book = self.book(&mut books, database);
         book.subscriber += 1;
         book.news.notify_waiters();
-        Subscription { ledger: Arc::clone(self), database, subscriber: book.subscriber, news: book.news.clone(), seen: 0 }
+        Subscription {
+            ledger: Arc::clone(self),
+            database,
+            subscriber: book.subscriber,
+            news: book.news.clone(),
+            seen: 0,
+        }
     }
 }
 

@@ -59,7 +59,7 @@ pub fn count_or_guess(text: &str) -> u64 {
 
 /// About how many tokens a text has; more than that are rare in any language.
 pub fn guess(text: &str) -> u64 {
-    text.len() as u64 / 3 + 1
+    if text.is_empty() { 0 } else { text.len() as u64 / 3 + 1 }
 }
 
 /// Cuts a text where that changes no count, or hardly.
@@ -76,7 +76,8 @@ fn pieces(text: &str) -> impl Iterator<Item = &str> {
             if next == 2 && class != 2 && at > PIECE {
                 return Some(at);
             }
-            (run, class) = if next == class { (run + character.len_utf8(), class) } else { (character.len_utf8(), next) };
+            (run, class) =
+                if next == class { (run + character.len_utf8(), class) } else { (character.len_utf8(), next) };
             (run > LONGEST_RUN && at > 0).then_some(at)
         });
         let (piece, more) = rest.split_at(end.unwrap_or(rest.len()));
