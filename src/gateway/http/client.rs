@@ -118,18 +118,22 @@ impl Clients {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         for (header, value) in call.headers {
             let value = HeaderValue::try_from(value).map_err(|_| Error::bug("a header has a control character"))?;
-            headers.insert(HeaderName::from_static(header), value);
+            headers.insert(named(header)?, value);
         }
         if let Some(auth) = provider::auth(provider.kind)
             && let Some(key) = credential::header(name, &provider.credential, auth.prefix).await?
         {
-            headers.insert(HeaderName::from_static(auth.header), key);
+            headers.insert(named(auth.header)?, key);
         }
         let mut request = Request::new(method, url);
         *request.headers_mut() = headers;
         *request.body_mut() = Some(call.body.into());
         Ok(Ready { client: self.of(provider)?, request })
     }
+}
+
+fn named(header: &'static str) -> Result<HeaderName> {
+    HeaderName::from_bytes(header.as_bytes()).map_err(|_| Error::bug("a header's name is not one"))
 }
 
 /// A request that is ready to be sent.
