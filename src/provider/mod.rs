@@ -3,8 +3,20 @@
 //!
 //! One file for each protocol; what they share (server-sent events, lines) is in files of its own.
 
+mod anthropic;
+mod embedding;
+mod failure;
+mod gemini;
+mod lines;
+mod ollama;
+mod openai;
+mod reply;
+mod request;
+mod sse;
+
 use crate::core::chat::{Chat, Event, Kind, Purpose};
-use crate::core::error::{Error, Result};
+use crate::core::error::Result;
+use reply::{Reader, Reply};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -46,38 +58,48 @@ pub fn dialect(kind: Kind, options: &Value) -> Dialect {
 /// What the protocol cannot express is an error; marks of users and caches, and reasoning that another provider sealed,
 /// are left out where it has no place for them.
 pub fn chat(kind: Kind, dialect: &Dialect, model: &str, output_limit: u32, chat: &Chat) -> Result<Call> {
-    let _ = (kind, dialect, model, output_limit, chat);
-    Err(Error::bug("not written yet"))
+    request::check(chat)?;
+    match kind {
+        Kind::OpenAi | Kind::OpenAiCompatible => openai::chat(kind, dialect, model, chat),
+        Kind::Anthropic => anthropic::chat(dialect, model, output_limit, chat),
+        Kind::Gemini => gemini::chat(model, chat),
+        Kind::Ollama => ollama::chat(dialect, model, chat),
+    }
 }
 
 /// Reads the reply to a request of [`chat`], a stream or not as that was asked for.
 pub fn decoder(kind: Kind, chat: &Chat) -> Box<dyn Decoder> {
-    let _ = (kind, chat);
-    todo!()
+    let reader: Box<dyn Reader> = match kind {
+        Kind::OpenAi | Kind::OpenAiCompatible => Box::new(openai::Completion::new(kind)),
+        Kind::Anthropic => Box::new(anthropic::Answer::new(anthropic::output_tool(chat))),
+        Kind::Gemini => Box::new(gemini::Generation::default()),
+        Kind::Ollama => Box::new(ollama::Talk::default()),
+    };
+    match kind {
+        _ if !chat.stream => Reply::whole(reader),
+        Kind::Ollama => Reply::lines(reader),
+        _ => Reply::events(reader),
+    }
 }
 
 /// What a reply with an HTTP status other than 200 says. Names of headers may be in any case.
 pub fn failure(kind: Kind, status: u16, headers: &[(String, String)], body: &[u8]) -> Failure {
-    let _ = (kind, status, headers, body);
-    todo!()
+    failure::of_reply(kind, status, headers, body)
 }
 
 /// The request that embeds texts, no more than [`batch`] allows.
 pub fn embed(kind: Kind, model: &str, inputs: &[String], dimensions: Option<u32>, purpose: Purpose) -> Result<Call> {
-    let _ = (kind, model, inputs, dimensions, purpose);
-    Err(Error::bug("not written yet"))
+    embedding::request(kind, model, inputs, dimensions, purpose)
 }
 
 /// Reads the reply to a request of [`embed`] with `expected` inputs.
 pub fn embeddings(kind: Kind, body: &[u8], expected: usize) -> std::result::Result<Embedded, Failure> {
-    let _ = (kind, body, expected);
-    todo!()
+    embedding::reply(kind, body, expected)
 }
 
 /// Most that one request of [`embed`] may hold.
 pub fn batch(kind: Kind) -> Batch {
-    let _ = kind;
-    todo!()
+    embedding::batch(kind)
 }
 
 /// An HTTP request but for host and credential.
@@ -130,19 +152,6 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// Whether it says itself that the same request may be sent again.
     pub retry: Option<bool>,
-}
-
-impl Failure {
-    /// Whether the same request may succeed a little later.
-    pub fn is_passing(&self) -> bool {
-        todo!()
-    }
-
-    /// The error that a client sees, after all retries.
-    pub fn into_error(self, provider: &str, model: &str) -> Error {
-        let _ = (provider, model);
-        todo!()
-    }
 }
 
 /// Why a provider did not answer.
