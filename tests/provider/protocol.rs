@@ -20,9 +20,9 @@ pub struct Parts {
 
 /// A vector that the text alone decides.
 pub fn embedding(text: &str, dimensions: usize) -> Vec<f32> {
-    let mut state = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let mut state = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     let mut next = || {
         state ^= state << 13;
         state ^= state >> 7;
@@ -130,9 +130,10 @@ impl Protocol {
             Protocol::Anthropic => {
                 sse("error", &json!({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}))
             }
-            Protocol::Gemini => {
-                sse("", &json!({"error": {"code": 503, "message": "The model is overloaded.", "status": "UNAVAILABLE"}}))
-            }
+            Protocol::Gemini => sse(
+                "",
+                &json!({"error": {"code": 503, "message": "The model is overloaded.", "status": "UNAVAILABLE"}}),
+            ),
             Protocol::Ollama => b"{\"error\":\"llama runner process has terminated\"}\n".to_vec(),
         }
     }
@@ -151,7 +152,8 @@ impl Protocol {
                 let mut message = json!({"role": "assistant", "content": text, "refusal": null});
                 let mut finish = "stop";
                 if let Some((name, arguments)) = tool {
-                    let call = json!({"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}});
+                    let call =
+                        json!({"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}});
                     message["tool_calls"] = json!([call]);
                     finish = "tool_calls";
                 }
@@ -227,7 +229,8 @@ impl Protocol {
                 let dimensions = request["dimensions"].as_u64().unwrap_or(8) as usize;
                 let vectors: Vec<_> = inputs.iter().map(|text| embedding(text, dimensions)).collect();
                 let count = inputs.iter().map(|text| words(text).len()).sum::<usize>();
-                let mut reply = json!({"model": request["model"], "embeddings": vectors, "total_duration": 1, "load_duration": 1});
+                let mut reply =
+                    json!({"model": request["model"], "embeddings": vectors, "total_duration": 1, "load_duration": 1});
                 if say.usage {
                     reply["prompt_eval_count"] = json!(count);
                 }
@@ -252,7 +255,8 @@ impl Protocol {
                     })
                 };
                 let before = sse("", &chunk(json!({"role": "assistant", "content": "", "refusal": null}), Value::Null));
-                let words = words(&text).iter().map(|word| sse("", &chunk(json!({"content": word}), Value::Null))).collect();
+                let words =
+                    words(&text).iter().map(|word| sse("", &chunk(json!({"content": word}), Value::Null))).collect();
                 let mut finish = "stop";
                 if let Some((name, arguments)) = &tool {
                     let call = json!({"index": 0, "id": "call_1", "type": "function", "function": {"name": name, "arguments": ""}});
@@ -288,12 +292,16 @@ impl Protocol {
                 let delta = |index: u32, delta: Value| {
                     sse("content_block_delta", &json!({"type": "content_block_delta", "index": index, "delta": delta}))
                 };
-                let stop = |index: u32| sse("content_block_stop", &json!({"type": "content_block_stop", "index": index}));
+                let stop =
+                    |index: u32| sse("content_block_stop", &json!({"type": "content_block_stop", "index": index}));
                 let words =
                     words(&text).iter().map(|word| delta(0, json!({"type": "text_delta", "text": word}))).collect();
                 after.extend(stop(0));
                 if let Some((name, arguments)) = &tool {
-                    after.extend(anthropic_block(1, &json!({"type": "tool_use", "id": "toolu_1", "name": name, "input": {}})));
+                    after.extend(anthropic_block(
+                        1,
+                        &json!({"type": "tool_use", "id": "toolu_1", "name": name, "input": {}}),
+                    ));
                     for part in halves(arguments) {
                         after.extend(delta(1, json!({"type": "input_json_delta", "partial_json": part})));
                     }

@@ -45,9 +45,11 @@ impl Fault {
     /// What a provider's own error comes to.
     pub fn of_failure(failure: Failure, provider: &str, model: &str) -> Fault {
         let passing = failure.is_passing();
+        // Even where it asks not to be sent the same again.
+        let unwell = matches!(failure.cause, Cause::RateLimited | Cause::Unavailable);
         Fault {
-            again: failure.cause != Cause::Quota && failure.retry.unwrap_or(passing),
-            health: if passing { Health::Failing } else { Health::Well },
+            again: passing,
+            health: if passing || unwell { Health::Failing } else { Health::Well },
             retry_after: failure.retry_after,
             too_large: failure.cause == Cause::TooLarge,
             request_id: failure.request_id.clone(),
