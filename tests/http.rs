@@ -91,7 +91,7 @@ fn embed(route: &Route, inputs: &[&str]) -> EmbedCall {
 
 /// Takes the items of a request.
 fn items() -> (Sink, tokio::task::JoinHandle<Vec<Item>>) {
-    let (out, mut frames) = mpsc::channel(8);
+    let (out, mut frames) = mpsc::channel::<Vec<u8>>(8);
     let take = tokio::spawn(async move {
         let mut items = Vec::new();
         let mut whole = Frames::default();
