@@ -5,6 +5,7 @@ pub mod block;
 pub mod chat;
 pub mod chunk;
 pub mod error;
+pub mod prices;
 pub mod prompt;
 pub mod quantise;
 pub mod rank;

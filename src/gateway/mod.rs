@@ -1,6 +1,7 @@
 //! The program `helper_ai_gateway`: requests of the database in, replies out. It holds no state that matters.
 
 pub mod batch;
+pub mod http;
 pub mod model;
 pub mod parse;
 pub mod schema;
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 struct Arguments {
     socket: PathBuf,
     model: PathBuf,
+    authorities: Option<PathBuf>,
     threads: usize,
 }
 
@@ -26,6 +28,7 @@ impl Arguments {
             match name.as_str() {
                 "--socket" => arguments.socket = value.into(),
                 "--model" => arguments.model = value.into(),
+                "--ca" => arguments.authorities = Some(value.into()),
                 "--threads" => arguments.threads = value.parse().ok()?,
                 _ => return None,
             }
@@ -52,7 +55,7 @@ pub fn main(words: Vec<String>) -> ExitCode {
 
 fn usage() -> ExitCode {
     eprintln!(
-        "usage: helper_ai_gateway serve --socket FILE --model DIRECTORY [--threads N]\nThe extension starts this program; there is no need to run it by hand."
+        "usage: helper_ai_gateway serve --socket FILE --model DIRECTORY [--threads N] [--ca FILE]\nThe extension starts this program; there is no need to run it by hand."
     );
     ExitCode::from(2)
 }
@@ -77,8 +80,17 @@ fn serve(arguments: Arguments) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let settings = match &arguments.authorities {
+        Some(file) => http::Settings::default().trust(file),
+        None => Ok(http::Settings::default()),
+    };
+    let settings = settings.unwrap_or_else(|error| {
+        // Local answers, and providers with certificates of the usual authorities, need none of them.
+        eprintln!("helper_ai gateway: {error}");
+        http::Settings::default()
+    });
     let batcher = batch::Batcher::start(&arguments.model, threads);
-    let gateway = server::Gateway::new(batcher, parse::Limits::default());
+    let gateway = server::Gateway::new(batcher, parse::Limits::default(), http::Providers::new(settings));
     match runtime.block_on(gateway.serve(&arguments.socket)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -96,6 +108,9 @@ mod tests {
     fn arguments_need_socket_and_model() {
         let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         assert!(Arguments::read(&words("--socket s --model m --threads 3")).is_some_and(|a| a.threads == 3));
+        assert!(
+            Arguments::read(&words("--socket s --model m --ca c")).is_some_and(|a| a.authorities == Some("c".into()))
+        );
         assert!(Arguments::read(&words("--socket s")).is_none());
         assert!(Arguments::read(&words("--socket s --model m --threads")).is_none());
         assert!(Arguments::read(&words("--socket s --model m --other x")).is_none());

@@ -6,6 +6,7 @@
 use crate::core::error::{Error, Result};
 use crate::core::wire::{self, Frame, Frames, Hello, Item, PROTOCOL, Reply, Request, Status, Tag};
 use crate::gateway::batch::Batcher;
+use crate::gateway::http::{Providers, Sink, tokens};
 use crate::gateway::{parse, schema};
 use std::collections::HashMap;
 use std::path::Path;
@@ -24,6 +25,7 @@ const WAITING_FRAMES: usize = 32;
 pub struct Gateway {
     batcher: Batcher,
     limits: parse::Limits,
+    providers: Arc<Providers>,
     started: Instant,
     connections: AtomicU32,
     in_flight: AtomicU32,
@@ -46,11 +48,12 @@ impl Drop for UnderWay {
 }
 
 impl Gateway {
-    /// A gateway around a model.
-    pub fn new(batcher: Batcher, limits: parse::Limits) -> Arc<Self> {
+    /// A gateway around a model and the providers.
+    pub fn new(batcher: Batcher, limits: parse::Limits, providers: Arc<Providers>) -> Arc<Self> {
         Arc::new(Gateway {
             batcher,
             limits,
+            providers,
             started: Instant::now(),
             connections: AtomicU32::new(0),
             in_flight: AtomicU32::new(0),
@@ -150,10 +153,15 @@ impl Gateway {
     }
 
     async fn request(self: Arc<Self>, frame: Frame, out: mpsc::Sender<Vec<u8>>) {
+        let id = frame.id;
+        let request = wire::decode::<Request>(&frame.body);
+        // It lasts as long as its connection, which is neither work nor a cancellation.
+        if let Ok(Request::Ledger { database }) = request {
+            return self.ledger(id, database, out).await;
+        }
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let mut under_way = UnderWay { gateway: Arc::clone(&self), ended: false };
-        let id = frame.id;
-        let answer = match wire::decode::<Request>(&frame.body) {
+        let answer = match request {
             Ok(request) => self.answer(id, request, &out).await,
             Err(error) => Err(error),
         };
@@ -182,15 +190,23 @@ impl Gateway {
                 }
                 Ok(Reply::Done { tokens: slices.tokens() })
             }
-            Request::CountTokens { model, inputs } => {
-                Ok(Reply::Counts(self.batcher.count_tokens(&model, inputs).await?))
+            Request::CountTokens { model, inputs } => Ok(Reply::Counts(match tokens::Encoding::named(&model) {
+                Some(encoding) => tokens::count(encoding, inputs).await?,
+                None => self.batcher.count_tokens(&model, inputs).await?,
+            })),
+            Request::Chat(call) => {
+                Ok(Reply::Chat(Box::new(self.providers.chat(*call, &Sink::new(id, out.clone())).await)))
             }
-            Request::Chat(_)
-            | Request::EmbedWith(_)
-            | Request::Providers
-            | Request::Ledger { .. }
-            | Request::Recorded { .. } => Err(Error::not_ready("this gateway calls no providers yet")),
             Request::CheckJson { schema, value } => schema::check_apart(schema, value).await.map(Reply::Checked),
+            Request::EmbedWith(call) => {
+                Ok(Reply::Call(Box::new(self.providers.embed(*call, &Sink::new(id, out.clone())).await)))
+            }
+            Request::Providers => Ok(Reply::Providers(self.providers.states())),
+            Request::Recorded { database, upto } => {
+                self.providers.ledger().recorded(database, upto);
+                Ok(Reply::Done { tokens: 0 })
+            }
+            Request::Ledger { .. } => Err(Error::bug("a ledger is read elsewhere")),
             Request::Prepare(prepare) => {
                 self.batcher.check(&prepare.model)?;
                 let model = self.batcher.model().await?;
@@ -198,6 +214,20 @@ impl Gateway {
                 let prepared = parse::prepare(prepare, move |text| model.count_tokens(text), &self.limits).await?;
                 Ok(Reply::Prepared { prepared, model: name })
             }
+        }
+    }
+
+    /// Sends a database's records until its connection closes, or another one takes them.
+    async fn ledger(&self, id: u32, database: u32, out: mpsc::Sender<Vec<u8>>) {
+        let mut records = self.providers.ledger().subscribe(database);
+        let sink = Sink::new(id, out.clone());
+        while let Some(records) = records.next().await {
+            if sink.send(&Item::Records(records)).await.is_err() {
+                break;
+            }
+        }
+        if let Ok(last) = wire::encode(Tag::End, id, &Reply::Done { tokens: 0 }) {
+            let _ = out.send(last).await;
         }
     }
 

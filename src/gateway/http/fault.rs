@@ -1,0 +1,115 @@
+//! Why a request to a provider came to nothing, and what may be done about it.
+
+use crate::core::error::{Error, Kind};
+use crate::gateway::http::egress::{self, NotPublic};
+use crate::provider::{Cause, Failure};
+use std::error::Error as _;
+use std::time::Duration;
+
+/// A request that came to nothing.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// What the asker is told.
+    pub error: Error,
+    /// Whether the same request may be sent again.
+    pub again: bool,
+    /// What it says of the provider.
+    pub health: Health,
+    /// How long the provider wants us to wait.
+    pub retry_after: Option<Duration>,
+    /// Whether a smaller request may be accepted.
+    pub too_large: bool,
+    /// The provider's id of the request.
+    pub request_id: Option<String>,
+}
+
+/// What the end of a request says of the provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It answers.
+    Well,
+    /// It cannot answer now.
+    Failing,
+    /// Nothing.
+    Unknown,
+}
+
+impl From<Error> for Fault {
+    /// An error of ours, which no repetition changes.
+    fn from(error: Error) -> Fault {
+        Fault { error, again: false, health: Health::Unknown, retry_after: None, too_large: false, request_id: None }
+    }
+}
+
+impl Fault {
+    /// What a provider's own error comes to.
+    pub fn of_failure(failure: Failure, provider: &str, model: &str) -> Fault {
+        let passing = failure.is_passing();
+        // Even where it asks not to be sent the same again.
+        let unwell = matches!(failure.cause, Cause::RateLimited | Cause::Unavailable);
+        Fault {
+            again: passing,
+            health: if passing || unwell { Health::Failing } else { Health::Well },
+            retry_after: failure.retry_after,
+            too_large: failure.cause == Cause::TooLarge,
+            request_id: failure.request_id.clone(),
+            error: failure.into_error(provider, model),
+        }
+    }
+
+    /// The provider did not answer, or not to the end; another attempt may go better.
+    pub fn passing(error: Error) -> Fault {
+        Fault { again: true, health: Health::Failing, ..Fault::from(error) }
+    }
+
+    /// What the HTTP client says. Its own words may hold the URL, so that none of them is repeated.
+    pub fn of_client(error: &reqwest::Error, provider: &str, began: bool) -> Fault {
+        let mut source: Option<&(dyn std::error::Error + 'static)> = error.source();
+        let mut why = None;
+        while let Some(cause) = source {
+            if cause.is::<NotPublic>() {
+                return Fault::from(egress::refused(provider));
+            }
+            if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+                why = why.or(io_reason(io));
+            }
+            // The TLS library's errors are not ours to name; this one no repetition changes.
+            if format!("{cause:?}").starts_with("InvalidCertificate") || why == Some("") {
+                return Fault {
+                    again: false,
+                    ..Fault::passing(
+                        Error::new(Kind::Provider, format!("certificate of provider \"{provider}\" is not valid"))
+                            .hint("Check its base URL, and the gateway's certificate authorities."),
+                    )
+                };
+            }
+            source = cause.source();
+        }
+        let why = why.unwrap_or(match (error.is_timeout(), error.is_connect()) {
+            (true, _) => "It did not answer in time.",
+            (_, true) => "No connection could be made.",
+            _ => "The connection broke off.",
+        });
+        let message = match (error.is_connect(), began) {
+            (true, _) => format!("cannot connect to provider \"{provider}\""),
+            (_, false) => format!("provider \"{provider}\" did not answer"),
+            (_, true) => format!("provider \"{provider}\" broke off its reply"),
+        };
+        Fault::passing(Error::new(Kind::Provider, message).detail(why))
+    }
+}
+
+/// A sentence on an operating system's error; empty for a certificate's.
+fn io_reason(error: &std::io::Error) -> Option<&'static str> {
+    use std::io::ErrorKind;
+    if error.get_ref().is_some_and(|inner| format!("{inner:?}").starts_with("InvalidCertificate")) {
+        return Some("");
+    }
+    Some(match error.kind() {
+        ErrorKind::ConnectionRefused => "The connection was refused.",
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => "The connection was reset.",
+        ErrorKind::TimedOut => "It did not answer in time.",
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "There is no way to its address.",
+        _ => return None,
+    })
+}
