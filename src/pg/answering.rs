@@ -5,11 +5,11 @@ use crate::core::error::{Error, Result};
 use crate::core::rank::Method;
 use crate::pg::asking::{self, Arguments, Question};
 use crate::pg::calling::{self, Caller};
+use crate::pg::extracting;
 use crate::pg::messages::{self, Reply, Stored};
 use crate::pg::prompting::{self, Prompt};
 use crate::pg::report::Reported;
 use crate::pg::searching::{self, Found, Query};
-use crate::pg::extracting;
 use pgrx::JsonB;
 use pgrx::prelude::*;
 use serde_json::{Value, json};
@@ -113,8 +113,7 @@ fn answer_question(
     workspace: Option<pgrx::Uuid>,
     options: Option<JsonB>,
 ) -> Reported<pgrx::composite_type!('static, "helper.reply")> {
-    let (stored, reply) =
-        respond(Arguments { question, conversation, mode, knowledge, model, workspace, options })?;
+    let (stored, reply) = respond(Arguments { question, conversation, mode, knowledge, model, workspace, options })?;
     let citations = reply.citations.iter().map(messages::Citation::shown).collect();
     let mut row = PgHeapTuple::new_composite_type("helper.reply").map_err(|error| Error::bug(error.to_string()))?;
     let filled = row

@@ -58,8 +58,7 @@ pub fn read(arguments: Arguments) -> Result<Question> {
         Some(id) => conversation_workspace(id, arguments.workspace)?,
         None => searching::workspace(arguments.workspace)?,
     };
-    let user = identity::current_user()
-        .ok_or_else(|| Error::new(Kind::NotPermitted, "the caller has no identity"))?;
+    let user = identity::current_user().ok_or_else(|| Error::new(Kind::NotPermitted, "the caller has no identity"))?;
     let name = arguments.mode.unwrap_or("chat");
     let (mode, model, mode_knowledge, k) = mode(workspace, name)?;
     let mut question = Question {
@@ -104,16 +103,20 @@ impl Question {
         let wrong = || Error::bad_argument(format!("option \"{name}\" has the wrong type"));
         match name {
             "k" => {
-                self.k = value.as_u64().filter(|k| (1..=50).contains(k)).ok_or_else(|| {
-                    Error::bad_argument("option \"k\" is not between 1 and 50")
-                })? as usize;
+                self.k = value
+                    .as_u64()
+                    .filter(|k| (1..=50).contains(k))
+                    .ok_or_else(|| Error::bad_argument("option \"k\" is not between 1 and 50"))?
+                    as usize;
             }
             "source_types" => {
                 let values = value.as_array().ok_or_else(wrong)?;
                 let types = values.iter().map(|value| value.as_str().map(str::to_owned));
-                self.source_types = Some(types.collect::<Option<_>>().ok_or_else(|| {
-                    Error::bad_argument("option \"source_types\" is not a list of strings")
-                })?);
+                self.source_types = Some(
+                    types
+                        .collect::<Option<_>>()
+                        .ok_or_else(|| Error::bad_argument("option \"source_types\" is not a list of strings"))?,
+                );
             }
             "filter" if value.is_object() => self.filter = Some(value),
             "filter" => return Err(wrong()),

@@ -135,11 +135,9 @@ pub fn reserve(
 ) -> Result<Reservation> {
     let none = Reservation { parts: Vec::new(), at_least: (0, 0), settled: false };
     let any = owner::as_owner(|| {
-        spi::first(
-            "select true from helper.budgets b where b.workspace_id = $1 limit 1",
-            &[workspace.into()],
-            |row| row.get::<bool>(1),
-        )
+        spi::first("select true from helper.budgets b where b.workspace_id = $1 limit 1", &[workspace.into()], |row| {
+            row.get::<bool>(1)
+        })
     })?;
     if any.is_none() {
         return Ok(none);

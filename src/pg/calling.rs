@@ -4,7 +4,7 @@
 use crate::core::chat::{Chat, Event, Message, Output, Part, Role, Said, SystemPart, Usage};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::prompt::window::estimate;
-use crate::core::wire::{Asker, CallEnd, ChatCall, Item, Outcome, Reply, Request};
+use crate::core::wire::{Asker, CallEnd, ChatCall, Item, Reply, Request};
 use crate::pg::budget::{self, Reservation};
 use crate::pg::routes::Chosen;
 use crate::pg::{gateway, identity};
@@ -40,11 +40,9 @@ impl Tuning {
     /// Takes one option; `false` where it is not one of these.
     pub fn take(&mut self, name: &str, value: &Value) -> Result<bool> {
         let wrong = || Error::bad_argument(format!("option \"{name}\" has the wrong type or range"));
-        let number = |low: f64, high: f64| {
-            value.as_f64().filter(|number| (low..=high).contains(number)).ok_or_else(wrong)
-        };
-        let whole =
-            |high: u64| value.as_u64().filter(|number| (1..=high).contains(number)).ok_or_else(wrong);
+        let number =
+            |low: f64, high: f64| value.as_f64().filter(|number| (low..=high).contains(number)).ok_or_else(wrong);
+        let whole = |high: u64| value.as_u64().filter(|number| (1..=high).contains(number)).ok_or_else(wrong);
         match name {
             "temperature" => self.temperature = Some(number(0.0, 2.0)? as f32),
             "top_p" => self.top_p = Some(number(0.0, 1.0)? as f32),
@@ -53,9 +51,10 @@ impl Tuning {
             "stop" => {
                 let texts = match value {
                     Value::String(text) => vec![text.clone()],
-                    Value::Array(texts) if texts.len() <= 4 => {
-                        texts.iter().map(|text| text.as_str().map(str::to_owned).ok_or_else(wrong)).collect::<Result<_>>()?
-                    }
+                    Value::Array(texts) if texts.len() <= 4 => texts
+                        .iter()
+                        .map(|text| text.as_str().map(str::to_owned).ok_or_else(wrong))
+                        .collect::<Result<_>>()?,
                     _ => return Err(wrong()),
                 };
                 self.stop = texts;
@@ -174,15 +173,6 @@ pub fn usage(end: &CallEnd) -> Value {
         "latency_ms": end.latency_ms,
         "first_token_ms": end.first_token_ms,
     })
-}
-
-/// How the end of a call is stored with a message.
-pub fn status(outcome: Outcome) -> &'static str {
-    match outcome {
-        Outcome::Succeeded => "done",
-        Outcome::Cancelled => "cancelled",
-        Outcome::Failed | Outcome::Interrupted => "error",
-    }
 }
 
 /// A question that is one text, with what the model is told first.

@@ -8,6 +8,9 @@ use crate::pg::calling::{self, Caller, Tuning};
 use crate::pg::report::Reported;
 use crate::pg::routes::{self, Chosen};
 use crate::pg::{gateway, identity, searching};
+use base64::Engine;
+use base64::alphabet::STANDARD as STANDARD_ALPHABET;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use pgrx::JsonB;
 use pgrx::prelude::*;
 use serde_json::Value;
@@ -37,7 +40,10 @@ fn read(
         return Err(Error::bad_argument("prompt is empty"));
     }
     if prompt.len() > LONGEST {
-        return Err(Error::new(Kind::OverLimit, format!("prompt has {} bytes, at most {LONGEST} are allowed", prompt.len())));
+        return Err(Error::new(
+            Kind::OverLimit,
+            format!("prompt has {} bytes, at most {LONGEST} are allowed", prompt.len()),
+        ));
     }
     let mut tuning = Tuning::default();
     let mut chat = calling::plain(system, prompt);
@@ -64,9 +70,8 @@ fn read(
 
 /// Pictures and documents that go with a question: objects with `mime_type`, `data` (base64) and perhaps `name`.
 pub fn attachments(value: &Value) -> Result<Vec<Part>> {
-    let wrong = || {
-        Error::bad_argument("option \"attachments\" is not a list of objects with mime_type and data in base64")
-    };
+    let wrong =
+        || Error::bad_argument("option \"attachments\" is not a list of objects with mime_type and data in base64");
     let list = value.as_array().ok_or_else(wrong)?;
     list.iter()
         .map(|item| {
@@ -86,28 +91,14 @@ pub fn attachments(value: &Value) -> Result<Vec<Part>> {
         .collect()
 }
 
-/// Bytes from base64 (RFC 4648, with or without padding; white space is skipped).
+/// Bytes from base64 (RFC 4648, with or without padding; line breaks are skipped).
 fn base64(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
-    let (mut held, mut bits) = (0u32, 0);
-    for byte in text.bytes().filter(|byte| !byte.is_ascii_whitespace() && *byte != b'=') {
-        let six = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' | b'-' => 62,
-            b'/' | b'_' => 63,
-            _ => return None,
-        };
-        held = held << 6 | u32::from(six);
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            bytes.push((held >> bits) as u8);
-            held &= (1 << bits) - 1;
-        }
-    }
-    Some(bytes)
+    const ANY_PADDING: GeneralPurpose = GeneralPurpose::new(
+        &STANDARD_ALPHABET,
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+    );
+    let text: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+    ANY_PADDING.decode(text).ok()
 }
 
 impl Completion {
@@ -171,7 +162,9 @@ fn fitting(completion: &Completion, chat: &mut Chat, schema: &Value) -> Result<V
     chat.output = Output::Schema { name: "reply".into(), schema: schema.clone() };
     // Said in words too: a server that does not know the form still knows what is wanted.
     if let Some(Part::Text(text)) = chat.messages.last_mut().and_then(|message| message.parts.last_mut()) {
-        text.push_str(&format!("\n\nReply with one JSON value that fits this JSON Schema, and nothing else:\n{schema}"));
+        text.push_str(&format!(
+            "\n\nReply with one JSON value that fits this JSON Schema, and nothing else:\n{schema}"
+        ));
     }
     let mut problems = Vec::new();
     for _ in 0..=REPAIRS {
@@ -185,7 +178,8 @@ fn fitting(completion: &Completion, chat: &mut Chat, schema: &Value) -> Result<V
         if let (Some(value), true) = (value, problems.is_empty()) {
             return Ok(value);
         }
-        let list: String = problems.iter().map(|problem| format!("\n- at \"{}\": {}", problem.path, problem.message)).collect();
+        let list: String =
+            problems.iter().map(|problem| format!("\n- at \"{}\": {}", problem.path, problem.message)).collect();
         chat.messages.push(Message::text(Role::Assistant, if text.is_empty() { "(nothing)".into() } else { text }));
         chat.messages.push(Message::text(
             Role::User,

@@ -156,17 +156,17 @@ pub fn end(question: &Question, stored: &Stored, reply: &Reply, status: &str) ->
 }
 
 /// A reply that did not come to its end: what was said so far, and why.
-pub fn fail(
-    workspace: pgrx::Uuid,
-    reply: pgrx::Uuid,
-    text: &str,
-    status: &str,
-    error: Option<&Error>,
-) -> Result<()> {
+pub fn fail(workspace: pgrx::Uuid, reply: pgrx::Uuid, text: &str, status: &str, error: Option<&Error>) -> Result<()> {
     owner::as_owner(|| {
         spi::run(
             "select helper._end_reply($1, $2, $3, $4, null, null, null, null, $5)",
-            &[workspace.into(), reply.into(), text.into(), status.into(), error.map(|error| JsonB(facts(error))).into()],
+            &[
+                workspace.into(),
+                reply.into(),
+                text.into(),
+                status.into(),
+                error.map(|error| JsonB(facts(error))).into(),
+            ],
         )
     })
 }

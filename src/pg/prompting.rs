@@ -66,9 +66,13 @@ pub fn build(
     let limit = if chosen.output == 0 { REPLY } else { chosen.output };
     let output = chat.max_output_tokens.unwrap_or(limit.min(REPLY)).min(chosen.window / 2);
     let History { summary, turns } = history;
-    let mut texts: Vec<String> =
-        vec![format!("{RULES}\n{}\n{}", question.mode.instructions, question.text), summary.clone().unwrap_or_default()];
-    texts.extend(turns.iter().map(|turn| turn.said.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("\n")));
+    let mut texts: Vec<String> = vec![
+        format!("{RULES}\n{}\n{}", question.mode.instructions, question.text),
+        summary.clone().unwrap_or_default(),
+    ];
+    texts.extend(
+        turns.iter().map(|turn| turn.said.iter().map(|(_, text)| text.as_str()).collect::<Vec<_>>().join("\n")),
+    );
     texts.extend(passages.iter().map(|passage| format!("{}\n{}\n{}", passage.title, passage.heading, passage.content)));
     let counts = count(&texts, chosen, may_ask)?;
     // What stands around each text: roles, frames, numbers.

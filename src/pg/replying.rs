@@ -28,8 +28,6 @@ pub enum Next {
     Ask(Box<Request>),
     /// It is stored; the job is done.
     Done,
-    /// It was cancelled before.
-    Drop,
 }
 
 /// A reply on its way.
@@ -117,7 +115,11 @@ impl Replying {
             })
         })?;
         let next = question.knowledge.then(|| {
-            Next::Ask(Box::new(Request::Embed { model: String::new(), inputs: vec![question.query()], interactive: true }))
+            Next::Ask(Box::new(Request::Embed {
+                model: String::new(),
+                inputs: vec![question.query()],
+                interactive: true,
+            }))
         });
         self.question = Some(question);
         match next {

@@ -63,8 +63,9 @@ pub fn choose(workspace: pgrx::Uuid, purpose: &str, model: Option<&str>) -> Resu
     })?;
     if found.is_empty() {
         return match named {
-            Some(model) => Err(Error::unknown_object(format!("model \"{model}\" does not exist"))
-                .hint("Name it as model or provider/model; helper.set_provider and helper.set_model make models known.")),
+            Some(model) => Err(Error::unknown_object(format!("model \"{model}\" does not exist")).hint(
+                "Name it as model or provider/model; helper.set_provider and helper.set_model make models known.",
+            )),
             None => Ok(None),
         };
     }
@@ -85,9 +86,7 @@ fn read(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Result<Chos
         let flag = |name: &str| options.get(name).and_then(Value::as_bool).unwrap_or(false);
         let short = |name: &str, default: u64| u32::try_from(number(name, default)).unwrap_or(u32::MAX);
         let price = |column: usize| row.get::<i64>(column).map(|price| u64::try_from(price).unwrap_or_default());
-        let size = |column: usize| {
-            row.opt::<i32>(column).map(|size| size.and_then(|size| u32::try_from(size).ok()))
-        };
+        let size = |column: usize| row.opt::<i32>(column).map(|size| size.and_then(|size| u32::try_from(size).ok()));
         let credential = credential(&name, &kind, row.opt::<String>(5)?, row.opt::<String>(6)?);
         let Some(kind) = Kind::named(&kind) else { return Err(Error::bug("a provider of unknown kind")) };
         let output = size(10)?.unwrap_or(0);

@@ -190,8 +190,7 @@ fn ask_streaming(
     workspace: Option<pgrx::Uuid>,
     options: Option<JsonB>,
 ) -> Reported<TableIterator<'static, (name!(event, String), name!(data, JsonB))>> {
-    let mut stream =
-        Stream::begin(Arguments { question, conversation, mode, knowledge, model, workspace, options })?;
+    let mut stream = Stream::begin(Arguments { question, conversation, mode, knowledge, model, workspace, options })?;
     Ok(TableIterator::new(std::iter::from_fn(move || {
         // The row before this one is in the server's buffer by now.
         flush();

@@ -404,7 +404,10 @@ impl Worker {
                 Ok(None) => return,
                 Ok(Some(frame)) => self.frame(&frame),
                 Err(error) => {
-                    if !self.tasks.is_empty() || !self.replies.is_empty() || !self.link.as_ref().is_some_and(Link::greeted) {
+                    if !self.tasks.is_empty()
+                        || !self.replies.is_empty()
+                        || !self.link.as_ref().is_some_and(Link::greeted)
+                    {
                         self.note::<()>(Err(error));
                     }
                     self.lost();
@@ -516,8 +519,9 @@ impl Worker {
                 }
             }
             Ok(replying::Next::Done) => self.finish(&reply.job, "succeeded", None),
-            Ok(replying::Next::Drop) => self.finish(&reply.job, "cancelled", None),
-            Err(error) if error.kind == Kind::NotReady && is_transient(&error) && reply.job.attempts < MOST_ATTEMPTS => {
+            Err(error)
+                if error.kind == Kind::NotReady && is_transient(&error) && reply.job.attempts < MOST_ATTEMPTS =>
+            {
                 self.note::<()>(Err(error));
                 self.reply_again(&reply, 1.0);
             }
@@ -612,12 +616,17 @@ impl Worker {
     /// Writes what has come of all replies that are due, in one transaction.
     fn write_replies(&mut self) {
         let now = Instant::now();
-        let due: Vec<u32> =
-            self.replies.iter().filter(|(_, reply)| reply.due().is_some_and(|due| due <= now)).map(|(id, _)| *id).collect();
+        let due: Vec<u32> = self
+            .replies
+            .iter()
+            .filter(|(_, reply)| reply.due().is_some_and(|due| due <= now))
+            .map(|(id, _)| *id)
+            .collect();
         if due.is_empty() {
             return;
         }
-        let written = transaction(|| due.iter().filter_map(|id| self.replies.get(id)).try_for_each(|reply| reply.write()));
+        let written =
+            transaction(|| due.iter().filter_map(|id| self.replies.get(id)).try_for_each(|reply| reply.write()));
         // What could not be written now comes with what is written next.
         self.note(written);
         for id in due {
