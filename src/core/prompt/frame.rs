@@ -158,7 +158,8 @@ fn defused(text: &str) -> String {
 /// Whether what follows an angle bracket is a name of our delimiters, with or without a slash, however spaced.
 fn names_us(rest: &str) -> bool {
     // A name is near its bracket; the bound keeps a text of brackets and spaces from being read again and again.
-    let mut near = rest.chars().take(32).skip_while(|c| c.is_whitespace() || matches!(c, '/' | '／' | '\\'));
+    let mut near =
+        rest.chars().take(32).skip_while(|c| c.is_whitespace() && *c != '\n' || matches!(c, '/' | '／' | '\\'));
     let name: String = near
         .by_ref()
         .take_while(|c| c.is_alphabetic() || matches!(c, '_' | '-'))

@@ -5,7 +5,10 @@
 //! ([`marks`]), and the JSON in it is found ([`json`]).
 
 pub mod frame;
+mod group;
 pub mod json;
 pub mod marks;
 pub mod summary;
+mod support;
 pub mod window;
+mod words;
