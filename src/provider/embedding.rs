@@ -1,5 +1,8 @@
 //! Embeddings of all protocols: texts in, vectors out.
 
+#[cfg(test)]
+mod tests;
+
 use super::request::post;
 use super::{Batch, Call, Embedded, Failure, failure, gemini};
 use crate::core::chat::{Kind, Purpose};

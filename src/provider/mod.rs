@@ -13,6 +13,8 @@ mod openai;
 mod reply;
 mod request;
 mod sse;
+#[cfg(test)]
+mod tests;
 
 use crate::core::chat::{Chat, Event, Kind, Purpose};
 use crate::core::error::Result;
