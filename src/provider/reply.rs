@@ -55,21 +55,20 @@ impl Reply {
         Box::new(Reply { layout, reader, failed: None })
     }
 
-    /// The values that more bytes complete, as text.
-    fn values(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, Failure> {
+    /// Adds the values that more bytes complete, as text.
+    fn values(&mut self, bytes: &[u8], values: &mut Vec<Vec<u8>>) -> Result<(), Failure> {
         if let Layout::Undecided(space) = &mut self.layout {
             let start = bytes.iter().position(|byte| !byte.is_ascii_whitespace());
             space.extend_from_slice(&bytes[..start.unwrap_or(bytes.len())]);
             let Some(start) = start else {
-                return if space.len() > LONGEST_BODY { Err(Failure::nonsense()) } else { Ok(Vec::new()) };
+                return if space.len() > LONGEST_BODY { Err(Failure::nonsense()) } else { Ok(()) };
             };
             self.layout = match bytes[start] {
                 b'{' => Layout::Whole(Vec::new()),
                 _ => Layout::Events(sse::Events::default()),
             };
-            return self.values(&bytes[start..]);
+            return self.values(&bytes[start..], values);
         }
-        let mut values = Vec::new();
         let done = match &mut self.layout {
             Layout::Events(events) => events.push(bytes, |data| values.push(data.to_vec())),
             Layout::Lines(lines) => lines.push(bytes, |line| {
@@ -85,7 +84,7 @@ impl Reply {
             }
             Layout::Undecided(_) => Ok(()),
         };
-        done.map_err(|_| Failure::nonsense()).map(|()| values)
+        done.map_err(|_| Failure::nonsense())
     }
 
     fn read(&mut self, text: &[u8], events: &mut Vec<Event>) -> Result<(), Failure> {
@@ -125,7 +124,10 @@ impl Decoder for Reply {
         if let Some(failure) = &self.failed {
             return Err(failure.clone());
         }
-        let read = self.values(bytes).and_then(|values| values.iter().try_for_each(|value| self.read(value, events)));
+        let mut values = Vec::new();
+        let taken = self.values(bytes, &mut values);
+        // What came before a line that is too long is given all the same.
+        let read = values.iter().try_for_each(|value| self.read(value, events)).and(taken);
         self.failed = read.clone().err();
         read
     }

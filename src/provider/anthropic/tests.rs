@@ -130,3 +130,12 @@ fn what_a_reply_says_can_be_sent_back() {
     assert_eq!(content[1], json!({ "type": "redacted_thinking", "data": "EmwKAhgBEgy3va3p" }));
     assert_eq!(content[4]["input"], json!({}));
 }
+
+#[test]
+fn a_stream_is_complete_with_its_last_event_alone() {
+    let bytes = include_bytes!("../../../tests/cassettes/anthropic/text.sse");
+    let last = bytes.windows(19).position(|part| part == b"event: message_stop").unwrap();
+    let chat = Chat { stream: true, ..question() };
+    assert!(read(Kind::Anthropic, &chat, bytes).is_ok());
+    assert_eq!(read(Kind::Anthropic, &chat, &bytes[..last]).unwrap_err().cause, provider::Cause::Nonsense);
+}
