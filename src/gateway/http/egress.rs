@@ -115,6 +115,18 @@ impl std::fmt::Display for NotPublic {
 
 impl std::error::Error for NotPublic {}
 
+/// A name has no address.
+#[derive(Debug)]
+pub struct NoAddress;
+
+impl std::fmt::Display for NoAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("name has no address")
+    }
+}
+
+impl std::error::Error for NoAddress {}
+
 /// The resolver of one client: gives those addresses alone that may be connected to.
 pub struct Resolver {
     /// Where it asks.
@@ -127,10 +139,12 @@ impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let (found, allow_private) = ((self.lookup)(name.as_str().to_owned()), self.allow_private);
         Box::pin(async move {
-            let mut addresses = found.await?;
-            let any = !addresses.is_empty();
+            let mut addresses = found.await.unwrap_or_default();
+            if addresses.is_empty() {
+                return Err(NoAddress.into());
+            }
             addresses.retain(|address| allow_private || is_public(*address));
-            if any && addresses.is_empty() {
+            if addresses.is_empty() {
                 return Err(NotPublic.into());
             }
             Ok(Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0))) as Addrs)

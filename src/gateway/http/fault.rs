@@ -1,7 +1,7 @@
 //! Why a request to a provider came to nothing, and what may be done about it.
 
 use crate::core::error::{Error, Kind};
-use crate::gateway::http::egress::{self, NotPublic};
+use crate::gateway::http::egress::{self, NoAddress, NotPublic};
 use crate::provider::{Cause, Failure};
 use std::error::Error as _;
 use std::time::Duration;
@@ -70,18 +70,18 @@ impl Fault {
             if cause.is::<NotPublic>() {
                 return Fault::from(egress::refused(provider));
             }
+            if cause.is::<NoAddress>() {
+                why = Some("Its name has no address.");
+            }
             if let Some(io) = cause.downcast_ref::<std::io::Error>() {
                 why = why.or(io_reason(io));
-            }
-            // The TLS library's errors are not ours to name; this one no repetition changes.
-            if format!("{cause:?}").starts_with("InvalidCertificate") || why == Some("") {
-                return Fault {
-                    again: false,
-                    ..Fault::passing(
+                // The TLS library's error is within others, and not ours to name; no repetition changes this one.
+                if format!("{io:?}").contains("InvalidCertificate") {
+                    let error =
                         Error::new(Kind::Provider, format!("certificate of provider \"{provider}\" is not valid"))
-                            .hint("Check its base URL, and the gateway's certificate authorities."),
-                    )
-                };
+                            .hint("Check its base URL, and the certificate authorities that the gateway trusts.");
+                    return Fault { again: false, ..Fault::passing(error) };
+                }
             }
             source = cause.source();
         }
@@ -99,12 +99,9 @@ impl Fault {
     }
 }
 
-/// A sentence on an operating system's error; empty for a certificate's.
+/// A sentence on an operating system's error.
 fn io_reason(error: &std::io::Error) -> Option<&'static str> {
     use std::io::ErrorKind;
-    if error.get_ref().is_some_and(|inner| format!("{inner:?}").starts_with("InvalidCertificate")) {
-        return Some("");
-    }
     Some(match error.kind() {
         ErrorKind::ConnectionRefused => "The connection was refused.",
         ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted => "The connection was reset.",
