@@ -68,7 +68,7 @@ fn respond(arguments: Arguments) -> Result<(Stored, Reply)> {
             let who = caller(&question, &stored);
             let (call, reservation) = calling::prepare(who, "ask", chosen, chat, question.tuning.timeout_ms)?;
             let (said, end) = calling::run(call, reservation, |_: &Event| Ok(()))?;
-            prompting::reply(&said.text(), &passages, &end)
+            prompting::reply(&question, &said.text(), &passages, &end)
         }
     };
     messages::end(&question, &stored, &reply, "done")?;

@@ -4,7 +4,7 @@
 use crate::core::chat::{Chat, Kind, Message, Output, Part, Role, SystemPart};
 use crate::core::error::Result;
 use crate::core::prompt::frame::{self, RULES, Source};
-use crate::core::prompt::marks;
+use crate::core::prompt::marks::{self, MarkFilter};
 use crate::core::prompt::summary;
 use crate::core::prompt::window::{self, Need, Room, estimate};
 use crate::core::wire::{CallEnd, Reply as Told, Request};
@@ -89,7 +89,8 @@ pub fn build(
     passages.truncate(plan.passages);
     // What falls out of the window, and was not summed up before, is summed up now.
     let mut made = None;
-    if let Some(range) = window::fold_from(0, plan.first_turn)
+    // Some are summed up ahead; they are sent all the same this time.
+    if let Some(range) = window::fold_from(0, plan.first_turn).map(|range| range.start..range.end.min(turns.len()))
         && let Some(last) = turns.get(range.end.wrapping_sub(1)).map(|turn| turn.last)
     {
         let (content, by) = fold(summary.as_deref(), &turns[range], chosen, caller, may_ask);
@@ -172,9 +173,19 @@ fn fold_by_model(previous: Option<&str>, said: &[(Role, &str)], chosen: &Chosen,
     if summary.is_empty() { Err(crate::core::error::Error::bug("an empty summary")) } else { Ok(summary) }
 }
 
-/// A model's words with the passages they rest on. Marks that point to nothing are removed and counted.
-pub fn reply(text: &str, passages: &[Passage], end: &CallEnd) -> Reply {
-    let marked = marks::read(text, passages.len() as u32);
+/// What cleans the marks of a reply as it comes; `None` where there are none to be cleaned.
+pub fn filter(question: &Question, passages: &[Passage]) -> Option<MarkFilter> {
+    question.knowledge.then(|| MarkFilter::new(passages.len() as u32))
+}
+
+/// A model's words with the passages they rest on. Marks that point to nothing are removed and counted; where no
+/// documents were looked up, there are no marks, and brackets are the reply's own.
+pub fn reply(question: &Question, text: &str, passages: &[Passage], end: &CallEnd) -> Reply {
+    let marked = if question.knowledge {
+        marks::read(text, passages.len() as u32)
+    } else {
+        marks::Marked { text: text.to_owned(), marks: Vec::new(), removed: 0 }
+    };
     let mut citations: Vec<Citation> = Vec::new();
     for mark in &marked.marks {
         let number = mark.number as i32;

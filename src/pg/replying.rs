@@ -42,7 +42,7 @@ pub struct Replying {
     vector: Vec<f32>,
     passages: Vec<Passage>,
     reservation: Option<Reservation>,
-    filter: MarkFilter,
+    filter: Option<MarkFilter>,
     said: Said,
     /// What of it may be shown, and how many bytes of that are stored.
     shown: String,
@@ -82,7 +82,7 @@ impl Replying {
             vector: Vec::new(),
             passages: Vec::new(),
             reservation: None,
-            filter: MarkFilter::new(0),
+            filter: None,
             said: Said::default(),
             shown: String::new(),
             written: 0,
@@ -153,7 +153,7 @@ impl Replying {
             Ok(Some((call, reservation, prompt.passages)))
         })?;
         let Some((call, reservation, passages)) = made else { return Ok(Next::Done) };
-        self.filter = MarkFilter::new(passages.len() as u32);
+        self.filter = prompting::filter(question, &passages);
         self.passages = passages;
         self.reservation = Some(reservation);
         Ok(Next::Ask(Box::new(Request::Chat(Box::new(call)))))
@@ -164,7 +164,10 @@ impl Replying {
         for event in events {
             self.said.add(event);
             if let Event::Text(more) = event {
-                self.shown.push_str(&self.filter.push(more));
+                match &mut self.filter {
+                    Some(filter) => self.shown.push_str(&filter.push(more)),
+                    None => self.shown.push_str(more),
+                }
             }
         }
     }
@@ -211,7 +214,7 @@ impl Replying {
             return Err(Error::new(Kind::Cancelled, "the reply was cancelled"));
         }
         let Some(question) = &self.question else { return Err(Error::bug("a reply has no question")) };
-        let reply = prompting::reply(&self.said.text(), &self.passages, end);
+        let reply = prompting::reply(question, &self.said.text(), &self.passages, end);
         messages::end(question, &self.stored, &reply, "done")
     }
 

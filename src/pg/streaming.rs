@@ -31,7 +31,7 @@ struct UnderWay {
     exchange: Exchange,
     reservation: Reservation,
     passages: Vec<Passage>,
-    filter: MarkFilter,
+    filter: Option<MarkFilter>,
     said: Said,
 }
 
@@ -90,7 +90,7 @@ impl Stream {
         ready.push_back(("meta", meta(&question, &stored, &prompt.passages)));
         let who = caller(&question, &stored);
         let (call, reservation) = calling::prepare(who, "ask", chosen, prompt.chat, question.tuning.timeout_ms)?;
-        let filter = MarkFilter::new(prompt.passages.len() as u32);
+        let filter = prompting::filter(&question, &prompt.passages);
         let exchange = Exchange::start(&Request::Chat(Box::new(call)))?;
         let call = UnderWay { exchange, reservation, passages: prompt.passages, filter, said: Said::default() };
         Ok(Stream { question, stored, ready, call: Some(call) })
@@ -108,7 +108,10 @@ impl Stream {
                     for event in events {
                         call.said.add(&event);
                         if let Event::Text(more) = &event {
-                            text.push_str(&call.filter.push(more));
+                            match &mut call.filter {
+                                Some(filter) => text.push_str(&filter.push(more)),
+                                None => text.push_str(more),
+                            }
                         }
                     }
                     if !text.is_empty() {
@@ -126,13 +129,13 @@ impl Stream {
         if let Some(error) = end.error.clone() {
             return self.fail(Some(end), &error);
         }
-        let Some(mut call) = self.call.take() else { return Ok(()) };
+        let Some(call) = self.call.take() else { return Ok(()) };
         call.reservation.settle(end.usage.input + end.usage.output, end.cost_nanos);
-        let rest = call.filter.finish();
+        let rest = call.filter.map(|mut filter| filter.finish()).unwrap_or_default();
         if !rest.is_empty() {
             self.ready.push_back(("delta", json!({ "text": rest })));
         }
-        let reply = prompting::reply(&call.said.text(), &call.passages, &end);
+        let reply = prompting::reply(&self.question, &call.said.text(), &call.passages, &end);
         messages::end(&self.question, &self.stored, &reply, "done")?;
         self.ready.push_back(("done", done(&self.stored, "done", Some(&reply))));
         Ok(())

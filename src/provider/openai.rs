@@ -12,6 +12,25 @@ use crate::core::chat::{Chat, Kind, Output, Part, Role, ToolChoice};
 use crate::core::error::{Error, Result};
 use serde_json::{Map, Value, json};
 
+/// Whether a schema keeps to what OpenAI enforces: every object closed, all its properties required. Others are sent as
+/// a description alone, as strict ones that do not are refused.
+fn is_strict(schema: &Value) -> bool {
+    let closed = match schema.get("properties").and_then(Value::as_object) {
+        Some(properties) => {
+            let required: Vec<&str> =
+                schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            schema["additionalProperties"] == false && properties.keys().all(|name| required.contains(&name.as_str()))
+        }
+        None => schema["type"] != "object",
+    };
+    let named = ["properties", "$defs", "definitions"].iter().filter_map(|name| schema[*name].as_object());
+    let listed = ["anyOf", "oneOf", "allOf"].iter().filter_map(|name| schema[*name].as_array());
+    closed
+        && named.flat_map(serde_json::Map::values).all(is_strict)
+        && listed.flatten().all(is_strict)
+        && schema.get("items").is_none_or(is_strict)
+}
+
 /// The request of a chat.
 pub(super) fn chat(kind: Kind, dialect: &Dialect, model: &str, chat: &Chat) -> Result<Call> {
     let mut body = Map::new();
@@ -30,7 +49,7 @@ pub(super) fn chat(kind: Kind, dialect: &Dialect, model: &str, chat: &Chat) -> R
     let format = match output_schema(chat)? {
         Some((name, schema)) if dialect.json_schema => Some(json!({
             "type": "json_schema",
-            "json_schema": { "name": name, "schema": schema, "strict": true },
+            "json_schema": { "name": name, "strict": is_strict(&schema), "schema": schema },
         })),
         None if chat.output == Output::Text => None,
         _ => Some(json!({ "type": "json_object" })),

@@ -80,7 +80,12 @@ fn a_schema_keeps_the_order_of_its_properties() {
     let call = provider::chat(Kind::OpenAi, &provider::dialect(Kind::OpenAi, &Value::Null), "m", 0, &chat).unwrap();
     let body = String::from_utf8(call.body).unwrap();
     assert!(body.contains(schema), "{body}");
-    assert!(body.contains(r#""strict":true"#) && !body.contains("stream_options"), "{body}");
+    // Its object is open, which strict schemas must not be.
+    assert!(body.contains(r#""strict":false"#) && !body.contains("stream_options"), "{body}");
+    let closed = schema.replace(r#"}}}"#, r#"}},"required":["reason","answer"],"additionalProperties":false}"#);
+    let chat = Chat { output: Output::Schema { name: "verdict".into(), schema: closed }, ..chat };
+    let call = provider::chat(Kind::OpenAi, &provider::dialect(Kind::OpenAi, &Value::Null), "m", 0, &chat).unwrap();
+    assert!(String::from_utf8(call.body).unwrap().contains(r#""strict":true"#));
 }
 
 #[test]

@@ -1,0 +1,489 @@
+//! Calls of providers through SQL, as the people who make them: a provider of our own at the other end.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod cluster;
+mod provider;
+
+use cluster::{Cluster, Session, until};
+use provider::{Answer, Break, Say, Server};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+const ANN: &str = "00000000-0000-4000-8000-00000000000a";
+const BEA: &str = "00000000-0000-4000-8000-00000000000b";
+
+const HANDBOOK: &str = "# Refunds\n\nRefunds are paid within 30 days to the card that was used. Ask support for a return label.\n\n# Shipping\n\nOrders ship on the next working day.";
+
+/// A cluster with a workspace of Ann's, its handbook, and a provider of each kind at the same server.
+struct Place {
+    cluster: Cluster,
+    admin: Session,
+    ann: Session,
+    workspace: String,
+    server: Server,
+}
+
+impl Place {
+    async fn new() -> Place {
+        let cluster = Cluster::start().await;
+        let server = Server::start().await;
+        let admin = cluster.admin().await;
+        for (name, kind, path) in [
+            ("open", "openai", "/v1"),
+            ("claude", "anthropic", ""),
+            ("gem", "gemini", ""),
+            ("llama", "ollama", ""),
+            ("other", "openai_compatible", "/v1"),
+        ] {
+            let sql = format!(
+                "select helper.set_provider('{name}', '{kind}', '{}', options => '{{\"allow_private\": true, \"max_retries\": 0}}')",
+                server.url(path)
+            );
+            admin.run(&sql).await;
+            admin.run(&format!("select helper.set_model('{name}', 'm', options => '{{\"context_window\": 8000, \"output_limit\": 1000, \"input_price\": 1, \"output_price\": 2}}')")).await;
+            admin
+                .run(&format!("insert into helper.provider_keys (provider, key) values ('{name}', 'sk-secret-{name}')"))
+                .await;
+        }
+        admin.run("select helper.set_default('chat', 'open', 'm')").await;
+        let ann = cluster.user(ANN).await;
+        let workspace: String = ann.one("select helper.create_workspace('Ann')::text", &[]).await;
+        ann.one::<i64>(&format!("select count(helper.add_document('Handbook', $h${HANDBOOK}$h$))"), &[]).await;
+        ann.one::<i64>("select helper.wait_indexed()", &[]).await;
+        Place { cluster, admin, ann, workspace, server }
+    }
+
+    /// Records of calls, as soon as there are so many.
+    async fn records(&self, count: usize) -> Vec<Value> {
+        until("records of calls", async || {
+            let rows = self
+                .admin
+                .query("select to_jsonb(u) from helper.usage_records u order by u.created_at, u.id", &[])
+                .await
+                .unwrap();
+            (rows.len() >= count).then(|| rows.iter().map(|row| row.get::<_, Value>(0)).collect())
+        })
+        .await
+    }
+}
+
+#[tokio::test]
+async fn every_kind_of_provider_completes_and_is_accounted_for() {
+    let place = Place::new().await;
+    for name in ["open", "claude", "gem", "llama", "other"] {
+        let text: String = place
+            .ann
+            .one(&format!("select helper.complete('Say hello', system => 'Be kind', model => '{name}/m', options => '{{\"max_tokens\": 50}}')"), &[])
+            .await;
+        assert_eq!(text, "Grüße from the provider.", "{name}");
+        let seen = place.server.seen().pop().unwrap();
+        let key = format!("sk-secret-{name}");
+        assert!(seen.headers.iter().any(|(_, value)| value.contains(&key)), "{name}");
+        assert!(!String::from_utf8_lossy(&seen.body).contains("sk-secret"));
+    }
+    let records = place.records(5).await;
+    for record in &records {
+        assert_eq!(record["status"], "succeeded", "{record}");
+        assert_eq!(record["purpose"], "complete");
+        assert_eq!(record["user_id"], ANN);
+        assert_eq!(record["workspace_id"], place.workspace.as_str());
+        let (input, output) = (record["input_tokens"].as_f64().unwrap(), record["output_tokens"].as_f64().unwrap());
+        assert!(input > 0.0 && output > 0.0, "{record}");
+        assert!((record["cost"].as_f64().unwrap() - (input + 2.0 * output) / 1e6).abs() < 1e-9, "{record}");
+    }
+    let usage: Value = place.ann.one("select helper.usage()", &[]).await;
+    assert_eq!(usage["requests"], 5);
+    assert_eq!(usage["by_model"].as_array().unwrap().len(), 5);
+}
+
+#[tokio::test]
+async fn an_answer_cites_the_passages_that_it_was_given() {
+    let place = Place::new().await;
+    place.server.answer_by(|_| Answer::say("Refunds are paid within 30 days [1]. The moon is made of cheese [7]."));
+    let reply = place
+        .ann
+        .query_one("select r.answer, r.citations, r.grounded, r.provider, r.model, r.usage, r.message_id::text from helper.answer('When are refunds paid?') r", &[])
+        .await
+        .unwrap();
+    assert_eq!(reply.get::<_, &str>(0), "Refunds are paid within 30 days [1]. The moon is made of cheese.");
+    let citations: Value = reply.get(1);
+    assert_eq!(citations.as_array().unwrap().len(), 1, "{citations}");
+    let citation = &citations[0];
+    assert_eq!(citation["quote"], "Refunds are paid within 30 days to the card that was used.");
+    let cut: String = place
+        .ann
+        .one(
+            &format!(
+                "select substr(content, {} + 1, {} - {}) from helper.knowledge_sources",
+                citation["start_offset"], citation["end_offset"], citation["start_offset"]
+            ),
+            &[],
+        )
+        .await;
+    assert_eq!(cut, citation["quote"].as_str().unwrap());
+    assert_eq!((reply.get::<_, bool>(2), reply.get::<_, &str>(3), reply.get::<_, &str>(4)), (true, "open", "m"));
+    let usage: Value = reply.get(5);
+    assert_eq!(usage["marks_removed"], 1);
+    let id: String = reply.get(6);
+    let stored: String = place
+        .ann
+        .one(&format!("select c.quote from helper.message_citations c where c.message_id = '{id}'"), &[])
+        .await;
+    assert_eq!(stored, citation["quote"].as_str().unwrap());
+    // The passages are in the person's turn, in a frame; the question is verbatim; no passage is told as an order.
+    let body = place.server.seen().pop().unwrap().json();
+    let messages = body["messages"].as_array().unwrap();
+    let (system, user) = (messages[0]["content"].to_string(), messages.last().unwrap()["content"].to_string());
+    assert!(user.contains("Refunds are paid") && user.contains("When are refunds paid?"), "{user}");
+    assert!(!system.contains("Refunds are paid"), "{system}");
+}
+
+#[tokio::test]
+async fn a_conversation_is_remembered_and_folded_when_it_grows() {
+    let place = Place::new().await;
+    let conversation: String = place.ann.one("select helper.create_conversation('Long')::text", &[]).await;
+    let ask = |text: String| {
+        let sql = format!("select helper.ask($q${text}$q$, '{conversation}', knowledge => false)");
+        let ann = &place.ann;
+        async move { ann.one::<String>(&sql, &[]).await }
+    };
+    ask("My name is Ann.".into()).await;
+    ask("What is my name?".into()).await;
+    let body = place.server.seen().pop().unwrap().json().to_string();
+    assert!(body.contains("My name is Ann.") && body.contains("Grüße"), "{body}");
+    // Each of these takes about a tenth of the window.
+    for at in 0..14 {
+        ask(format!("Number {at}: {}", "The parcel went over the mountain to the harbour. ".repeat(60))).await;
+    }
+    let summary: String = place.ann.one("select content from helper.conversation_summaries", &[]).await;
+    assert!(!summary.is_empty());
+    let covered: i32 = place.ann.one("select message_count from helper.conversation_summaries", &[]).await;
+    assert!(covered >= 8, "{covered}");
+    let body = place.server.seen().pop().unwrap().json();
+    assert!(body.to_string().contains(&summary[..20]), "the summary is in the prompt");
+    assert!(place.server.seen().iter().any(|seen| seen.json().to_string().contains("Summarise the conversation")));
+}
+
+#[tokio::test]
+async fn words_reach_the_client_as_they_are_spoken() {
+    let place = Place::new().await;
+    place.server.answer_by(|_| {
+        Answer::Say(Say { text: "one two three four five".into(), delay: Duration::from_millis(100), ..Say::default() })
+    });
+    let rows = place
+        .ann
+        .query_raw(
+            "select (s).event, (s).data from (select helper.ask_stream('Count', knowledge => false) s) x",
+            Vec::<String>::new(),
+        )
+        .await
+        .unwrap();
+    use futures_util::StreamExt;
+    let mut rows = std::pin::pin!(rows);
+    let begin = Instant::now();
+    let (mut events, mut times, mut text) = (Vec::new(), Vec::new(), String::new());
+    while let Some(row) = rows.next().await {
+        let row = row.unwrap();
+        let event: String = row.get(0);
+        if event == "delta" {
+            text.push_str(row.get::<_, Value>(1)["text"].as_str().unwrap());
+            times.push(begin.elapsed());
+        }
+        events.push(event);
+    }
+    assert_eq!(text, "one two three four five");
+    assert_eq!((events[0].as_str(), events.last().unwrap().as_str()), ("meta", "done"));
+    assert!(times.len() >= 4, "{events:?}");
+    assert!(*times.last().unwrap() - times[0] > Duration::from_millis(200), "all came at once: {times:?}");
+    let status: String = place.ann.one("select status from helper.messages where role = 'assistant'", &[]).await;
+    assert_eq!(status, "done");
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_keeps_what_was_said() {
+    let place = Place::new().await;
+    place.server.next(Answer::broken(2, Break::Error));
+    let rows =
+        place.ann.query("select event, data from helper.ask_stream('Hello', knowledge => false)", &[]).await.unwrap();
+    let events: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(&events[events.len() - 2..], ["error", "done"], "{events:?}");
+    let error: Value = rows[rows.len() - 2].get(1);
+    assert_eq!(error["sqlstate"], "38000", "{error}");
+    let row = place
+        .ann
+        .query_one("select status, content, error from helper.messages where role = 'assistant'", &[])
+        .await
+        .unwrap();
+    assert_eq!(row.get::<_, &str>(0), "error");
+    assert!(row.get::<_, &str>(1).starts_with("Grüße"));
+    assert_eq!(row.get::<_, Value>(2)["sqlstate"], "38000");
+    assert_eq!(place.records(1).await[0]["status"], "interrupted");
+}
+
+#[tokio::test]
+async fn a_reply_that_nobody_waits_for_is_written_by_the_worker() {
+    let place = Place::new().await;
+    place.server.answer_by(|_| {
+        Answer::Say(Say {
+            text: "Refunds take 30 days [1].".into(),
+            delay: Duration::from_millis(150),
+            ..Say::default()
+        })
+    });
+    place.ann.run("listen helper_messages").await;
+    let id: String = place.ann.one("select helper.ask_async('When are refunds paid?')::text", &[]).await;
+    let look = format!("select status || '|' || content from helper.messages where id = '{id}'");
+    until("words on their way", async || {
+        let seen: String = place.ann.one(&look, &[]).await;
+        (seen.starts_with("streaming|Refunds")).then_some(())
+    })
+    .await;
+    until("the whole reply", async || {
+        let seen: String = place.ann.one(&look, &[]).await;
+        (seen == "done|Refunds take 30 days [1].").then_some(())
+    })
+    .await;
+    let quote: String =
+        place.ann.one(&format!("select quote from helper.message_citations where message_id = '{id}'"), &[]).await;
+    assert!(quote.contains("30 days"), "{quote}");
+    // Another person sees nothing of it, and cannot cancel it.
+    let bea = place.cluster.user(BEA).await;
+    assert_eq!(bea.one::<i64>("select count(*) from helper.messages", &[]).await, 0);
+    assert_eq!(bea.error(&format!("select helper.cancel('{id}')")).await.code().code(), "42704");
+    // A failure is stored with its cause.
+    place.server.next(Answer::status(500, "{}"));
+    let id: String = place.ann.one("select helper.ask_async('Again', knowledge => false)::text", &[]).await;
+    let error = until("the error", async || {
+        let row = place
+            .ann
+            .query_one(&format!("select status, error from helper.messages where id = '{id}'"), &[])
+            .await
+            .unwrap();
+        (row.get::<_, &str>(0) == "error").then(|| row.get::<_, Value>(1))
+    })
+    .await;
+    assert_eq!(error["sqlstate"], "38000", "{error}");
+}
+
+#[tokio::test]
+async fn a_reply_can_be_cancelled_before_and_while_it_is_spoken() {
+    let place = Place::new().await;
+    place.server.answer_by(|_| {
+        Answer::Say(Say { text: "a b c d e f g h".into(), delay: Duration::from_millis(300), ..Say::default() })
+    });
+    let conversation: String = place.ann.one("select helper.create_conversation('C')::text", &[]).await;
+    let ask = format!("select helper.ask_async('Talk', '{conversation}', knowledge => false)::text");
+    let first: String = place.ann.one(&ask, &[]).await;
+    let second: String = place.ann.one(&ask, &[]).await;
+    let refused = place
+        .ann
+        .error(&format!(
+            "select helper.ask('Me too', '{conversation}', knowledge => false, options => '{{\"busy\": \"refuse\"}}')"
+        ))
+        .await;
+    assert_eq!(refused.code().code(), "55000");
+    assert!(refused.message().contains("under way"), "{refused}");
+    let status = async |id: &str| {
+        place.ann.one::<String>(&format!("select status from helper.messages where id = '{id}'"), &[]).await
+    };
+    until("the first to speak", async || (status(&first).await == "streaming").then_some(())).await;
+    assert_eq!(status(&second).await, "pending", "one reply at a time");
+    assert!(place.ann.one::<bool>(&format!("select helper.cancel('{second}')"), &[]).await);
+    assert!(place.ann.one::<bool>(&format!("select helper.cancel('{first}')"), &[]).await);
+    until("both to end", async || {
+        (status(&first).await == "cancelled" && status(&second).await == "cancelled").then_some(())
+    })
+    .await;
+    assert!(!place.ann.one::<bool>(&format!("select helper.cancel('{first}')"), &[]).await);
+    let kept: String = place.ann.one(&format!("select content from helper.messages where id = '{first}'"), &[]).await;
+    assert!(kept.starts_with('a'), "{kept}");
+    assert_eq!(place.server.count(), 1, "the second was never sent");
+    assert_eq!(place.records(1).await[0]["status"], "cancelled");
+}
+
+#[tokio::test]
+async fn a_budget_for_ten_calls_gives_a_hundred_sessions_exactly_ten() {
+    let place = Place::new().await;
+    place.ann.run("select helper.set_budget(10, 'requests', 'day')").await;
+    place.server.answer_by(|_| Answer::Say(Say { delay: Duration::from_millis(30), ..Say::default() }));
+    let mut sessions = Vec::new();
+    for _ in 0..50 {
+        sessions.push(place.cluster.user(ANN).await);
+    }
+    let calls = sessions.iter().map(|session| async move {
+        let mut outcomes = Vec::new();
+        for _ in 0..2 {
+            outcomes.push(match session.query_one("select helper.complete('Hello')", &[]).await {
+                Ok(_) => "ok".to_owned(),
+                Err(error) => error.as_db_error().unwrap().code().code().to_owned(),
+            });
+        }
+        outcomes
+    });
+    let outcomes: Vec<String> = futures_join(calls).await.into_iter().flatten().collect();
+    assert_eq!(outcomes.iter().filter(|outcome| *outcome == "ok").count(), 10);
+    assert!(outcomes.iter().all(|outcome| outcome == "ok" || outcome == "53400"), "{outcomes:?}");
+    assert_eq!(place.server.count(), 10);
+    let error = place.ann.error("select helper.complete('Hello')").await;
+    assert!(error.detail().unwrap().contains("0 requests are left"), "{error:?}");
+    place.records(10).await;
+    // What was used is known after a restart too.
+    let Place { cluster, server, .. } = place;
+    cluster.restart();
+    cluster.pids().await;
+    let ann = cluster.user(ANN).await;
+    assert_eq!(ann.error("select helper.complete('Hello')").await.code().code(), "53400");
+    assert_eq!(server.count(), 10);
+}
+
+async fn futures_join<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut pending: Vec<_> = futures.map(Box::pin).collect();
+    let mut done: Vec<Option<T>> = pending.iter().map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        for (future, done) in pending.iter_mut().zip(&mut done) {
+            if done.is_none()
+                && let std::task::Poll::Ready(value) = future.as_mut().poll(context)
+            {
+                *done = Some(value);
+            }
+        }
+        if done.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    done.into_iter().flatten().collect()
+}
+
+#[tokio::test]
+async fn a_value_fits_its_schema_or_the_error_says_where_not() {
+    let place = Place::new().await;
+    let schema = r#"{"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"], "additionalProperties": false}"#;
+    let call = format!("select helper.complete_json('How old?', '{schema}')");
+    place.server.next(Answer::say(r#"{"age": 7}"#));
+    assert_eq!(place.ann.one::<Value>(&call, &[]).await, json!({ "age": 7 }));
+    // Repaired in a further turn.
+    place.server.next(Answer::say(r#"{"age": "seven"}"#)).next(Answer::say("Sorry: ```json\n{\"age\": 7}\n```"));
+    assert_eq!(place.ann.one::<Value>(&call, &[]).await, json!({ "age": 7 }));
+    let again = place.server.seen().pop().unwrap().json().to_string();
+    assert!(again.contains("/age"), "{again}");
+    // Given up after two repairs.
+    let before = place.server.count();
+    place.server.answer_by(|_| Answer::say(r#"{"age": "seven"}"#));
+    let error = place.ann.error(&call).await;
+    assert_eq!(error.code().code(), "38000");
+    assert!(error.detail().unwrap().contains("/age"), "{error:?}");
+    assert_eq!(place.server.count() - before, 3);
+    let error = place.ann.error("select helper.complete_json('x', '{\"type\": 5}')").await;
+    assert_eq!(error.code().code(), "22023", "{error:?}");
+}
+
+#[tokio::test]
+async fn keys_are_shown_nowhere_and_go_to_their_own_host_alone() {
+    let cluster =
+        Cluster::with("log_statement = all\nlog_min_messages = debug5\nlog_min_error_statement = debug5").await;
+    let server = Server::start().await;
+    let admin = cluster.admin().await;
+    let set = format!(
+        "select helper.set_provider('open', 'openai', '{}', options => '{{\"allow_private\": true}}')",
+        server.url("/v1")
+    );
+    admin.run(&set).await;
+    admin.run("select helper.set_model('open', 'm')").await;
+    let sink = admin.copy_in("copy helper.provider_keys (provider, key) from stdin").await.unwrap();
+    let mut sink = std::pin::pin!(sink);
+    use futures_util::SinkExt;
+    sink.send(bytes::Bytes::from_static(b"open\tsk-very-secret\n")).await.unwrap();
+    sink.finish().await.unwrap();
+    let ann = cluster.user(ANN).await;
+    ann.run("select helper.create_workspace('Ann')").await;
+    let said: String = ann.one("select helper.complete('Hello', model => 'm')", &[]).await;
+    assert!(said.starts_with("Grüße"));
+    assert!(server.seen()[0].headers.iter().any(|(_, value)| value == "Bearer sk-very-secret"));
+    server.next(Answer::status(
+        401,
+        r#"{"error": {"message": "bad key sk-very-secret", "type": "invalid_request_error"}}"#,
+    ));
+    let error = ann.error("select helper.complete('Hello', model => 'm')").await;
+    assert_eq!(error.code().code(), "38000");
+    assert!(!format!("{error:?}").contains("sk-very"), "{error:?}");
+    assert!(!cluster.log().contains("sk-very"), "the key is in the log");
+    for sql in [
+        "select count(*) from helper.provider_keys where key is not null",
+        "select count(*) from pg_stat_activity where query like '%sk-very%'",
+        "select count(*) from helper.provider_status where provider_status::text like '%sk-very%'",
+    ] {
+        assert_eq!(admin.one::<i64>(sql, &[]).await, 0, "{sql}");
+    }
+    for table in ["provider_secrets", "_routes"] {
+        assert_eq!(ann.error(&format!("select * from helper.{table}")).await.code().code(), "42501");
+    }
+    let dump = cluster.program("pg_dump").arg(cluster.url("postgres")).output().unwrap();
+    let dump = String::from_utf8_lossy(&dump.stdout).into_owned();
+    assert!(dump.contains("openai") && !dump.contains("sk-very"), "the key is in a dump");
+    // Another address has no key.
+    let other = Server::start().await;
+    admin.run(&set.replace(&server.address.port().to_string(), &other.address.port().to_string())).await;
+    assert_eq!(ann.error("select helper.complete('Hello', model => 'm')").await.code().code(), "55000");
+    admin.run(&set).await;
+    assert_eq!(
+        ann.error("select helper.complete('Hello', model => 'm')").await.code().code(),
+        "55000",
+        "it is forgotten"
+    );
+    assert_eq!(other.count(), 0);
+    // Only a superuser refers to the server's variables and files, and no workspace to private addresses.
+    admin.run("create role boss login; grant boss to authenticator; alter database postgres owner to boss; select helper.grant_usage('boss'); grant execute on function helper.set_provider to boss").await;
+    let boss = cluster.connect("postgres", "boss").await;
+    for credential in ["env:HOME", "file:/etc/passwd"] {
+        let error =
+            boss.error(&format!("select helper.set_provider('mine', 'openai', credential => '{credential}')")).await;
+        assert_eq!(error.code().code(), "42501", "{credential}");
+    }
+    let workspace: String = ann.one("select helper.current_workspace()::text", &[]).await;
+    let error = ann.error(&format!("select helper.set_provider('mine', 'openai', '{}', options => '{{\"allow_private\": true}}', workspace => '{workspace}')", server.url("/v1"))).await;
+    assert_eq!(error.code().code(), "42501");
+    ann.run(&format!(
+        "select helper.set_provider('mine', 'openai_compatible', '{}', workspace => '{workspace}')",
+        server.url("/v1")
+    ))
+    .await;
+    ann.run(&format!("select helper.set_model('mine', 'mm', workspace => '{workspace}')")).await;
+    let before = server.count();
+    let error = ann.error("select helper.complete('Hello', model => 'mine/mm')").await;
+    assert!(["38000", "42501", "22023", "55000"].contains(&error.code().code()), "{error:?}");
+    assert_eq!(server.count(), before, "no request goes to a private address");
+    // Nobody else's workspace can use or see it.
+    let bea = cluster.user(BEA).await;
+    bea.run("select helper.create_workspace('Bea')").await;
+    assert_eq!(bea.error("select helper.complete('Hello', model => 'mine/mm')").await.code().code(), "42704");
+    assert_eq!(bea.one::<i64>("select count(*) from helper.providers where name = 'mine'", &[]).await, 0);
+}
+
+#[tokio::test]
+async fn two_hundred_replies_wait_together_and_hold_no_transaction() {
+    let place = Place::new().await;
+    place
+        .server
+        .answer_by(|_| Answer::Say(Say { text: "Done.".into(), delay: Duration::from_secs(2), ..Say::default() }));
+    place
+        .ann
+        .run("select count(helper.ask_async('Question ' || n, knowledge => false)) from generate_series(1, 200) n")
+        .await;
+    until("all of them to be asked", async || (place.server.count() == 200).then_some(())).await;
+    let open: i64 = place
+        .admin
+        .one(
+            "select count(*) from pg_stat_activity where backend_type like 'helper_ai%' and xact_start is not null",
+            &[],
+        )
+        .await;
+    assert_eq!(open, 0, "a transaction is open while providers are waited for");
+    until("all replies", async || {
+        let done: i64 = place
+            .admin
+            .one("select count(*) from helper.messages where role = 'assistant' and status = 'done'", &[])
+            .await;
+        (done == 200).then_some(())
+    })
+    .await;
+}
