@@ -32,17 +32,26 @@ pub struct Gateway {
     cancelled: AtomicU64,
 }
 
-/// Counts a request while it is under way, and as cancelled when it is dropped before its end.
+/// Counts a request while it is under way, and as cancelled when it is dropped before its end. Where it panics, the asker
+/// is told.
 struct UnderWay {
     gateway: Arc<Gateway>,
+    id: u32,
+    out: mpsc::Sender<Vec<u8>>,
     ended: bool,
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.gateway.in_flight.fetch_sub(1, Ordering::Relaxed);
-        if !self.ended {
-            self.gateway.cancelled.fetch_add(1, Ordering::Relaxed);
+        if self.ended {
+            return;
+        }
+        self.gateway.cancelled.fetch_add(1, Ordering::Relaxed);
+        if std::thread::panicking()
+            && let Ok(last) = wire::encode(Tag::Error, self.id, &Error::bug("the gateway panicked at a request"))
+        {
+            let _ = self.out.try_send(last);
         }
     }
 }
@@ -160,7 +169,7 @@ impl Gateway {
             return self.ledger(id, database, out).await;
         }
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let mut under_way = UnderWay { gateway: Arc::clone(&self), ended: false };
+        let mut under_way = UnderWay { gateway: Arc::clone(&self), id, out: out.clone(), ended: false };
         let answer = match request {
             Ok(request) => self.answer(id, request, &out).await,
             Err(error) => Err(error),

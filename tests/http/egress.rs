@@ -44,7 +44,6 @@ async fn a_name_is_looked_up_once_and_its_private_addresses_are_not_used() {
     let server = Server::start().await;
     let asked = Arc::new(AtomicU8::new(0));
     let count = asked.clone();
-
     let lookup: helper_ai::gateway::http::Lookup = Arc::new(move |_| {
         count.fetch_add(1, Ordering::Relaxed);
         Box::pin(async { Ok(vec!["10.0.0.1".parse().unwrap(), "127.0.0.1".parse().unwrap()]) })

@@ -19,6 +19,8 @@ use tokio::time::timeout_at;
 
 /// Requests of one call under way at once, where the provider sets no limit.
 const AHEAD: usize = 4;
+/// Where it sets one, and a higher one: their replies wait in memory.
+const MOST_AHEAD: usize = 16;
 /// Embeddings in one frame.
 const SLICE: usize = 256;
 /// Bytes of a reply that are read where they arrive; a longer one takes a thread that may be busy.
@@ -63,7 +65,7 @@ impl Providers {
         let mut rest = plan(&call.inputs, &provider::batch(call.route.provider.kind)).into_iter();
         let most = match call.route.provider.max_concurrent as usize {
             0 => AHEAD,
-            most => most,
+            most => most.min(MOST_AHEAD),
         };
         let mut ahead: VecDeque<Pending> = VecDeque::new();
         let mut dimensions = call.dimensions.map(|dimensions| dimensions as usize);
