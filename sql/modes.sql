@@ -125,9 +125,9 @@ select pg_catalog.pg_extension_config_dump('helper.conversation_summaries', '');
 create function helper._set_summary(workspace uuid, conversation uuid, content text, covers_to uuid, made_by text) returns void
 language sql volatile set search_path = pg_catalog, pg_temp as $$
   insert into helper.conversation_summaries (workspace_id, conversation_id, content, covers_to, message_count, made_by)
-  select workspace, conversation, content, covers_to, count(*), made_by
+  select workspace, conversation, _set_summary.content, _set_summary.covers_to, count(*), _set_summary.made_by
   from helper.messages m
-  where m.workspace_id = workspace and m.conversation_id = conversation and m.id <= covers_to
+  where m.workspace_id = workspace and m.conversation_id = conversation and m.id <= _set_summary.covers_to
   on conflict (workspace_id, conversation_id) do update
   set content = excluded.content,
     covers_to = excluded.covers_to,

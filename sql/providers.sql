@@ -376,7 +376,7 @@ begin
     delete from helper.provider_secrets s where s.provider_id = v_provider.id;
     return new;
   end if;
-  if new.key !~ '^[!-~]{1,4096}$' then
+  if new.key !~ '^[!-~]+$' or char_length(new.key) > 4096 then
     raise exception using
       errcode = '22023',
       message = 'key is not valid',

@@ -68,6 +68,7 @@ impl Backoff {
 struct Wanted {
     program: PathBuf,
     model: PathBuf,
+    authorities: String,
     threads: i32,
 }
 
@@ -89,6 +90,7 @@ fn wanted() -> Wanted {
             program.into()
         },
         model: if model.is_empty() { PathBuf::from(share).join("helper_ai/all-MiniLM-L6-v2") } else { model.into() },
+        authorities: settings::text(&settings::CA_FILE),
         threads: settings::GATEWAY_THREADS.get(),
     }
 }
@@ -103,8 +105,11 @@ fn start(wanted: &Wanted) -> std::io::Result<Child> {
         .arg("--model")
         .arg(&wanted.model)
         .arg("--threads")
-        .arg(wanted.threads.to_string())
-        .stdin(Stdio::piped());
+        .arg(wanted.threads.to_string());
+    if !wanted.authorities.is_empty() {
+        command.arg("--ca").arg(&wanted.authorities);
+    }
+    command.stdin(Stdio::piped());
     // SAFETY: only async-signal-safe calls between fork and exec.
     unsafe {
         command.pre_exec(|| {

@@ -6,6 +6,7 @@ use std::ffi::CString;
 
 pub static GATEWAY_PATH: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 pub static MODEL_PATH: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+pub static CA_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 pub static GATEWAY_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
 pub static INDEXING_CONCURRENCY: GucSetting<i32> = GucSetting::<i32>::new(4);
 pub static REPLY_CONCURRENCY: GucSetting<i32> = GucSetting::<i32>::new(256);
@@ -32,6 +33,14 @@ pub fn define() {
         c"Directory of the local embedding model, laid out as Hugging Face does.",
         c"Holds tokenizer.json, config.json, and model.safetensors or onnx/model.onnx. Empty means helper_ai/all-MiniLM-L6-v2 in the server's share directory.",
         &MODEL_PATH,
+        GucContext::Sighup,
+        GucFlags::SUPERUSER_ONLY,
+    );
+    GucRegistry::define_string_guc(
+        c"helper_ai.ca_file",
+        c"File with certificates of authorities, in PEM, that providers are trusted by besides the public ones.",
+        c"",
+        &CA_FILE,
         GucContext::Sighup,
         GucFlags::SUPERUSER_ONLY,
     );

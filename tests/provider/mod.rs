@@ -8,6 +8,7 @@
 
 mod protocol;
 
+#[allow(unused_imports)]
 pub use protocol::embedding;
 
 use protocol::Protocol;

@@ -77,7 +77,7 @@ fn wants_json(request: &Value) -> bool {
 
 /// The words and the tool call, as the request wants them.
 fn said(request: &Value, say: &Say) -> (String, Option<(String, String)>) {
-    let object = || json!({ "answer": say.text }).to_string();
+    let object = || if say.text.contains('{') { say.text.clone() } else { json!({ "answer": say.text }).to_string() };
     let is_json = serde_json::from_str::<Value>(&say.text).is_ok();
     match (&say.tool, forced(request)) {
         (Some(tool), _) => (say.text.clone(), Some(tool.clone())),
