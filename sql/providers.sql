@@ -448,7 +448,7 @@ begin
       message = format('model kind "%s" is not known', set_model.kind),
       hint = 'Kinds are chat, embedding, transcription, speech and image.';
   end if;
-  perform helper._check_options(options, v_known || array['tools', 'images', 'documents', 'json_schema', 'encoding'], 'a model');
+  perform helper._check_options(options, v_known || array['tools', 'images', 'documents', 'json_schema', 'encoding', 'shorten'], 'a model');
   begin
     insert into helper.models as m
       (provider_id, name, kind, context_window, output_limit, dimensions, input_price, cached_price, output_price, priced_on, options)
@@ -476,7 +476,7 @@ begin
 end
 $$;
 comment on function helper.set_model(text, text, text, jsonb, uuid) is
-  'Says what a provider''s model can do and costs. options: context_window, output_limit, dimensions, input_price, cached_price, output_price (per million tokens), tools, images, documents, json_schema, encoding. What is left out comes from model_catalog. Errors: 22023, 42501, 42704';
+  'Says what a provider''s model can do and costs. options: context_window, output_limit, dimensions, input_price, cached_price, output_price (per million tokens), tools, images, documents, json_schema, encoding, shorten (ask for embeddings of that many dimensions). What is left out comes from model_catalog. Errors: 22023, 42501, 42704';
 
 create function helper.set_default(
   purpose text,

@@ -12,12 +12,12 @@ comment on function helper.status() is
 create function helper.embed(input text, model text default null) returns vector
 language c volatile parallel unsafe as 'MODULE_PATHNAME', 'embed_one_wrapper';
 comment on function helper.embed(text, text) is
-  'Embedding of a text, of length 1; what exceeds the model''s limit is left out. Errors: 22023, 42704, 55000, 57014';
+  'Embedding of a text, of length 1, as something to search by; what exceeds the local model''s limit is left out. model is the local one, or a provider''s (model or provider/model), which is charged to the current workspace. Errors: 22023, 38000, 42704, 53000, 53400, 55000, 57014';
 
 create function helper.embed_many(inputs text[], model text default null) returns setof vector
 language c volatile parallel unsafe rows 100 as 'MODULE_PATHNAME', 'embed_list_wrapper';
 comment on function helper.embed_many(text[], text) is
-  'Embeddings of texts, in their order; call it in the select list to get each as soon as it is made. Errors: 22023, 42704, 55000, 57014';
+  'Embeddings of texts, in their order; call it in the select list to get each as soon as it is made. model as for embed. Errors: as embed';
 
 create function helper.count_tokens(input text, model text default null) returns integer
 language c volatile parallel unsafe as 'MODULE_PATHNAME', 'count_tokens_wrapper';

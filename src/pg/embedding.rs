@@ -1,9 +1,11 @@
 //! `helper.embed`, `helper.embed_many`, `helper.count_tokens` and `helper.chunk`.
 
+use crate::core::chat::Purpose;
 use crate::core::error::{Error, Result};
-use crate::core::wire::{Item, Prepare, Reply, Request};
-use crate::pg::gateway;
+use crate::core::prompt::window::estimate;
+use crate::core::wire::{Asker, EmbedCall, Item, Prepare, Reply, Request};
 use crate::pg::report::Reported;
+use crate::pg::{budget, calling, gateway, identity, routes, searching};
 use pgrx::prelude::*;
 
 /// Texts that one request carries; the rest follows when these are read.
@@ -26,21 +28,72 @@ fn checked(input: Option<&str>, what: &str) -> Result<String> {
     Ok(input.to_owned())
 }
 
-/// Embeddings of texts, in order.
+/// Embeddings of texts, in order: by the local model, or by a provider's where one is named.
 fn embed_texts(inputs: Vec<String>, model: &str, interactive: bool) -> Result<Vec<Vec<f32>>> {
-    let expected = inputs.len();
+    if !model.is_empty() && model != model_name()? {
+        return embed_with(inputs, model, interactive);
+    }
+    collect(inputs.len(), &Request::Embed { model: model.to_owned(), inputs, interactive })
+        .map(|(embeddings, _)| embeddings)
+}
+
+/// Embeddings by a provider's model, charged to the caller's workspace.
+fn embed_with(inputs: Vec<String>, model: &str, interactive: bool) -> Result<Vec<Vec<f32>>> {
+    let workspace = searching::workspace(None)?;
+    let user = identity::current_user();
+    let chosen = routes::choose(workspace, "embedding", Some(model))?.ok_or_else(|| {
+        Error::unknown_object(format!("model \"{model}\" does not exist")).hint("Leave model out to use the local one.")
+    })?;
+    let tokens: u64 = inputs.iter().map(|input| u64::from(estimate(input))).sum();
+    let route = chosen.routes[0].clone();
+    let reservation = budget::reserve(workspace, user, || {
+        let tokens = tokens + tokens / 4;
+        (tokens, budget::most_cost(&route.prices, tokens, 0))
+    })?;
+    // SAFETY: set once when the process connects.
+    let database = unsafe { pg_sys::MyDatabaseId.to_u32() };
+    let call = EmbedCall {
+        asker: Asker {
+            id: identity::new_id(),
+            database,
+            workspace: *workspace.as_bytes(),
+            user: user.map(|user| *user.as_bytes()),
+            conversation: None,
+            message: None,
+            purpose: "embed".into(),
+        },
+        route,
+        // What one asks for alone is looked for; many are kept to be found.
+        purpose: if interactive { Purpose::Query } else { Purpose::Document },
+        dimensions: chosen.dimensions.filter(|_| chosen.options.get("shorten").is_some()),
+        timeout_ms: chosen.timeout_ms,
+        inputs,
+    };
+    let expected = call.inputs.len();
+    let (embeddings, reply) = collect(expected, &Request::EmbedWith(Box::new(call)))?;
+    if let Reply::Call(end) = reply {
+        reservation.settle(end.usage.input, end.cost_nanos);
+    }
+    Ok(embeddings)
+}
+
+/// Embeddings as they come, and the end of the reply. One that says why it failed is an error.
+fn collect(expected: usize, request: &Request) -> Result<(Vec<Vec<f32>>, Reply)> {
     let mut embeddings = Vec::with_capacity(expected);
-    gateway::ask(&Request::Embed { model: model.to_owned(), inputs, interactive }, |item| {
-        let Item::Embeddings { dimensions, values } = item else {
-            return Err(Error::bug("the gateway answered another question"));
-        };
+    let reply = gateway::ask(request, |item| {
+        let Item::Embeddings { dimensions, values } = item else { return Err(calling::another()) };
         embeddings.extend(values.chunks_exact(dimensions.max(1) as usize).map(<[f32]>::to_vec));
         Ok(())
     })?;
+    if let Reply::Call(end) = &reply
+        && let Some(error) = &end.error
+    {
+        return Err(error.clone());
+    }
     if embeddings.len() != expected {
         return Err(Error::bug(format!("{} embeddings for {expected} texts", embeddings.len())));
     }
-    Ok(embeddings)
+    Ok((embeddings, reply))
 }
 
 /// The query's embedding, and the model that made it.

@@ -95,7 +95,8 @@ impl Fault {
             (_, false) => format!("provider \"{provider}\" did not answer"),
             (_, true) => format!("provider \"{provider}\" broke off its reply"),
         };
-        Fault::passing(Error::new(Kind::Provider, message).detail(why))
+        let hint = "Try again later; check that the provider is there and the base URL is right.";
+        Fault::passing(Error::new(Kind::Provider, message).detail(why).hint(hint))
     }
 }
 
