@@ -545,12 +545,20 @@ end
 $$;
 comment on function helper._stream_reply(uuid, uuid, uuid, text, text) is 'Stores what has come of a reply so far, and tells those who listen';
 
--- Supabase's realtime is told where it is there, and never keeps a reply from being stored.
+-- Supabase's realtime is told where it is there and its own, and never keeps a reply from being stored.
 create function helper._tell(conversation uuid, message uuid, status text, delta text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   perform pg_notify('helper_messages', message::text);
-  if to_regprocedure('realtime.send(jsonb, text, text, boolean)') is not null then
+  if exists (
+    select
+    from pg_proc p
+    join pg_namespace n on n.oid = p.pronamespace
+    join pg_roles r on r.oid = p.proowner
+    where p.oid = to_regprocedure('realtime.send(jsonb, text, text, boolean)')
+      and helper._is_trusted(n.nspowner)
+      and (helper._is_trusted(p.proowner) or r.rolname = 'supabase_realtime_admin')
+  ) then
     begin
       execute 'select realtime.send($1, $2, $3, true)'
       using jsonb_build_object('message_id', message, 'status', status, 'delta', delta), 'message', 'helper:' || conversation;

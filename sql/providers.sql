@@ -170,6 +170,28 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function helper._is_superuser() is 'Whether the caller''s role is a superuser';
 
+-- What is looked for by name in a schema that may not exist could be put there by whoever may create schemas, and runs as
+-- the extension's owner.
+create function helper._is_trusted(owner oid) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select exists (
+    select
+    from pg_roles r
+    where r.oid = owner
+      and (r.rolsuper or r.oid = (select e.extowner from pg_extension e where e.extname = 'helper_ai')))
+$$;
+comment on function helper._is_trusted(oid) is 'Whether a role is a superuser or the extension''s owner';
+
+create function helper._has_vault() returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select exists (
+    select
+    from pg_class c
+    join pg_namespace n on n.oid = c.relnamespace
+    where c.oid = to_regclass('vault.decrypted_secrets') and helper._is_trusted(c.relowner) and helper._is_trusted(n.nspowner))
+$$;
+comment on function helper._has_vault() is 'Whether there is a vault, and it is nobody''s but a superuser''s';
+
 create function helper._require_keeper(workspace uuid) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
@@ -227,6 +249,7 @@ declare
   v_id uuid;
   v_url text;
   v_option record;
+  v_most numeric;
 begin
   perform helper._require_keeper(workspace);
   if set_provider.name is null or set_provider.name !~ '^[a-z0-9][a-z0-9_.-]{0,62}$' or set_provider.name in ('local', 'auto') then
@@ -259,10 +282,24 @@ begin
   perform helper._check_options(set_provider.options, v_numbers || v_flags || array['num_ctx'], 'a provider');
   for v_option in select o.key, o.value from jsonb_each(set_provider.options) o loop
     if v_option.key = any (v_flags) and jsonb_typeof(v_option.value) <> 'boolean'
-      or v_option.key <> all (v_flags) and (jsonb_typeof(v_option.value) <> 'number' or (v_option.value)::numeric not between 0 and 1e12
-        or (v_option.value)::numeric <> trunc((v_option.value)::numeric))
+      or v_option.key <> all (v_flags) and jsonb_typeof(v_option.value) <> 'number'
     then
-      raise exception using errcode = '22023', message = format('option "%s" of a provider has the wrong type or range', v_option.key);
+      raise exception using errcode = '22023', message = format('option "%s" of a provider has the wrong type', v_option.key);
+    end if;
+    continue when v_option.key = any (v_flags);
+    -- The gateway is everybody's: no server of one workspace may fill its memory or hold a call for days.
+    v_most := case
+      when v_option.key = 'max_retries' then 10
+      when v_option.key like '%timeout_ms' then 3600000
+      when v_option.key = 'max_reply_bytes' and workspace is not null then 33554432
+      when v_option.key = 'max_reply_bytes' then 1073741824
+      else 1000000000
+    end;
+    if (v_option.value)::numeric not between 0 and v_most or (v_option.value)::numeric <> trunc((v_option.value)::numeric) then
+      raise exception using
+        errcode = '22023',
+        message = format('option "%s" of a provider is out of range', v_option.key),
+        hint = format('Use a whole number up to %s.', v_most);
     end if;
   end loop;
   -- A server of one's own on this machine is meant where its usual address is.
@@ -284,13 +321,13 @@ begin
         hint = 'Use env:NAME, file:/path or vault:name; a key itself goes into the view helper.provider_keys.';
     end if;
     if set_provider.credential like 'vault:%' then
-      if workspace is not null or to_regclass('vault.decrypted_secrets') is null
+      if workspace is not null or not helper._has_vault()
         or not has_table_privilege(helper.caller_role(), to_regclass('vault.decrypted_secrets'), 'select')
       then
         raise exception using
           errcode = '42501',
           message = 'permission denied to use a secret of the vault',
-          hint = 'The caller must be able to read vault.decrypted_secrets, and the provider be for all workspaces.';
+          hint = 'The caller must be able to read a superuser''s vault.decrypted_secrets, and the provider be for all workspaces.';
       end if;
     elsif workspace is not null or not helper._is_superuser() then
       -- Anybody else could send any variable or file to a host of theirs.
@@ -359,10 +396,18 @@ comment on column helper.provider_keys.workspace is 'Workspace whose provider it
 comment on column helper.provider_keys.provider is 'Name of the provider';
 comment on column helper.provider_keys.key is 'The key; null removes it';
 
+-- COPY adds the line that it reads to an error, and the server's log the statement: both may hold the key.
+create function helper._refuse(sqlstate text, message text, detail text, hint text) returns void
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'refuse_wrapper';
+comment on function helper._refuse(text, text, text, text) is 'Raises an error that says neither where it happened nor in which statement';
+
 create function helper._keep_key() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_provider helper.providers;
+  v_message text;
+  v_detail text;
+  v_hint text;
 begin
   perform helper._require_keeper(new.workspace);
   select p.* into v_provider
@@ -370,7 +415,11 @@ begin
   where p.workspace_id is not distinct from new.workspace and p.name = new.provider
   for update;
   if not found then
-    raise exception using errcode = '42704', message = format('provider "%s" does not exist', new.provider);
+    -- Not shown: it may be the key, where the columns were given in another order.
+    raise exception using
+      errcode = '42704',
+      message = 'the provider does not exist',
+      hint = 'Set it up with helper.set_provider; for a workspace''s own, give the column workspace too.';
   end if;
   if new.key is null then
     delete from helper.provider_secrets s where s.provider_id = v_provider.id;
@@ -387,6 +436,11 @@ begin
   values (v_provider.id, helper._host(v_provider.base_url), new.key)
   on conflict (provider_id) do update set host = excluded.host, secret = excluded.secret, updated_at = clock_timestamp();
   return new;
+exception
+  when others then
+    get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail, v_hint = pg_exception_hint;
+    perform helper._refuse(sqlstate, v_message, v_detail, v_hint);
+    return null;
 end
 $$;
 comment on function helper._keep_key() is 'Keeps a key that was inserted into provider_keys. Errors: 22023, 42501, 42704';
@@ -576,6 +630,24 @@ create view helper._routes as
       and not exists (select from helper.models m where m.provider_id = p.id and m.name = c.name)
   ) k;
 comment on view helper._routes is 'Every model of every provider with what a call of it needs, keys included; for the extension alone';
+comment on column helper._routes.workspace_id is 'Workspace whose own the provider is; null: for all';
+comment on column helper._routes.provider_id is 'The provider';
+comment on column helper._routes.provider is 'Its name';
+comment on column helper._routes.kind is 'Its protocol';
+comment on column helper._routes.base_url is 'Its address';
+comment on column helper._routes.credential is 'Reference to its key';
+comment on column helper._routes.secret is 'Its key, where it was given for this host';
+comment on column helper._routes.options is 'Its options';
+comment on column helper._routes.enabled is 'Whether it is asked';
+comment on column helper._routes.model is 'The provider''s name for the model';
+comment on column helper._routes.purpose is 'What the model does';
+comment on column helper._routes.context_window is 'Tokens of prompt and reply together';
+comment on column helper._routes.output_limit is 'Tokens of a reply at most';
+comment on column helper._routes.dimensions is 'Numbers in an embedding';
+comment on column helper._routes.input_price is 'Price of a token of prompt, in millionths of a millionth';
+comment on column helper._routes.cached_price is 'The same from the cache';
+comment on column helper._routes.output_price is 'The same for the reply';
+comment on column helper._routes.model_options is 'What else is known of the model';
 
 create function helper._provider_states()
 returns table (id uuid, circuit text, in_flight integer, waiting integer, requests bigint, errors bigint, last_error text,
@@ -608,3 +680,18 @@ create view helper.provider_status as
   select * from helper.provider_health();
 comment on view helper.provider_status is
   'How providers are, to those who keep them: state (unused, closed: well, open: cooling down, half_open: trying again), requests in flight and waiting, requests and errors since the gateway started, the last error, seconds until the next try, latency in milliseconds';
+comment on column helper.provider_status.workspace is 'Workspace whose own it is; null: for all';
+comment on column helper.provider_status.provider is 'Its name';
+comment on column helper.provider_status.kind is 'Its protocol';
+comment on column helper.provider_status.enabled is 'Whether it is asked';
+comment on column helper.provider_status.has_key is 'Whether it has a key or a reference to one';
+comment on column helper.provider_status.state is 'unused, closed (well), open (cooling down) or half_open (trying again)';
+comment on column helper.provider_status.in_flight is 'Requests under way';
+comment on column helper.provider_status.waiting is 'Requests that wait for their turn';
+comment on column helper.provider_status.requests is 'Requests since the gateway started';
+comment on column helper.provider_status.errors is 'Of these, failed';
+comment on column helper.provider_status.last_error is 'What went wrong last';
+comment on column helper.provider_status.retry_seconds is 'Seconds until it is tried again';
+comment on column helper.provider_status.latency_p50 is 'Median of the latency in milliseconds';
+comment on column helper.provider_status.latency_p95 is '95th percentile of it';
+comment on column helper.provider_status.latency_p99 is '99th percentile of it';

@@ -50,6 +50,32 @@ const CITED: [Option<&str>; 6] = {
     );
     [None, Some("false"), MINE, MINE, MINE, MINE]
 };
+/// What is for all, and what is the workspace's own.
+const SHARED: [Option<&str>; 6] = {
+    const MINE: Option<&str> = Some("workspace_id is null or workspace_id = '$ws'");
+    [None, Some("workspace_id is null"), MINE, MINE, MINE, MINE]
+};
+const SHARED_MODELS: [Option<&str>; 6] = {
+    const MINE: Option<&str> = Some(
+        "provider_id in (select p.id from helper.providers p where p.workspace_id is null or p.workspace_id = '$ws')",
+    );
+    const ALL: Option<&str> = Some("provider_id in (select p.id from helper.providers p where p.workspace_id is null)");
+    [None, ALL, MINE, MINE, MINE, MINE]
+};
+const EVERYTHING: [Option<&str>; 6] = [None, Some("true"), Some("true"), Some("true"), Some("true"), Some("true")];
+const NOTHING: [Option<&str>; 6] = [None, Some("false"), Some("false"), Some("false"), Some("false"), Some("false")];
+const USED: [Option<&str>; 6] = {
+    const MINE: Option<&str> = Some("workspace_id = '$ws' and user_id = '$me'");
+    const ALL: Option<&str> = Some("workspace_id = '$ws'");
+    [None, Some("false"), MINE, MINE, ALL, ALL]
+};
+const BOUND: [Option<&str>; 6] = {
+    const MINE: Option<&str> = Some("workspace_id = '$ws' and (user_id is null or user_id = '$me')");
+    const ALL: Option<&str> = Some("workspace_id = '$ws'");
+    [None, Some("false"), MINE, MINE, ALL, ALL]
+};
+/// So many rows; which ones follows the caller, whoever looks.
+const KEPT: [Option<&str>; 6] = [None, Some("rows 0"), Some("rows 0"), Some("rows 0"), Some("rows 1"), Some("rows 1")];
 const COLLEAGUES: [Option<&str>; 6] = {
     const MINE: Option<&str> =
         Some("id in (select m.user_id from helper.workspace_members m where m.workspace_id = '$ws')");
@@ -154,6 +180,26 @@ const TABLES: &[Table] = &[
         update: NOBODY,
         delete: NOBODY,
     },
+    Table {
+        name: "providers",
+        readable: &["id", "workspace_id", "name", "kind", "enabled", "created_at", "updated_at"],
+        select: SHARED,
+        updatable: &[],
+        update: NOBODY,
+        delete: NOBODY,
+    },
+    read_only("models", SHARED_MODELS),
+    read_only("model_catalog", EVERYTHING),
+    read_only("model_defaults", SHARED),
+    read_only("provider_status", KEPT),
+    read_only("provider_keys", NOTHING),
+    read_only("usage_records", USED),
+    read_only("budgets", BOUND),
+    read_only("modes", SHARED),
+    read_only("conversation_summaries", HELD),
+    hidden("provider_secrets"),
+    hidden("reply_cancellations"),
+    hidden("_routes"),
     hidden("membership_source"),
     hidden("knowledge_inputs"),
     hidden("knowledge_vectors"),
@@ -167,7 +213,8 @@ const TABLES: &[Table] = &[
 
 /// 42501, or for a view that cannot be written 55000.
 fn is_refused(outcome: &Outcome, table: &str) -> bool {
-    matches!(outcome, Err(code) if code == "42501" || (table == "index_progress" && code == "55000"))
+    const VIEWS: &[&str] = &["index_progress", "provider_status", "provider_keys", "_routes"];
+    matches!(outcome, Err(code) if code == "42501" || (VIEWS.contains(&table) && code == "55000"))
 }
 
 #[tokio::test]
@@ -208,6 +255,10 @@ async fn every_table_shows_and_takes_what_each_role_may() {
                 let outcome = attempt(&session, &read("true")).await;
                 match table.select[at] {
                     None => check("select".into(), outcome.clone(), is_refused(&outcome, "")),
+                    Some(condition) if condition.starts_with("rows ") => {
+                        let seen = outcome.as_ref().is_ok_and(|seen| seen.starts_with(&condition["rows ".len()..]));
+                        check(format!("select, expected {condition}"), outcome, seen);
+                    }
                     Some(condition) => {
                         let condition = world.fill(condition, tenant, role);
                         let expected: String = world.admin.one(&read(&condition), &[]).await;
@@ -379,6 +430,34 @@ async fn rows_are_inserted_where_they_belong_and_nowhere_else() {
         ),
         ("update helper.knowledge_sources set status = 'ready', content = 'Forged'", denied()),
         ("update helper.knowledge_chunks set content = 'Forged'", denied()),
+        (
+            "insert into helper.provider_keys (workspace, provider, key) values ('$ws', 'own', 'sk-new')",
+            [Err("42501"), Err("42704"), Err("42501"), Err("42501"), Ok("1"), Ok("1")],
+        ),
+        (
+            "insert into helper.provider_keys (workspace, provider, key) values ('$foreign', 'own', 'sk-new')",
+            [Err("42501"), Err("42704"), Err("42704"), Err("42704"), Err("42704"), Err("42704")],
+        ),
+        ("insert into helper.provider_keys (provider, key) values ('shared', 'sk-new')", denied()),
+        ("insert into helper.provider_keys (provider, key) values ('own', 'sk-new')", denied()),
+        (
+            "insert into helper.usage_records (workspace_id, id, user_id, purpose, provider, model, status) values ('$ws', gen_random_uuid(), '$me', 'ask', 'own', 'm', 'succeeded')",
+            denied(),
+        ),
+        ("update helper.usage_records set cost = 0", denied()),
+        ("delete from helper.usage_records", denied()),
+        (
+            "insert into helper.budgets (workspace_id, period, unit, amount) values ('$ws', 'day', 'tokens', 1e9)",
+            denied(),
+        ),
+        ("delete from helper.budgets", denied()),
+        ("insert into helper.modes (workspace_id, name, instructions) values ('$ws', 'mine', 'Obey me.')", denied()),
+        ("update helper.providers set base_url = 'https://elsewhere.example'", denied()),
+        (
+            "insert into helper.reply_cancellations (workspace_id, message_id) values ('$foreign', '$foreign_reply')",
+            denied(),
+        ),
+        ("update helper.conversation_summaries set content = 'Forged'", denied()),
         ("update helper.conversations set user_id = '$foreign_person'", denied()),
         ("update helper.conversations set workspace_id = '$foreign'", denied()),
         (
@@ -429,6 +508,8 @@ const T: Result<&str, &str> = Ok("t");
 const F: Result<&str, &str> = Ok("f");
 const NULL: Result<&str, &str> = Ok("null");
 const VOID: Result<&str, &str> = Ok("");
+const N36: Result<&str, &str> = Ok("36");
+const NOT_READY: Result<&str, &str> = Err("55000");
 /// Not for anon, unknown to everyone else.
 const FOREIGN: [Result<&str, &str>; 6] = [NO, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN];
 const NEVER: [Result<&str, &str>; 6] = [NO; 6];
@@ -651,6 +732,155 @@ const FUNCTIONS: &[Function] = &[
             ("helper.ask('How are refunds paid?') like '%30 days%'", [NO, UNKNOWN, T, T, T, T]),
             ("helper.ask('How?', '$foreign_conversation')", FOREIGN),
             ("helper.ask('How?', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "ask_stream",
+        calls: &[
+            (
+                "string_agg(distinct event, ',') from helper.ask_stream('How are refunds paid?')",
+                [
+                    NO,
+                    UNKNOWN,
+                    Ok("delta,done,meta"),
+                    Ok("delta,done,meta"),
+                    Ok("delta,done,meta"),
+                    Ok("delta,done,meta"),
+                ],
+            ),
+            ("count(*) from helper.ask_stream('How?', '$colleague_conversation')", FOREIGN),
+            ("count(*) from helper.ask_stream('How?', '$foreign_conversation')", FOREIGN),
+            ("count(*) from helper.ask_stream('How?', workspace => '$foreign')", FOREIGN),
+            ("count(*) from helper.ask_stream('How?', model => '$foreign_model')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "ask_async",
+        calls: &[
+            ("length(helper.ask_async('How are refunds paid?')::text)", [NO, UNKNOWN, N36, N36, N36, N36]),
+            ("helper.ask_async('How?', '$colleague_conversation')", FOREIGN),
+            ("helper.ask_async('How?', '$foreign_conversation')", FOREIGN),
+            ("helper.ask_async('How?', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "cancel",
+        calls: &[
+            // It is the member's, and has ended.
+            ("helper.cancel('$reply')", [NO, UNKNOWN, UNKNOWN, F, UNKNOWN, UNKNOWN]),
+            ("helper.cancel('$foreign_reply')", FOREIGN),
+            ("helper.cancel(null)", FOREIGN),
+        ],
+    },
+    Function {
+        name: "complete",
+        calls: &[
+            ("helper.complete('Hello')", [NO, UNKNOWN, NOT_READY, NOT_READY, NOT_READY, NOT_READY]),
+            ("helper.complete('Hello', model => '$foreign_model')", FOREIGN),
+            ("helper.complete('Hello', model => 'own/$foreign_model')", FOREIGN),
+            ("helper.complete('Hello', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "complete_json",
+        calls: &[
+            ("helper.complete_json('Hello', '{}')", [NO, UNKNOWN, NOT_READY, NOT_READY, NOT_READY, NOT_READY]),
+            ("helper.complete_json('Hello', '{}', model => '$foreign_model')", FOREIGN),
+            ("helper.complete_json('Hello', '{}', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "set_provider",
+        calls: &[
+            ("length(helper.set_provider('new', 'openai', workspace => '$ws')::text)", [NO, UNKNOWN, NO, NO, N36, N36]),
+            ("helper.set_provider('new', 'openai', workspace => '$foreign')", FOREIGN),
+            ("helper.set_provider('new', 'openai')", NEVER),
+            ("helper.set_provider('shared', 'openai', 'https://elsewhere.example')", NEVER),
+            (
+                "helper.set_provider('new', 'openai', credential => 'env:HOME', workspace => '$ws')",
+                [NO, UNKNOWN, NO, NO, NO, NO],
+            ),
+            (
+                "helper.set_provider('new', 'openai', credential => 'file:/etc/passwd', workspace => '$ws')",
+                [NO, UNKNOWN, NO, NO, NO, NO],
+            ),
+            (
+                "helper.set_provider('new', 'openai', credential => 'vault:x', workspace => '$ws')",
+                [NO, UNKNOWN, NO, NO, NO, NO],
+            ),
+            (
+                "helper.set_provider('new', 'openai', options => '{\"allow_private\": true}', workspace => '$ws')",
+                [NO, UNKNOWN, NO, NO, NO, NO],
+            ),
+        ],
+    },
+    Function {
+        name: "remove_provider",
+        calls: &[
+            ("helper.remove_provider('own', '$ws')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.remove_provider('shared', '$ws')", [NO, UNKNOWN, NO, NO, UNKNOWN, UNKNOWN]),
+            ("helper.remove_provider('own', '$foreign')", FOREIGN),
+            ("helper.remove_provider('shared')", NEVER),
+        ],
+    },
+    Function {
+        name: "set_model",
+        calls: &[
+            ("helper.set_model('own', 'n', workspace => '$ws')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            // Its prices are the administrator's to say.
+            ("helper.set_model('shared', 'model', workspace => '$ws')", [NO, UNKNOWN, NO, NO, UNKNOWN, UNKNOWN]),
+            ("helper.set_model('own', 'n', workspace => '$foreign')", FOREIGN),
+            ("helper.set_model('shared', 'model')", NEVER),
+        ],
+    },
+    Function {
+        name: "set_default",
+        calls: &[
+            ("helper.set_default('chat', 'own', 'm', '$ws')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.set_default('chat', 'shared', 'model', '$ws')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.set_default('chat', 'shared', 'no-model', '$ws')", [NO, UNKNOWN, NO, NO, UNKNOWN, UNKNOWN]),
+            ("helper.set_default('chat', 'own', 'm', '$foreign')", FOREIGN),
+            ("helper.set_default('chat', 'shared', 'model')", NEVER),
+            ("helper.set_default('image', null, null)", NEVER),
+        ],
+    },
+    Function {
+        name: "set_budget",
+        calls: &[
+            ("helper.set_budget(5)", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.set_budget(null, user_id => '$me')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.set_budget(5, workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "set_mode",
+        calls: &[
+            ("helper.set_mode('brief', 'Be terse.', workspace => '$ws')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.set_mode('brief', null, workspace => '$foreign')", FOREIGN),
+            ("helper.set_mode('chat', 'Obey me.')", NEVER),
+        ],
+    },
+    Function {
+        name: "usage",
+        calls: &[
+            ("helper.usage() ->> 'requests'", [NO, UNKNOWN, Ok("1"), Ok("1"), Ok("4"), Ok("4")]),
+            ("jsonb_array_length(helper.usage('$ws') -> 'by_user')", [NO, UNKNOWN, Ok("1"), Ok("1"), Ok("4"), Ok("4")]),
+            ("helper.usage('$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "provider_health",
+        calls: &[("count(*) from helper.provider_health()", [NO, Ok("0"), Ok("0"), Ok("0"), Ok("1"), Ok("1")])],
+    },
+    Function {
+        name: "related_conversations",
+        calls: &[
+            (
+                "count(*) from helper.related_conversations('$conversation')",
+                [NO, UNKNOWN, Ok("0"), Ok("0"), Ok("0"), Ok("0")],
+            ),
+            ("count(*) from helper.related_conversations('$colleague_conversation')", FOREIGN),
+            ("count(*) from helper.related_conversations('$foreign_conversation')", FOREIGN),
         ],
     },
     Function {

@@ -1,8 +1,10 @@
-//! How the gateway finds the providers, for the view `provider_status`.
+//! How the gateway finds the providers, for the view `provider_status`; and errors that keep what they are about to
+//! themselves, for the view `provider_keys`.
 
 use crate::core::wire::{Reply, Request};
 use crate::pg::report::Reported;
 use crate::pg::{calling, gateway};
+use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 
 /// `helper._provider_states`.
@@ -45,4 +47,29 @@ fn provider_states() -> Reported<
             p99,
         )
     })))
+}
+
+/// `helper._refuse`.
+#[pg_extern(sql = false, volatile, parallel_unsafe)]
+fn refuse(sqlstate: Option<&str>, message: Option<&str>, detail: Option<&str>, hint: Option<&str>) -> Reported<()> {
+    // Five characters of six bits, the first one lowest.
+    let code = sqlstate
+        .unwrap_or("XX000")
+        .bytes()
+        .rev()
+        .fold(0, |code, byte| (code << 6) | (i32::from(byte).wrapping_sub(i32::from(b'0')) & 0x3f));
+    // SAFETY: an error that is on its way to the session's loop or to a handler, which both set the stack anew; the
+    // loop also sets the statement, as each one begins.
+    unsafe {
+        pg_sys::error_context_stack = std::ptr::null_mut();
+        pg_sys::debug_query_string = std::ptr::null();
+    }
+    let mut report = ErrorReport::new(PgSqlErrorCode::from(code), message.unwrap_or_default(), "helper_ai");
+    if let Some(detail) = detail.filter(|detail| !detail.is_empty()) {
+        report = report.set_detail(detail);
+    }
+    if let Some(hint) = hint.filter(|hint| !hint.is_empty()) {
+        report = report.set_hint(hint);
+    }
+    Err(report)
 }

@@ -16,7 +16,8 @@ pub struct Chosen {
     pub window: u32,
     /// Tokens of a reply at most; 0 where unknown.
     pub output: u32,
-    /// Numbers in an embedding, where somebody has said how many.
+    /// Numbers in an embedding, where somebody has said how many; for embeddings by providers, which nothing asks for yet.
+    #[allow(dead_code)]
     pub dimensions: Option<u32>,
     /// What else is known of the model.
     pub options: Value,
@@ -145,6 +146,12 @@ fn credential(name: &str, kind: &str, reference: Option<String>, secret: Option<
     match reference.split_once(':') {
         Some(("env", variable)) => Ok(Credential::Env(variable.to_owned())),
         Some(("file", path)) => Ok(Credential::File(path.to_owned())),
+        // A vault that is not a superuser's own would run its maker's code as the extension's owner.
+        Some(("vault", _))
+            if spi::first("select helper._has_vault()", &[], |row| row.get::<bool>(1))? != Some(true) =>
+        {
+            Err(Error::not_ready(format!("there is no vault for provider \"{name}\"")))
+        }
         Some(("vault", secret)) => spi::first(
             "select s.decrypted_secret::text from vault.decrypted_secrets s where s.name = $1",
             &[secret.into()],

@@ -205,6 +205,7 @@ fn candidates(query: &Query, vector: Option<&(String, Vec<f32>)>, depth: usize) 
 }
 
 /// The terms of chunks, as the owner: chunk, configuration, length and packed terms.
+#[allow(clippy::type_complexity)]
 fn terms_of(workspace: pgrx::Uuid, chunks: Vec<pgrx::Uuid>) -> Result<Vec<(Id, String, i32, Vec<u8>)>> {
     spi::select(
         "select t.chunk_id, t.config, t.length, t.terms from pg_catalog.unnest($2) u (id) \

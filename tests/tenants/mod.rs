@@ -1,4 +1,4 @@
-//! Two tenants with six roles each, their documents, conversations and attached tables, and a way to try statements as
+//! Two tenants with six roles each, their documents, conversations, attached tables, providers and budgets, and a way to try statements as
 //! anybody.
 
 #![allow(dead_code)]
@@ -64,6 +64,14 @@ impl World {
     pub async fn new() -> World {
         let cluster = Cluster::start().await;
         let admin = cluster.admin().await;
+        admin
+            .run(
+                "select helper.set_provider('shared', 'openai_compatible', 'https://provider.invalid/v1'); \
+                 insert into helper.provider_keys (provider, key) values ('shared', 'sk-of-all'); \
+                 select helper.set_model('shared', 'model'); \
+                 select helper.set_default('image', 'shared', 'picture')",
+            )
+            .await;
         let mut tenants = Vec::new();
         for tenant in ["a", "b"] {
             let person = |n: usize| format!("00000000-0000-4000-8000-{tenant}{n:011}");
@@ -118,6 +126,29 @@ impl World {
                 ))
                 .await;
             owner.run("select helper.wait_indexed()").await;
+            owner
+                .run(&format!(
+                    "select helper.set_provider('own', 'openai_compatible', 'https://provider-{tenant}.invalid/v1', workspace => '{workspace}'); \
+                     insert into helper.provider_keys (workspace, provider, key) values ('{workspace}', 'own', 'sk-of-{tenant}'); \
+                     select helper.set_model('own', 'model-{tenant}', workspace => '{workspace}'); \
+                     select helper.set_default('image', 'own', 'picture', '{workspace}'); \
+                     select helper.set_budget(1000000); \
+                     select helper.set_budget(1000, user_id => '{}'); \
+                     select helper.set_mode('brief', 'Be brief.', workspace => '{workspace}')",
+                    people["member"]
+                ))
+                .await;
+            for (role, person) in people.iter().filter(|(role, _)| **role != "outsider") {
+                admin
+                    .run(&format!(
+                        "insert into helper.usage_records (workspace_id, id, user_id, purpose, provider, model, status) \
+                         values ('{workspace}', helper.uuid_v7(), '{person}', 'ask', 'own', 'model-{tenant}', 'succeeded'); \
+                         select helper._set_summary('{workspace}', '{0}', 'Summary of {role}.', m.id, 'local') \
+                         from helper.messages m where m.conversation_id = '{0}'",
+                        conversations[role]
+                    ))
+                    .await;
+            }
             tenants.push(Tenant { workspace, people, conversations, documents, reply });
         }
         World { cluster, admin, tenants }
@@ -142,6 +173,7 @@ impl World {
             ("$foreign_conversation", &other.conversations["member"]),
             ("$foreign_person", &other.people["member"]),
             ("$foreign_reply", &other.reply),
+            ("$foreign_model", &format!("model-{}", ["b", "a"][tenant])),
             ("$foreign", &other.workspace),
             ("$colleague_conversation", &own.conversations[colleague]),
             ("$conversation", own.conversations.get(role).unwrap_or(&own.conversations["member"])),
