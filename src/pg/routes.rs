@@ -16,8 +16,7 @@ pub struct Chosen {
     pub window: u32,
     /// Tokens of a reply at most; 0 where unknown.
     pub output: u32,
-    /// Numbers in an embedding, where somebody has said how many; for embeddings by providers, which nothing asks for yet.
-    #[allow(dead_code)]
+    /// Numbers in an embedding, where somebody has said how many.
     pub dimensions: Option<u32>,
     /// What else is known of the model.
     pub options: Value,
