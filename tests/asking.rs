@@ -510,7 +510,7 @@ async fn who_stops_listening_has_used_what_they_heard() {
         .ann
         .run("begin; declare c cursor for select helper.ask_stream('Talk', knowledge => false, options => '{\"max_tokens\": 1800}')")
         .await;
-    place.ann.run("fetch 100 from c; close c; commit").await;
+    place.ann.run("fetch 400 from c; close c; commit").await;
     let error = place.ann.error("select helper.complete('Talk', options => '{\"max_tokens\": 1800}')").await;
     assert_eq!(error.code().code(), "53400", "{error:?}");
 }
