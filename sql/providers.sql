@@ -644,7 +644,7 @@ comment on column helper._routes.purpose is 'What the model does';
 comment on column helper._routes.context_window is 'Tokens of prompt and reply together';
 comment on column helper._routes.output_limit is 'Tokens of a reply at most';
 comment on column helper._routes.dimensions is 'Numbers in an embedding';
-comment on column helper._routes.input_price is 'Price of a token of prompt, in millionths of a millionth';
+comment on column helper._routes.input_price is 'Price of a million tokens of prompt, in millionths';
 comment on column helper._routes.cached_price is 'The same from the cache';
 comment on column helper._routes.output_price is 'The same for the reply';
 comment on column helper._routes.model_options is 'What else is known of the model';

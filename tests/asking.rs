@@ -394,6 +394,16 @@ async fn keys_are_shown_nowhere_and_go_to_their_own_host_alone() {
     use futures_util::SinkExt;
     sink.send(bytes::Bytes::from_static(b"open\tsk-very-secret\n")).await.unwrap();
     sink.finish().await.unwrap();
+    // An error tells nothing of the line that it is about.
+    for line in ["opem\tsk-very-lost\n", "open\tsk-very lost\n", "sk-very-lost\topen\n"] {
+        let sink = admin.copy_in("copy helper.provider_keys (provider, key) from stdin").await.unwrap();
+        let mut sink = std::pin::pin!(sink);
+        sink.send(bytes::Bytes::from_static(line.as_bytes())).await.unwrap();
+        let error = sink.finish().await.unwrap_err();
+        let error = error.as_db_error().unwrap();
+        assert!(["42704", "22023"].contains(&error.code().code()), "{error:?}");
+        assert!(!format!("{error:?}").contains("sk-very"), "{error:?}");
+    }
     let ann = cluster.user(ANN).await;
     ann.run("select helper.create_workspace('Ann')").await;
     let said: String = ann.one("select helper.complete('Hello', model => 'm')", &[]).await;
@@ -600,4 +610,74 @@ async fn texts_are_embedded_by_a_provider_where_one_is_named() {
     }
     assert_eq!(place.records(3).await[0]["purpose"], "embed");
     assert_eq!(place.ann.error("select helper.embed('x', 'claude/m')").await.code().code(), "42704");
+
+async fn who_stops_listening_has_used_what_they_heard() {
+    let place = Place::new().await;
+    place.ann.run("select helper.set_budget(2000)").await;
+    let text = "many words of a reply ".repeat(250);
+    place
+        .server
+        .answer_by(move |_| Answer::Say(Say { text: text.clone(), delay: Duration::from_millis(1), ..Say::default() }));
+    place
+        .ann
+        .run("begin; declare c cursor for select helper.ask_stream('Talk', knowledge => false, options => '{\"max_tokens\": 1800}')")
+        .await;
+    place.ann.run("fetch 400 from c; close c; commit").await;
+    let error = place.ann.error("select helper.complete('Talk', options => '{\"max_tokens\": 1800}')").await;
+    assert_eq!(error.code().code(), "53400", "{error:?}");
+}
+
+/// Whoever owns a database may create schemas in it, and is no superuser.
+#[tokio::test]
+async fn what_somebody_put_where_supabase_has_its_own_is_not_run() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin().await;
+    admin
+        .run("create role boss login; alter database postgres owner to boss; select helper.grant_usage('boss'); grant execute on function helper.set_provider to boss; create table public.caught (what text); grant insert on public.caught to public")
+        .await;
+    let boss = cluster.connect("postgres", "boss").await;
+    boss.run(
+        "create schema realtime; create schema vault; grant usage on schema realtime, vault to public; \
+         create function realtime.send(jsonb, text, text, boolean) returns void language sql as $$ insert into public.caught values (current_user) $$; \
+         create function vault.key() returns text language sql as $$ insert into public.caught values (current_user); select 'sk' $$; \
+         create view vault.decrypted_secrets as select 'x'::text as name, vault.key() as decrypted_secret; \
+         grant select on vault.decrypted_secrets to public",
+    )
+    .await;
+    let ann = cluster.user(ANN).await;
+    ann.run("select helper.create_workspace('Ann')").await;
+    let id: String = ann.one("select helper.ask_async('Hello')::text", &[]).await;
+    until("the reply", async || {
+        let done: bool = ann.one(&format!("select status = 'done' from helper.messages where id = '{id}'"), &[]).await;
+        done.then_some(())
+    })
+    .await;
+    let error = boss.error("select helper.set_provider('mine', 'openai', credential => 'vault:x')").await;
+    assert_eq!(error.code().code(), "42501");
+    // As if it had been somebody else's when it was set.
+    admin.run("select helper.set_provider('mine', 'openai'); update helper.providers set credential = 'vault:x'").await;
+    assert_eq!(ann.error("select helper.complete('Hello', model => 'mine/gpt-5')").await.code().code(), "55000");
+    assert_eq!(admin.one::<i64>("select count(*) from public.caught", &[]).await, 0);
+    // A superuser's own is used.
+    admin.run("alter schema realtime owner to postgres; alter function realtime.send owner to postgres").await;
+    ann.one::<String>("select helper.ask('Hello')", &[]).await;
+    assert!(admin.one::<i64>("select count(*) from public.caught", &[]).await > 0);
+}
+
+#[tokio::test]
+async fn a_provider_of_one_workspace_cannot_tie_up_the_gateway_of_all() {
+    let place = Place::new().await;
+    for option in [
+        r#"{"max_retries": 1000000}"#,
+        r#"{"timeout_ms": 1000000000}"#,
+        r#"{"max_reply_bytes": 1000000000}"#,
+        r#"{"idle_timeout_ms": 1.5}"#,
+        r#"{"max_retries": "2"}"#,
+    ] {
+        let sql = format!(
+            "select helper.set_provider('mine', 'openai', options => '{option}', workspace => '{}')",
+            place.workspace
+        );
+        assert_eq!(place.ann.error(&sql).await.code().code(), "22023", "{option}");
+    }
 }

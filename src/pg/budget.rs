@@ -3,7 +3,9 @@
 //! What is recorded is in `usage_records`; what is under way is known to shared memory alone, where one short lock decides
 //! for all sessions. A counter begins with what is recorded and then counts every call itself until its period is over.
 
+use crate::core::chat::Event;
 use crate::core::error::{Error, Kind, Result};
+use crate::core::prompt::window::estimate;
 use crate::core::wire::Prices;
 use crate::pg::{owner, spi};
 use pgrx::prelude::*;
@@ -84,8 +86,9 @@ struct Budget {
 /// What was set aside for a call. What is not settled when it is dropped stays used as far as `at_least` says.
 pub struct Reservation {
     parts: Vec<([u8; 16], i64, Unit, i64)>,
-    /// Tokens and cost that a call has taken at least, as far as is known.
-    pub at_least: (u64, u64),
+    /// Tokens of prompt and reply that a call has taken at least, as far as is known.
+    at_least: (u64, u64),
+    prices: Prices,
     settled: bool,
 }
 
@@ -93,6 +96,19 @@ impl Reservation {
     /// Whether any budget binds the call.
     pub fn is_bound(&self) -> bool {
         !self.parts.is_empty()
+    }
+
+    /// The call is sent: from here on its prompt is used, and what is said of the reply.
+    pub fn sent(&mut self, input: u64, prices: Prices) {
+        self.at_least.0 = input;
+        self.prices = prices;
+    }
+
+    /// More of the reply came. Whoever stops listening before the end has used what they heard.
+    pub fn heard(&mut self, event: &Event) {
+        if let Event::Text(text) | Event::Thinking(text) | Event::Arguments { fragment: text, .. } = event {
+            self.at_least.1 += u64::from(estimate(text));
+        }
     }
 
     /// The call ended, and took this.
@@ -116,8 +132,8 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let (tokens, cost) = self.at_least;
-        self.put_right(tokens, cost);
+        let (input, output) = self.at_least;
+        self.put_right(input + output, most_cost(&self.prices, input, output));
     }
 }
 
@@ -133,7 +149,7 @@ pub fn reserve(
     user: Option<pgrx::Uuid>,
     need: impl FnOnce() -> (u64, u64),
 ) -> Result<Reservation> {
-    let none = Reservation { parts: Vec::new(), at_least: (0, 0), settled: false };
+    let none = Reservation { parts: Vec::new(), at_least: (0, 0), prices: Prices::default(), settled: false };
     let any = owner::as_owner(|| {
         spi::first("select true from helper.budgets b where b.workspace_id = $1 limit 1", &[workspace.into()], |row| {
             row.get::<bool>(1)
@@ -178,7 +194,7 @@ pub fn reserve(
                         parts.push((budget.key, budget.until, budget.unit, need));
                     }
                 }
-                return Ok(Reservation { parts, at_least: (0, 0), settled: false });
+                return Ok(Reservation { parts, at_least: (0, 0), prices: Prices::default(), settled: false });
             }
             missing
         };

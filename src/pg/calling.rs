@@ -110,7 +110,7 @@ pub fn prepare(
     if reservation.is_bound() {
         // What was not set aside cannot be said.
         chat.max_output_tokens = Some(output);
-        reservation.at_least = (input_tokens, 0);
+        reservation.sent(input_tokens, chosen.routes.first().map(|route| route.prices).unwrap_or_default());
     }
     // SAFETY: set once when the process connects.
     let database = unsafe { pg_sys::MyDatabaseId.to_u32() };
@@ -136,7 +136,7 @@ pub fn prepare(
 /// Sends a call and hears it out; every step goes to `each`. A call that failed is an error.
 pub fn run(
     call: ChatCall,
-    reservation: Reservation,
+    mut reservation: Reservation,
     mut each: impl FnMut(&Event) -> Result<()>,
 ) -> Result<(Said, CallEnd)> {
     let mut said = Said::default();
@@ -144,6 +144,7 @@ pub fn run(
         let Item::Events(events) = item else { return Err(another()) };
         for event in events {
             said.add(&event);
+            reservation.heard(&event);
             each(&event)?;
         }
         Ok(())

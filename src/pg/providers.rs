@@ -64,12 +64,12 @@ fn refuse(sqlstate: Option<&str>, message: Option<&str>, detail: Option<&str>, h
         pg_sys::error_context_stack = std::ptr::null_mut();
         pg_sys::debug_query_string = std::ptr::null();
     }
-    let mut report = ErrorReport::new(PgSqlErrorCode::from(code), message.unwrap_or_default(), "helper_ai");
+    let mut report = ErrorReport::new(PgSqlErrorCode::from(code), message.unwrap_or_default().to_owned(), "helper_ai");
     if let Some(detail) = detail.filter(|detail| !detail.is_empty()) {
-        report = report.set_detail(detail);
+        report = report.set_detail(detail.to_owned());
     }
     if let Some(hint) = hint.filter(|hint| !hint.is_empty()) {
-        report = report.set_hint(hint);
+        report = report.set_hint(hint.to_owned());
     }
     Err(report)
 }

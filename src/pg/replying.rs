@@ -163,6 +163,9 @@ impl Replying {
     pub fn events(&mut self, events: &[Event]) {
         for event in events {
             self.said.add(event);
+            if let Some(reservation) = &mut self.reservation {
+                reservation.heard(event);
+            }
             if let Event::Text(more) = event {
                 match &mut self.filter {
                     Some(filter) => self.shown.push_str(&filter.push(more)),

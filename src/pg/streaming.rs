@@ -107,6 +107,7 @@ impl Stream {
                     let mut text = String::new();
                     for event in events {
                         call.said.add(&event);
+                        call.reservation.heard(&event);
                         if let Event::Text(more) = &event {
                             match &mut call.filter {
                                 Some(filter) => text.push_str(&filter.push(more)),
