@@ -610,7 +610,9 @@ async fn texts_are_embedded_by_a_provider_where_one_is_named() {
     }
     assert_eq!(place.records(3).await[0]["purpose"], "embed");
     assert_eq!(place.ann.error("select helper.embed('x', 'claude/m')").await.code().code(), "42704");
+}
 
+#[tokio::test]
 async fn who_stops_listening_has_used_what_they_heard() {
     let place = Place::new().await;
     place.ann.run("select helper.set_budget(2000)").await;
