@@ -108,6 +108,28 @@ async fn a_database_moves_with_all_that_is_in_it() {
     ann.run(&format!("select helper.ask('When are refunds paid?', '{conversation}')")).await;
     let export: String = ann.one(&format!("select helper.export_conversation('{conversation}', 'json')"), &[]).await;
 
+    admin
+        .run(&format!(
+            "select helper.set_provider('open', 'openai', options => '{{\"max_concurrent\": 3}}'); \
+             insert into helper.provider_keys (provider, key) values ('open', 'sk-secret'); \
+             select helper.set_model('open', 'mine', options => '{{\"input_price\": 2}}'); \
+             select helper.set_default('image', 'open', 'mine'); \
+             insert into helper.usage_records (workspace_id, id, user_id, purpose, provider, model, status) \
+             values ('{workspace}', helper.uuid_v7(), '{ANN}', 'ask', 'open', 'mine', 'succeeded'); \
+             select helper._set_summary('{workspace}', '{conversation}', 'Refunds.', max(m.id::text)::uuid, 'local') \
+             from helper.messages m where m.conversation_id = '{conversation}'"
+        ))
+        .await;
+    ann.run(&format!(
+        "select helper.set_budget(500, 'requests'); select helper.set_mode('brief', 'Be brief.', workspace => '{workspace}')"
+    ))
+    .await;
+    let kept = "select md5(concat((select string_agg(t::text, '|' order by t) from helper.providers t), \
+        (select string_agg(t::text, '|' order by t) from helper.models t), (select string_agg(t::text, '|' order by t) from helper.model_defaults t), \
+        (select string_agg(t::text, '|' order by t) from helper.budgets t), (select string_agg(t::text, '|' order by t) from helper.usage_records t), \
+        (select string_agg(t::text, '|' order by name, builtin) from (select name, builtin, instructions from helper.modes) t), \
+        (select string_agg(t::text, '|' order by t) from helper.conversation_summaries t)))";
+    let providers: String = admin.one(kept, &[]).await;
     let before = answers(&ann).await;
     // Pending: one that waits, and one that a worker had just claimed when the dump was made. Written by hand, so that no commit wakes the worker before the dump.
     admin
@@ -134,6 +156,9 @@ async fn a_database_moves_with_all_that_is_in_it() {
     let there = cluster.connect("moved", "postgres").await;
     assert_eq!(strings(&there, stats).await, counted);
     assert_eq!(there.one::<String>(seen, &[]).await, rows);
+    // Providers, budgets and what was used come along, keys do not.
+    assert_eq!(there.one::<String>(kept, &[]).await, providers);
+    assert_eq!(there.one::<i64>("select count(*) from helper.provider_secrets", &[]).await, 0);
     let moved = session(&cluster, "moved", ANN).await;
     // Membership, its map and the roles in it.
     assert_eq!(strings(&moved, "select helper.my_role(helper.current_workspace())").await, ["owner"]);
