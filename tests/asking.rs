@@ -501,7 +501,7 @@ async fn two_hundred_replies_wait_together_and_hold_no_transaction() {
 #[tokio::test]
 async fn who_stops_listening_has_used_what_they_heard() {
     let place = Place::new().await;
-    place.ann.run("select helper.set_budget(2000)").await;
+    place.ann.run("select helper.set_budget(2400)").await;
     let text = "many words of a reply ".repeat(250);
     place
         .server
