@@ -401,46 +401,44 @@ create function helper._refuse(sqlstate text, message text, detail text, hint te
 language c volatile parallel unsafe as 'MODULE_PATHNAME', 'refuse_wrapper';
 comment on function helper._refuse(text, text, text, text) is 'Raises an error that says neither where it happened nor in which statement';
 
+-- No handler here: the subtransaction that it begins would be told of in the log, by debug5, with the line.
 create function helper._keep_key() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_provider helper.providers;
-  v_message text;
-  v_detail text;
-  v_hint text;
 begin
-  perform helper._require_keeper(new.workspace);
+  if new.workspace is null then
+    if not helper._is_administrator() then
+      perform helper._refuse('42501', 'permission denied to give keys to providers that are for all workspaces', null,
+        'An administrator of the database may; an admin of a workspace fills the column workspace.');
+    end if;
+  elsif not helper.is_member(new.workspace, 'admin') then
+    if helper.is_member(new.workspace) then
+      perform helper._refuse('42501', format('permission denied for workspace "%s"', new.workspace), 'That needs the role admin.', null);
+    end if;
+    perform helper._refuse('42704', format('workspace "%s" does not exist', new.workspace), null, null);
+  end if;
   select p.* into v_provider
   from helper.providers p
   where p.workspace_id is not distinct from new.workspace and p.name = new.provider
   for update;
   if not found then
     -- Not shown: it may be the key, where the columns were given in another order.
-    raise exception using
-      errcode = '42704',
-      message = 'the provider does not exist',
-      hint = 'Set it up with helper.set_provider; for a workspace''s own, give the column workspace too.';
+    perform helper._refuse('42704', 'the provider does not exist', null,
+      'Set it up with helper.set_provider; for a workspace''s own, fill the column workspace too.');
   end if;
   if new.key is null then
     delete from helper.provider_secrets s where s.provider_id = v_provider.id;
     return new;
   end if;
   if new.key !~ '^[!-~]+$' or char_length(new.key) > 4096 then
-    raise exception using
-      errcode = '22023',
-      message = 'key is not valid',
-      detail = 'A key has 1 to 4096 visible ASCII characters and no spaces.';
+    perform helper._refuse('22023', 'key is not valid', 'A key has 1 to 4096 visible ASCII characters and no spaces.', null);
   end if;
   update helper.providers p set credential = null, updated_at = clock_timestamp() where p.id = v_provider.id;
   insert into helper.provider_secrets (provider_id, host, secret)
   values (v_provider.id, helper._host(v_provider.base_url), new.key)
   on conflict (provider_id) do update set host = excluded.host, secret = excluded.secret, updated_at = clock_timestamp();
   return new;
-exception
-  when others then
-    get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail, v_hint = pg_exception_hint;
-    perform helper._refuse(sqlstate, v_message, v_detail, v_hint);
-    return null;
 end
 $$;
 comment on function helper._keep_key() is 'Keeps a key that was inserted into provider_keys. Errors: 22023, 42501, 42704';

@@ -615,7 +615,7 @@ async fn texts_are_embedded_by_a_provider_where_one_is_named() {
 #[tokio::test]
 async fn who_stops_listening_has_used_what_they_heard() {
     let place = Place::new().await;
-    place.ann.run("select helper.set_budget(2000)").await;
+    place.ann.run("select helper.set_budget(2400)").await;
     let text = "many words of a reply ".repeat(250);
     place
         .server

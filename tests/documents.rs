@@ -326,7 +326,7 @@ async fn bad_arguments_are_refused_with_their_cause() {
         ("helper.ask('x', model => 'nope')", "42704", "model \"nope\" does not exist"),
         ("helper.ask('x', options => '7')", "22023", "options is not a JSON object"),
         ("helper.ask('x', options => '{\"k\": 0}')", "22023", "option \"k\" is not between 1 and 50"),
-        ("helper.ask('x', options => '{\"k\": \"8\"}')", "22023", "option \"k\" has the wrong type"),
+        ("helper.ask('x', options => '{\"k\": \"8\"}')", "22023", "option \"k\" is not between 1 and 50"),
         ("helper.ask('x', options => '{\"nope\": 1}')", "22023", "option \"nope\" does not exist"),
         (
             "helper.ask('x', options => '{\"source_types\": [1]}')",
