@@ -18,6 +18,7 @@ mod hooks;
 mod identity;
 mod indexing;
 mod launcher;
+mod lexical;
 mod messages;
 mod owner;
 mod packing;

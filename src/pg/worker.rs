@@ -1,6 +1,9 @@
 //! A database's worker: takes jobs from the queue and brings them to their end, many at once on one connection to the
 //! gateway, with no transaction open while it waits.
 
+mod ledger;
+mod replies;
+
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{self, CallEnd, Frame, Item, Record, Reply, Request, Tag};
 use crate::pg::gateway::Link;
@@ -19,9 +22,6 @@ const ROUND: Duration = Duration::from_secs(5);
 
 /// A document is given up after the gateway ended this often while it was alone with it, which takes more than a minute.
 const MOST_DEATHS: u32 = 8;
-
-/// A reply is given up after it was tried this often.
-const MOST_ATTEMPTS: i32 = 5;
 
 /// The longest time before a gateway that cannot work is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -461,227 +461,6 @@ impl Worker {
         self.next_look = Instant::now();
     }
 
-    fn claim_replies(&mut self) {
-        if !self.connected() {
-            return;
-        }
-        loop {
-            let room = (settings::REPLY_CONCURRENCY.get() as usize).saturating_sub(self.replies.len()) as i32;
-            if room == 0 {
-                return;
-            }
-            let turn = self.turn;
-            let jobs = transaction(|| {
-                let due = spi::change(
-                    "select true from helper.job_queue q where q.kind = 'reply' and q.run_at <= clock_timestamp() limit 1",
-                    &[],
-                    |row| row.get::<bool>(1),
-                )?;
-                if due.is_empty() { Ok(Vec::new()) } else { claim("reply", turn, room.min(64)) }
-            });
-            let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
-            for job in jobs {
-                self.turn = job.workspace;
-                match transaction(|| Replying::load(job.clone())) {
-                    Ok(Some(mut reply)) => {
-                        let next = bare_transaction(|| reply.begin());
-                        self.reply_on(Box::new(reply), next);
-                    }
-                    Ok(None) => self.finish(&job, "cancelled", None),
-                    Err(error) => {
-                        self.note::<()>(Err(error.clone()));
-                        let given = transaction(|| requeue(&job, 1.0, true));
-                        if self.note(given).is_none() {
-                            self.owed.push(job);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    fn reply_on(&mut self, reply: Box<Replying>, next: Result<replying::Next>) {
-        match next {
-            Ok(replying::Next::Ask(request)) => {
-                let sent = match &mut self.link {
-                    Some(link) => link.request(&request),
-                    None => Err(Error::not_ready("the gateway went away")),
-                };
-                match sent {
-                    Ok(id) => {
-                        self.replies.insert(id, reply);
-                    }
-                    Err(error) if error.kind == Kind::BadArgument => self.reply_failed(&reply, &error),
-                    Err(_) => {
-                        self.reply_again(&reply, 0.0);
-                        self.lost();
-                    }
-                }
-            }
-            Ok(replying::Next::Done) => self.finish(&reply.job, "succeeded", None),
-            Err(error)
-                if error.kind == Kind::NotReady && is_transient(&error) && reply.job.attempts < MOST_ATTEMPTS =>
-            {
-                self.note::<()>(Err(error));
-                self.reply_again(&reply, 1.0);
-            }
-            Err(error) => self.reply_failed(&reply, &error),
-        }
-    }
-
-    fn reply_frame(&mut self, mut reply: Box<Replying>, frame: &Frame) {
-        let id = frame.id;
-        match frame.tag {
-            Tag::Item => match wire::decode::<Item>(&frame.body) {
-                Ok(Item::Embeddings { values, .. }) => {
-                    reply.vector(&values);
-                    self.replies.insert(id, reply);
-                }
-                Ok(Item::Events(events)) => {
-                    reply.events(&events);
-                    self.replies.insert(id, reply);
-                }
-                Ok(Item::Records(_)) => self.reply_failed(&reply, &calling::another()),
-                Err(error) => self.reply_failed(&reply, &error),
-            },
-            Tag::End => match wire::decode::<Reply>(&frame.body) {
-                Ok(Reply::Done { .. }) => {
-                    let next = bare_transaction(|| reply.embedded());
-                    self.reply_on(reply, next);
-                }
-                Ok(Reply::Chat(end)) => self.reply_ended(reply, *end),
-                Ok(_) => self.reply_failed(&reply, &calling::another()),
-                Err(error) => self.reply_failed(&reply, &error),
-            },
-            Tag::Error => {
-                let error = wire::decode::<Error>(&frame.body).unwrap_or_else(|error| error);
-                self.reply_on(reply, Err(error));
-            }
-            Tag::Hello | Tag::Request | Tag::Cancel => self.reply_failed(&reply, &calling::another()),
-        }
-        if self.replies.len() < settings::REPLY_CONCURRENCY.get() as usize {
-            self.next_look = self.next_look.min(Instant::now());
-        }
-    }
-
-    fn reply_ended(&mut self, mut reply: Box<Replying>, end: CallEnd) {
-        let stored = bare_transaction(|| {
-            reply.ended(&end)?;
-            let job = &reply.job;
-            owner::as_owner(|| self::end(job, "succeeded", None))
-        });
-        match stored {
-            Ok(()) => {}
-            Err(error) if end.error.is_none() && error.kind == Kind::NotReady => {
-                self.note::<()>(Err(error));
-                self.unstored.push((reply, end));
-                self.next_look = self.next_look.min(Instant::now() + Duration::from_secs(1));
-            }
-            Err(error) => self.reply_failed(&reply, &error),
-        }
-    }
-
-    fn store_again(&mut self) {
-        for (reply, end) in std::mem::take(&mut self.unstored) {
-            self.reply_ended(reply, end);
-        }
-    }
-
-    fn reply_again(&mut self, reply: &Replying, seconds: f64) {
-        if reply.job.attempts >= MOST_ATTEMPTS {
-            let error = Error::not_ready("the reply was tried too often").hint("The server log says more; ask again.");
-            return self.reply_failed(reply, &error);
-        }
-        let given = transaction(|| requeue(&reply.job, seconds, true));
-        if self.note(given).is_none() {
-            self.owed.push(reply.job.clone());
-        }
-        self.next_look = self.next_look.min(Instant::now() + Duration::from_secs_f64(seconds));
-    }
-
-    fn reply_failed(&mut self, reply: &Replying, error: &Error) {
-        let (message, job) = match error.kind {
-            Kind::Cancelled => ("cancelled", "cancelled"),
-            _ => ("error", "failed"),
-        };
-        let failed = transaction(|| {
-            reply.fail(message, Some(error))?;
-            end(&reply.job, job, Some(error))
-        });
-        if self.note(failed).is_none() {
-            self.owed.push(reply.job.clone());
-        }
-    }
-
-    /// Writes what has come of all replies that are due, in one transaction.
-    fn write_replies(&mut self) {
-        let now = Instant::now();
-        let due: Vec<u32> = self
-            .replies
-            .iter()
-            .filter(|(_, reply)| reply.due().is_some_and(|due| due <= now))
-            .map(|(id, _)| *id)
-            .collect();
-        if due.is_empty() {
-            return;
-        }
-        let written =
-            transaction(|| due.iter().filter_map(|id| self.replies.get(id)).try_for_each(|reply| reply.write()));
-        // What could not be written now comes with what is written next.
-        self.note(written);
-        for id in due {
-            if let Some(reply) = self.replies.get_mut(&id) {
-                reply.written();
-            }
-        }
-    }
-
-    /// Ends the replies that their askers do not want any more.
-    fn cancel_replies(&mut self) {
-        let named = transaction(|| {
-            spi::change(
-                "with gone as (delete from helper.reply_cancellations c returning c.workspace_id, c.message_id) \
-                 select g.message_id, helper._cancel_waiting(g.workspace_id, g.message_id) from gone g",
-                &[],
-                |row| row.get::<pgrx::Uuid>(1),
-            )
-        });
-        let Some(named) = self.note(named).filter(|named| !named.is_empty()) else { return };
-        let ids: Vec<u32> = self
-            .replies
-            .iter()
-            .filter(|(_, reply)| named.iter().any(|message| *message == reply.message()))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in ids {
-            if let Some(link) = &mut self.link {
-                // A connection that is gone is noticed by whoever reads it next.
-                let _ = link.cancel(id);
-            }
-            if let Some(reply) = self.replies.remove(&id) {
-                self.reply_failed(&reply, &Error::new(Kind::Cancelled, "the reply was cancelled"));
-            }
-        }
-    }
-
-    /// Stores the records of calls, then tells the gateway that they are.
-    fn record(&mut self, frame: &Frame) {
-        let Ok(Item::Records(records)) = wire::decode::<Item>(&frame.body) else { return };
-        let Some(upto) = records.iter().map(|record| record.number).max() else { return };
-        let rows: Vec<serde_json::Value> = records.iter().map(row_of).collect();
-        let rows = serde_json::Value::Array(rows);
-        let stored = transaction(|| spi::run("select helper._record($1)", &[JsonB(rows).into()]));
-        if self.note(stored).is_none() {
-            // Whatever is not acknowledged comes again with the next connection.
-            return;
-        }
-        // SAFETY: set once when the process connects.
-        let database = unsafe { pg_sys::MyDatabaseId.to_u32() };
-        if let Some(link) = &mut self.link {
-            let _ = link.request(&Request::Recorded { database, upto });
-        }
-    }
-
     fn store(&mut self, indexing: &mut Indexing) {
         let job = indexing.job.clone();
         let stored = transaction(|| {
@@ -815,41 +594,6 @@ fn claim_after(kind: &str, after: pgrx::Uuid, most: i32) -> Result<Vec<Job>> {
             })
         },
     )
-}
-
-/// Whether another try may help; what is not configured stays so.
-fn is_transient(error: &Error) -> bool {
-    error.hint.is_none()
-}
-
-/// A record as `helper._record` takes it.
-fn row_of(record: &Record) -> serde_json::Value {
-    let id = |bytes: &[u8; 16]| pgrx::Uuid::from_bytes(*bytes).to_string();
-    let (asker, call) = (&record.asker, &record.call);
-    serde_json::json!({
-        "workspace_id": id(&asker.workspace),
-        "id": id(&asker.id),
-        "user_id": asker.user.as_ref().map(id),
-        "conversation_id": asker.conversation.as_ref().map(id),
-        "message_id": asker.message.as_ref().map(id),
-        "purpose": asker.purpose,
-        "provider_id": id(&call.provider_id),
-        "provider": call.provider,
-        "model": call.model,
-        "status": call.outcome.name(),
-        "input_tokens": call.usage.input,
-        "cached_tokens": call.usage.cached,
-        "output_tokens": call.usage.output,
-        "estimated": call.estimated,
-        "cost_nanos": call.cost_nanos,
-        "latency_ms": call.latency_ms,
-        "first_token_ms": call.first_token_ms,
-        "attempts": call.attempts,
-        "sqlstate": call.error.as_ref().map(|error| error.kind.sqlstate()),
-        "error": call.error.as_ref().map(|error| &error.message),
-        "request_id": call.provider_request_id,
-        "began_ms": record.began_ms,
-    })
 }
 
 fn end(job: &Job, status: &str, error: Option<&Error>) -> Result<()> {

@@ -1,0 +1,223 @@
+//! The worker's replies: questions that `helper.ask_async` put into the queue.
+
+use super::{Worker, bare_transaction, claim, end, requeue, transaction};
+use crate::core::error::{Error, Kind, Result};
+use crate::core::wire::{self, CallEnd, Frame, Item, Reply, Tag};
+use crate::pg::gateway::Link;
+use crate::pg::replying::{Next, Replying};
+use crate::pg::{calling, owner, settings, spi};
+use pgrx::prelude::*;
+use std::time::{Duration, Instant};
+
+/// A reply is given up after it was tried this often.
+const MOST_ATTEMPTS: i32 = 5;
+
+impl Worker {
+    pub(super) fn claim_replies(&mut self) {
+        if !self.connected() {
+            return;
+        }
+        loop {
+            let room = (settings::REPLY_CONCURRENCY.get() as usize).saturating_sub(self.replies.len()) as i32;
+            if room == 0 {
+                return;
+            }
+            let turn = self.turn;
+            let jobs = transaction(|| {
+                let due = spi::change(
+                    "select true from helper.job_queue q where q.kind = 'reply' and q.run_at <= clock_timestamp() limit 1",
+                    &[],
+                    |row| row.get::<bool>(1),
+                )?;
+                if due.is_empty() { Ok(Vec::new()) } else { claim("reply", turn, room.min(64)) }
+            });
+            let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
+            for job in jobs {
+                self.turn = job.workspace;
+                match transaction(|| Replying::load(job.clone())) {
+                    Ok(Some(mut reply)) => {
+                        let next = bare_transaction(|| reply.begin());
+                        self.reply_on(Box::new(reply), next);
+                    }
+                    Ok(None) => self.finish(&job, "cancelled", None),
+                    Err(error) => {
+                        self.note::<()>(Err(error.clone()));
+                        let given = transaction(|| requeue(&job, 1.0, true));
+                        if self.note(given).is_none() {
+                            self.owed.push(job);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn reply_on(&mut self, reply: Box<Replying>, next: Result<Next>) {
+        match next {
+            Ok(Next::Ask(request)) => {
+                let sent = match &mut self.link {
+                    Some(link) => link.request(&request),
+                    None => Err(Error::not_ready("the gateway went away")),
+                };
+                match sent {
+                    Ok(id) => {
+                        self.replies.insert(id, reply);
+                    }
+                    Err(error) if error.kind == Kind::BadArgument => self.reply_failed(&reply, &error),
+                    Err(_) => {
+                        self.reply_again(&reply, 0.0);
+                        self.lost();
+                    }
+                }
+            }
+            Ok(Next::Done) => self.finish(&reply.job, "succeeded", None),
+            Err(error)
+                if error.kind == Kind::NotReady && is_transient(&error) && reply.job.attempts < MOST_ATTEMPTS =>
+            {
+                self.note::<()>(Err(error));
+                self.reply_again(&reply, 1.0);
+            }
+            Err(error) => self.reply_failed(&reply, &error),
+        }
+    }
+
+    pub(super) fn reply_frame(&mut self, mut reply: Box<Replying>, frame: &Frame) {
+        let id = frame.id;
+        match frame.tag {
+            Tag::Item => match wire::decode::<Item>(&frame.body) {
+                Ok(Item::Embeddings { values, .. }) => {
+                    reply.vector(&values);
+                    self.replies.insert(id, reply);
+                }
+                Ok(Item::Events(events)) => {
+                    reply.events(&events);
+                    self.replies.insert(id, reply);
+                }
+                Ok(Item::Records(_)) => self.reply_failed(&reply, &calling::another()),
+                Err(error) => self.reply_failed(&reply, &error),
+            },
+            Tag::End => match wire::decode::<Reply>(&frame.body) {
+                Ok(Reply::Done { .. }) => {
+                    let next = bare_transaction(|| reply.embedded());
+                    self.reply_on(reply, next);
+                }
+                Ok(Reply::Chat(end)) => self.reply_ended(reply, *end),
+                Ok(_) => self.reply_failed(&reply, &calling::another()),
+                Err(error) => self.reply_failed(&reply, &error),
+            },
+            Tag::Error => {
+                let error = wire::decode::<Error>(&frame.body).unwrap_or_else(|error| error);
+                self.reply_on(reply, Err(error));
+            }
+            Tag::Hello | Tag::Request | Tag::Cancel => self.reply_failed(&reply, &calling::another()),
+        }
+        if self.replies.len() < settings::REPLY_CONCURRENCY.get() as usize {
+            self.next_look = self.next_look.min(Instant::now());
+        }
+    }
+
+    pub(super) fn reply_ended(&mut self, mut reply: Box<Replying>, end: CallEnd) {
+        let stored = bare_transaction(|| {
+            reply.ended(&end)?;
+            let job = &reply.job;
+            owner::as_owner(|| end(job, "succeeded", None))
+        });
+        match stored {
+            Ok(()) => {}
+            Err(error) if end.error.is_none() && error.kind == Kind::NotReady => {
+                self.note::<()>(Err(error));
+                self.unstored.push((reply, end));
+                self.next_look = self.next_look.min(Instant::now() + Duration::from_secs(1));
+            }
+            Err(error) => self.reply_failed(&reply, &error),
+        }
+    }
+
+    pub(super) fn store_again(&mut self) {
+        for (reply, end) in std::mem::take(&mut self.unstored) {
+            self.reply_ended(reply, end);
+        }
+    }
+
+    pub(super) fn reply_again(&mut self, reply: &Replying, seconds: f64) {
+        if reply.job.attempts >= MOST_ATTEMPTS {
+            let error = Error::not_ready("the reply was tried too often").hint("The server log says more; ask again.");
+            return self.reply_failed(reply, &error);
+        }
+        let given = transaction(|| requeue(&reply.job, seconds, true));
+        if self.note(given).is_none() {
+            self.owed.push(reply.job.clone());
+        }
+        self.next_look = self.next_look.min(Instant::now() + Duration::from_secs_f64(seconds));
+    }
+
+    pub(super) fn reply_failed(&mut self, reply: &Replying, error: &Error) {
+        let (message, job) = match error.kind {
+            Kind::Cancelled => ("cancelled", "cancelled"),
+            _ => ("error", "failed"),
+        };
+        let failed = transaction(|| {
+            reply.fail(message, Some(error))?;
+            end(&reply.job, job, Some(error))
+        });
+        if self.note(failed).is_none() {
+            self.owed.push(reply.job.clone());
+        }
+    }
+
+    /// Writes what has come of all replies that are due, in one transaction.
+    pub(super) fn write_replies(&mut self) {
+        let now = Instant::now();
+        let due: Vec<u32> = self
+            .replies
+            .iter()
+            .filter(|(_, reply)| reply.due().is_some_and(|due| due <= now))
+            .map(|(id, _)| *id)
+            .collect();
+        if due.is_empty() {
+            return;
+        }
+        let written =
+            transaction(|| due.iter().filter_map(|id| self.replies.get(id)).try_for_each(|reply| reply.write()));
+        // What could not be written now comes with what is written next.
+        self.note(written);
+        for id in due {
+            if let Some(reply) = self.replies.get_mut(&id) {
+                reply.written();
+            }
+        }
+    }
+
+    /// Ends the replies that their askers do not want any more.
+    pub(super) fn cancel_replies(&mut self) {
+        let named = transaction(|| {
+            spi::change(
+                "with gone as (delete from helper.reply_cancellations c returning c.workspace_id, c.message_id) \
+                 select g.message_id, helper._cancel_waiting(g.workspace_id, g.message_id) from gone g",
+                &[],
+                |row| row.get::<pgrx::Uuid>(1),
+            )
+        });
+        let Some(named) = self.note(named).filter(|named| !named.is_empty()) else { return };
+        let ids: Vec<u32> = self
+            .replies
+            .iter()
+            .filter(|(_, reply)| named.iter().any(|message| *message == reply.message()))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            if let Some(link) = &mut self.link {
+                // A connection that is gone is noticed by whoever reads it next.
+                let _ = link.cancel(id);
+            }
+            if let Some(reply) = self.replies.remove(&id) {
+                self.reply_failed(&reply, &Error::new(Kind::Cancelled, "the reply was cancelled"));
+            }
+        }
+    }
+}
+
+/// Whether another try may help; what is not configured stays so.
+fn is_transient(error: &Error) -> bool {
+    error.hint.is_none()
+}
