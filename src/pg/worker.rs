@@ -5,11 +5,11 @@ mod ledger;
 mod replies;
 
 use crate::core::error::{Error, Kind, Result};
-use crate::core::wire::{self, CallEnd, Frame, Item, Record, Reply, Request, Tag};
+use crate::core::wire::{self, CallEnd, Frame, Item, Reply, Request, Tag};
 use crate::pg::gateway::Link;
 use crate::pg::indexing::{self, Indexing, Job, Next, Stored};
-use crate::pg::replying::{self, Replying};
-use crate::pg::{calling, owner, packing, settings, shared, spi, wait};
+use crate::pg::replying::Replying;
+use crate::pg::{owner, packing, settings, shared, spi, wait};
 use pgrx::JsonB;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 use pgrx::prelude::*;

@@ -1,12 +1,10 @@
 //! The worker's replies: questions that `helper.ask_async` put into the queue.
 
-use super::{Worker, bare_transaction, claim, end, requeue, transaction};
+use super::{Worker, bare_transaction, claim, requeue, transaction};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{self, CallEnd, Frame, Item, Reply, Tag};
-use crate::pg::gateway::Link;
 use crate::pg::replying::{Next, Replying};
 use crate::pg::{calling, owner, settings, spi};
-use pgrx::prelude::*;
 use std::time::{Duration, Instant};
 
 /// A reply is given up after it was tried this often.
@@ -120,7 +118,7 @@ impl Worker {
         let stored = bare_transaction(|| {
             reply.ended(&end)?;
             let job = &reply.job;
-            owner::as_owner(|| end(job, "succeeded", None))
+            owner::as_owner(|| super::end(job, "succeeded", None))
         });
         match stored {
             Ok(()) => {}
@@ -158,7 +156,7 @@ impl Worker {
         };
         let failed = transaction(|| {
             reply.fail(message, Some(error))?;
-            end(&reply.job, job, Some(error))
+            super::end(&reply.job, job, Some(error))
         });
         if self.note(failed).is_none() {
             self.owed.push(reply.job.clone());
