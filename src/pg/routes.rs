@@ -69,9 +69,9 @@ pub fn choose(workspace: pgrx::Uuid, purpose: &str, model: Option<&str>) -> Resu
             None => Ok(None),
         };
     }
-    let first = found.remove(0);
-    let mut chosen = first?;
-    // One that takes its place and is not ready is only left out.
+    // One that is not ready, for want of its key say, is left out where another can take its place.
+    let at = found.iter().position(Result::is_ok).unwrap_or(0);
+    let mut chosen = found.remove(at)?;
     chosen.routes.extend(found.into_iter().flatten().flat_map(|other| other.routes));
     Ok(Some(chosen))
 }
