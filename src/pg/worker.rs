@@ -142,6 +142,17 @@ fn bare_transaction<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
         pg_sys::SetCurrentStatementStartTimestamp();
         let outcome = PgTryBuilder::new(AssertUnwindSafe(|| {
             pg_sys::StartTransactionCommand();
+            // Whoever drops the extension takes this lock first, and then the tables one by one: with it taken here before
+            // any table, neither can come to wait for the other in a circle.
+            let extension = pg_sys::get_extension_oid(c"helper_ai".as_ptr(), true);
+            if extension != pg_sys::InvalidOid {
+                pg_sys::LockDatabaseObject(
+                    pg_sys::ExtensionRelationId,
+                    extension,
+                    0,
+                    pg_sys::AccessShareLock as pg_sys::LOCKMODE,
+                );
+            }
             pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             let value = work()?;
             pg_sys::PopActiveSnapshot();
