@@ -193,10 +193,13 @@ async fn a_dropped_call_ends_its_request_and_leaves_a_record() {
         server.answer_by(move |_| answer.clone());
         let route = route(Kind::OpenAi, &server);
         let (asked, call) = (room.clone(), call(&[&route]));
-        let task = tokio::spawn(async move { chat(&asked, call).await });
+        let (out, mut heard) = tokio::sync::mpsc::channel(8);
+        let task = tokio::spawn(async move { asked.chat(call, &Sink::new(7, out)).await });
         until("the request", || server.count() > count).await;
-        // The words get through, where there are any.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        if count > 0 {
+            // The second time words come; once some are through, the reply has begun.
+            tokio::time::timeout(Duration::from_secs(10), heard.recv()).await.unwrap().unwrap();
+        }
         let aborted = Instant::now();
         task.abort();
         until("the connection closes", || server.gone().len() > gone).await;

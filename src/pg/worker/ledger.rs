@@ -1,6 +1,7 @@
 //! The worker's ledger: the gateway's records of calls, stored whatever became of the transactions that made them.
 
-use super::{Worker, transaction};
+use super::Worker;
+use super::transaction::transaction;
 use crate::core::wire::{self, Frame, Item, Record, Request};
 use crate::pg::spi;
 use pgrx::JsonB;

@@ -1,6 +1,7 @@
 //! The worker's replies: questions that `helper.ask_async` put into the queue.
 
-use super::{Worker, bare_transaction, claim, requeue, transaction};
+use super::transaction::{bare_transaction, transaction};
+use super::{Worker, claim, requeue};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{self, CallEnd, Frame, Item, Reply, Tag};
 use crate::pg::replying::{Next, Replying};
