@@ -17,6 +17,8 @@ declare
     ['knowledge_sources', 'select'],
     ['knowledge_chunks', 'select'],
     ['attached_tables', 'select'],
+    ['knowledge_models', 'select'],
+    ['reembed_progress', 'select'],
     ['providers', 'select (id, workspace_id, name, kind, enabled, created_at, updated_at)'],
     ['models', 'select'],
     ['model_catalog', 'select'],

@@ -95,6 +95,39 @@ comment on column helper.knowledge_chunks.end_offset is 'One past the last chara
 comment on column helper.knowledge_chunks.content_hash is 'SHA-256 of title, heading and content: the same hash is never embedded again';
 comment on column helper.knowledge_chunks.created_at is 'When it was first indexed';
 
+create table helper.knowledge_models (
+  workspace_id uuid not null,
+  model text not null,
+  provider_id uuid,
+  provider_model text,
+  status text not null constraint knowledge_models_status_check check (status in ('current', 'building', 'stopped', 'failed', 'old')),
+  before bigint not null default 0,
+  done bigint not null default 0,
+  error jsonb,
+  created_by uuid,
+  created_at timestamptz not null default clock_timestamp(),
+  started_at timestamptz,
+  finished_at timestamptz,
+  primary key (workspace_id, model),
+  constraint knowledge_models_provider_check check ((provider_id is null) = (provider_model is null))
+);
+comment on table helper.knowledge_models is 'Models that make the embeddings of each workspace: the one that is searched with, and one that is made ready beside it';
+comment on column helper.knowledge_models.workspace_id is 'The workspace';
+comment on column helper.knowledge_models.model is 'The local model''s name, or provider/model, with @ and the dimensions where it is asked for fewer than it has';
+comment on column helper.knowledge_models.provider_id is 'The provider that runs it; null: the gateway does';
+comment on column helper.knowledge_models.provider_model is 'The provider''s name for it';
+comment on column helper.knowledge_models.status is 'current: searched with; building: made ready by helper.reembed; stopped; failed: see error; old: its embeddings are being deleted';
+comment on column helper.knowledge_models.before is 'Chunks that it had embedded before that';
+comment on column helper.knowledge_models.done is 'Chunks that helper.reembed has embedded since it was last asked for';
+comment on column helper.knowledge_models.error is 'What went wrong last: sqlstate, message, detail, hint';
+comment on column helper.knowledge_models.created_by is 'Who asked for it';
+comment on column helper.knowledge_models.created_at is 'When it was first used or asked for';
+comment on column helper.knowledge_models.started_at is 'When helper.reembed was last asked for it';
+comment on column helper.knowledge_models.finished_at is 'Since when it is current';
+create unique index knowledge_models_current_idx on helper.knowledge_models (workspace_id) where status = 'current';
+create unique index knowledge_models_next_idx on helper.knowledge_models (workspace_id) where status in ('building', 'stopped', 'failed');
+create index knowledge_models_old_idx on helper.knowledge_models (workspace_id) where status = 'old';
+
 -- The tables below are for the extension alone: no policy, no grant.
 
 create table helper.knowledge_vectors (
@@ -261,12 +294,16 @@ alter table helper.knowledge_stats enable row level security;
 alter table helper.knowledge_blocks enable row level security;
 alter table helper.knowledge_loose enable row level security;
 alter table helper.attached_tables enable row level security;
+alter table helper.knowledge_models enable row level security;
 create policy knowledge_sources_select_member on helper.knowledge_sources for select
   using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
 comment on policy knowledge_sources_select_member on helper.knowledge_sources is 'Members see the documents of their workspaces';
 create policy knowledge_chunks_select_member on helper.knowledge_chunks for select
   using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
 comment on policy knowledge_chunks_select_member on helper.knowledge_chunks is 'Members see the chunks of their workspaces';
+create policy knowledge_models_select_member on helper.knowledge_models for select
+  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
+comment on policy knowledge_models_select_member on helper.knowledge_models is 'Members see the models of their workspaces';
 create policy attached_tables_select_member on helper.attached_tables for select
   using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
 comment on policy attached_tables_select_member on helper.attached_tables is 'Members see the tables attached to their workspaces';
@@ -274,6 +311,7 @@ comment on policy attached_tables_select_member on helper.attached_tables is 'Me
 select pg_catalog.pg_extension_config_dump('helper.knowledge_sources', '');
 select pg_catalog.pg_extension_config_dump('helper.knowledge_inputs', '');
 select pg_catalog.pg_extension_config_dump('helper.knowledge_chunks', '');
+select pg_catalog.pg_extension_config_dump('helper.knowledge_models', '');
 select pg_catalog.pg_extension_config_dump('helper.knowledge_vectors', '');
 select pg_catalog.pg_extension_config_dump('helper.knowledge_terms', '');
 select pg_catalog.pg_extension_config_dump('helper.attached_tables', '');
@@ -306,3 +344,14 @@ begin atomic
   select vector_dims(embedding);
 end;
 comment on function helper._dimensions(halfvec) is 'Numbers in an embedding';
+
+create function helper._vector(numbers bytea) returns vector
+language c immutable strict parallel safe as 'MODULE_PATHNAME', 'vector_of_wrapper';
+comment on function helper._vector(bytea) is 'An embedding from its numbers, four bytes each as the machine has them';
+
+create function helper._halfvec_of(numbers bytea) returns halfvec
+language sql immutable parallel safe
+begin atomic
+  select helper._vector(numbers)::halfvec;
+end;
+comment on function helper._halfvec_of(bytea) is 'The same in half precision';

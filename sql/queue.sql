@@ -5,7 +5,7 @@
 create table helper.jobs (
   workspace_id uuid not null,
   id uuid not null default helper.uuid_v7(),
-  kind text not null constraint jobs_kind_check check (kind in ('index', 'reply')),
+  kind text not null constraint jobs_kind_check check (kind in ('index', 'reembed', 'reply')),
   key uuid,
   payload jsonb not null default '{}',
   principal_role name not null,
@@ -22,8 +22,8 @@ create table helper.jobs (
 comment on table helper.jobs is 'Work that was asked for and runs later: the durable record';
 comment on column helper.jobs.workspace_id is 'Workspace that the work belongs to';
 comment on column helper.jobs.id is 'Identifier, in order of creation';
-comment on column helper.jobs.kind is 'What is done: index reads a document, cuts it and embeds it; reply answers a question';
-comment on column helper.jobs.key is 'Jobs with the same key never run at once; for index, the document; for reply, the conversation';
+comment on column helper.jobs.kind is 'What is done: index reads a document, cuts it and embeds it; reembed embeds a workspace''s chunks by another model; reply answers a question';
+comment on column helper.jobs.key is 'Jobs with the same key never run at once; for index, the document; for reembed, the workspace; for reply, the conversation';
 comment on column helper.jobs.payload is 'What the kind needs to know';
 comment on column helper.jobs.principal_role is 'Role of the caller who asked';
 comment on column helper.jobs.principal_claims is 'JWT claims of the caller who asked; JSON null when they were malformed';
@@ -116,17 +116,28 @@ end
 $$;
 comment on function helper._enqueue(uuid, text, jsonb, uuid) is 'Adds a job as the caller and returns its id; an index job whose key waits already is not added, and null returned';
 
--- Claims at most `most` jobs, the workspaces after `after` first, each at most `share`. The recursion steps from one
--- workspace that has a waiting job to the next, so that its cost depends on `most` and not on the backlog.
-create function helper._claim(kind text, after uuid, most integer, share integer)
+-- Claims jobs of at most `workspaces` workspaces that have one to do, those after `after` first, each at most `share`. The
+-- recursion steps from one workspace to the next, so that its cost depends on their number and not on the backlog.
+create function helper._claim(kind text, after uuid, workspaces integer, share integer)
 returns table (workspace_id uuid, job_id uuid, job_kind text, key uuid, payload jsonb, attempts integer, token uuid)
 language sql volatile set search_path = pg_catalog, pg_temp as $$
-  with recursive turn (workspace_id, n) as (
-    (select q.workspace_id, 1 from helper.job_queue q where q.kind = _claim.kind and q.workspace_id > after order by q.workspace_id limit 1)
+  with recursive turn (workspace_id, is_due, n) as (
+    (select q.workspace_id, q.run_at <= clock_timestamp(), (q.run_at <= clock_timestamp())::integer
+    from helper.job_queue q
+    where q.kind = _claim.kind and q.workspace_id > after
+    order by q.workspace_id, q.run_at
+    limit 1)
     union all
-    select (select q.workspace_id from helper.job_queue q where q.kind = _claim.kind and q.workspace_id > t.workspace_id order by q.workspace_id limit 1), t.n + 1
+    select f.workspace_id, f.is_due, t.n + f.is_due::integer
     from turn t
-    where t.workspace_id is not null and t.n < most
+    cross join lateral (
+      select q.workspace_id, q.run_at <= clock_timestamp() as is_due
+      from helper.job_queue q
+      where q.kind = _claim.kind and q.workspace_id > t.workspace_id
+      order by q.workspace_id, q.run_at
+      limit 1
+    ) f
+    where t.n < workspaces
   ), picked as materialized (
     select w.workspace_id, w.job_id, w.key
     from turn t
@@ -141,7 +152,7 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
       limit share
       for update skip locked
     ) w
-    limit most
+    where t.is_due
   ), taken as (
     delete from helper.job_queue q using picked p
     where q.workspace_id = p.workspace_id and q.job_id = p.job_id
@@ -174,6 +185,21 @@ begin
 end
 $$;
 comment on function helper._finish(uuid, uuid, uuid, text, jsonb) is 'Ends a leased job; false where the lease was lost';
+
+create function helper._finish_all(workspace uuid, jobs uuid[], tokens uuid[], status text) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  with ended as (
+    delete from helper.job_leases l
+    using unnest(jobs, tokens) e (job, token)
+    where l.workspace_id = workspace and l.job_id = e.job and l.token = e.token
+    returning l.job_id
+  )
+  update helper.jobs j
+  set status = _finish_all.status, error = null, finished_at = clock_timestamp()
+  from ended e
+  where j.workspace_id = workspace and j.id = e.job_id
+$$;
+comment on function helper._finish_all(uuid, uuid[], uuid[], text) is 'Ends the jobs of a workspace whose leases are not lost';
 
 -- Gives a leased job back to the queue, to be claimed after `delay`. A job that was asked for again meanwhile is dropped.
 create function helper._requeue(workspace uuid, job uuid, token uuid, delay interval, count_attempt boolean) returns boolean

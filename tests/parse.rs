@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use helper_ai::core::error::Kind;
-use helper_ai::core::wire::Prepare;
-use helper_ai::gateway::parse::{Limits, prepare, read};
+use helper_ai::core::error::{Kind, Result};
+use helper_ai::core::wire::{Prepare, Prepared};
+use helper_ai::document::Document;
+use helper_ai::gateway::parse::{self, Given, Limits};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,15 @@ fn request(name: &str, content: Vec<u8>) -> Prepare {
     }
 }
 
+async fn read(name: &str, mime_type: Option<&str>, content: Vec<u8>, limits: &Limits) -> Result<Document> {
+    let given = Given { name: name.into(), mime_type: mime_type.map(str::to_owned), content };
+    parse::read(vec![given], limits).await.pop().unwrap()
+}
+
+async fn prepare(request: Prepare, limits: &Limits) -> Result<Prepared> {
+    parse::prepare(vec![request], words, limits).await.pop().unwrap()
+}
+
 async fn failure(name: &str, content: Vec<u8>, limits: &Limits) -> String {
     let error = read(name, None, content, limits).await.unwrap_err();
     assert!(matches!(error.kind, Kind::BadArgument | Kind::OverLimit), "{error:?}");
@@ -49,11 +59,33 @@ async fn failure(name: &str, content: Vec<u8>, limits: &Limits) -> String {
 async fn a_document_comes_back_cut_into_chunks() {
     let page =
         format!("<title>Guide</title><h1>Refunds</h1><p>{}</p>", "The money is paid back to the card. ".repeat(20));
-    let prepared = prepare(request("a.html", page.into_bytes()), words, &limits()).await.unwrap();
+    let prepared = prepare(request("a.html", page.into_bytes()), &limits()).await.unwrap();
     assert_eq!(prepared.title.as_deref(), Some("Guide"));
     assert_eq!(prepared.language.as_deref(), Some("en"));
     assert!(prepared.chunks.len() > 3);
     assert!(prepared.chunks.iter().all(|chunk| chunk.heading == "Refunds" && chunk.tokens <= 40));
+}
+
+#[tokio::test]
+async fn documents_that_go_together_come_back_one_by_one() {
+    let given = [("a.txt", "one\n"), ("b.pdf", "%PDF-1.4"), ("c.html", "<title>Three</title><p>three</p>"), ("d.txt", "four")];
+    let requests = given.map(|(name, content)| request(name, content.into())).to_vec();
+    let prepared = parse::prepare(requests, words, &limits()).await;
+    let texts: Vec<_> = prepared.iter().map(|one| one.as_ref().map(|one| one.text.trim())).collect();
+    assert!(matches!(texts[..], [Ok("one"), Err(_), Ok("three"), Ok("four")]), "{texts:?}");
+    assert_eq!(prepared[2].as_ref().unwrap().title.as_deref(), Some("Three"));
+}
+
+#[tokio::test]
+async fn one_that_ends_the_child_of_many_ends_for_itself_alone() {
+    let limits = Limits { memory_bytes: 64 * 1024 * 1024, ..limits() };
+    let bomb = "<p>x".repeat(2_000_000).into_bytes();
+    let given = [("a.txt", b"one".to_vec()), ("b.html", bomb), ("c.txt", b"three".to_vec())];
+    let given = given.map(|(name, content)| Given { name: name.into(), mime_type: None, content }).to_vec();
+    let read = parse::read(given, &limits).await;
+    assert_eq!(read[0].as_ref().unwrap().text, "one");
+    assert_eq!(read[1].as_ref().unwrap_err().message, "document could not be read: parser ran out of memory");
+    assert_eq!(read[2].as_ref().unwrap().text, "three");
 }
 
 #[tokio::test]
@@ -157,5 +189,5 @@ async fn no_more_children_run_than_there_are_slots() {
 #[tokio::test]
 async fn sizes_that_make_no_sense_are_refused() {
     let request = Prepare { overlap_tokens: 40, ..request("a.txt", b"one".to_vec()) };
-    assert!(prepare(request, words, &limits()).await.unwrap_err().message.contains("overlap"));
+    assert!(prepare(request, &limits()).await.unwrap_err().message.contains("overlap"));
 }

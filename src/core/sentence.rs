@@ -44,6 +44,22 @@ pub fn sentences(text: &str) -> Vec<Range<usize>> {
     found.into_iter().flat_map(|range| bounded(text, range)).collect()
 }
 
+/// The sentences of running text, each with its first character and one past its last, where the text's own first
+/// character is number `first`.
+pub fn placed(text: &str, first: u32) -> Vec<(Range<usize>, (u32, u32))> {
+    let (mut byte, mut at) = (0, first);
+    let mut until = |to: usize| {
+        at += text[byte..to].chars().count() as u32;
+        byte = to;
+        at
+    };
+    let place = |range: Range<usize>| {
+        let (start, end) = (until(range.start), until(range.end));
+        (range, (start, end))
+    };
+    sentences(text).into_iter().map(place).collect()
+}
+
 /// The lines of program text or a table.
 pub fn lines(text: &str) -> Vec<Range<usize>> {
     let mut start = 0;
@@ -184,6 +200,13 @@ fn cut_before(window: &str) -> usize {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_count_characters() {
+        let text = "Ça va. Très bien.";
+        let places: Vec<_> = placed(text, 10).into_iter().map(|(range, place)| (&text[range], place)).collect();
+        assert_eq!(places, [("Ça va.", (10, 16)), ("Très bien.", (17, 27))]);
+    }
     use proptest::prelude::*;
 
     fn split(text: &str) -> Vec<&str> {

@@ -9,7 +9,7 @@ use crate::core::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Raised by one whenever a frame's meaning changes.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// The longest frame either side accepts, in bytes: a file of the largest allowed size and its envelope.
 pub const MAX_FRAME: usize = 272 * 1024 * 1024;
@@ -81,8 +81,8 @@ pub enum Request {
         /// Texts.
         inputs: Vec<String>,
     },
-    /// Reads a document and cuts it into chunks; answered with [`Reply::Prepared`].
-    Prepare(Prepare),
+    /// Reads documents and cuts them into chunks; answered with [`Reply::Prepared`].
+    Prepare(Vec<Prepare>),
     /// Asks a language model; answered with [`Item::Events`] as they come, then [`Reply::Chat`], also where it failed.
     Chat(Box<ChatCall>),
     /// Embeds texts by a provider; answered with [`Item::Embeddings`] in order, then [`Reply::Call`].
@@ -376,11 +376,11 @@ pub enum Reply {
     },
     /// One count for each text.
     Counts(Vec<u32>),
-    /// The document, read and cut.
+    /// Documents, read and cut.
     Prepared {
-        /// The document.
-        prepared: Prepared,
-        /// Name of the model that will embed it.
+        /// Each of them, or why it cannot be read.
+        documents: Vec<Result<Prepared>>,
+        /// Name of the local model.
         model: String,
     },
     /// How the gateway is.

@@ -1,4 +1,5 @@
-//! Reads untrusted documents, each in a child program of its own: bytes come in, a document cut into chunks goes out.
+//! Reads untrusted documents in a child program: bytes come in, a document cut into chunks goes out. Short documents share
+//! a child, and are read again one by one where it dies.
 //!
 //! The child is this same program. It bounds its own memory and time before it reads a byte, and can open no file; it has
 //! an empty environment, its only ties to the world are three pipes, and it is killed when it takes too long or nobody
@@ -23,6 +24,17 @@ use tokio::sync::Semaphore;
 
 /// Most bytes kept of what a child says before it dies; it is only searched for the cause.
 const MAX_COMPLAINT: u64 = 4096;
+
+/// A document to read.
+#[derive(Clone, Debug)]
+pub struct Given {
+    /// Name of the file or title, for the choice of format when `mime_type` is absent.
+    pub name: String,
+    /// Media type, such as `text/html`.
+    pub mime_type: Option<String>,
+    /// Its bytes.
+    pub content: Vec<u8>,
+}
 
 /// What a document may cost, and how many are read at a time.
 #[derive(Clone, Debug)]
@@ -56,32 +68,70 @@ impl Default for Limits {
     }
 }
 
-/// Reads a document, tells its language and cuts it into chunks. `count` says how many tokens the model makes of a text;
-/// it runs on a thread of its own. Dropping the future kills the child.
+/// Reads documents, tells the language of each and cuts them into chunks. `count` says how many tokens the model makes of
+/// a text; it runs on a thread of its own. Dropping the future kills the child.
 pub async fn prepare(
-    request: Prepare,
+    requests: Vec<Prepare>,
     count: impl Fn(&str) -> usize + Send + 'static,
     limits: &Limits,
-) -> Result<Prepared> {
-    let Prepare { name, mime_type, content, language, max_tokens, overlap_tokens, .. } = request;
-    if max_tokens == 0 || overlap_tokens >= max_tokens {
-        return Err(Error::bad_argument("overlap of chunks must be smaller than their size")
-            .detail(format!("The size is {max_tokens} tokens, the overlap {overlap_tokens}.")));
-    }
-    let options = Options { max_tokens: max_tokens as usize, overlap_tokens: overlap_tokens as usize };
-    let document = read(&name, mime_type.as_deref(), content, limits).await?;
+) -> Vec<Result<Prepared>> {
+    let expected = requests.len();
+    let (given, wanted): (Vec<Given>, Vec<_>) = requests
+        .into_iter()
+        .map(|request| {
+            let Prepare { name, mime_type, content, language, max_tokens, overlap_tokens, .. } = request;
+            (Given { name, mime_type, content }, (language, max_tokens, overlap_tokens))
+        })
+        .unzip();
+    let documents = read(given, limits).await;
     let cut = tokio::task::spawn_blocking(move || {
-        let language = language.or_else(|| document::language::of(&document));
-        let chunks = chunk(&document.text, &document.blocks, &options, &count);
-        Prepared { title: document.title, text: document.text, language, chunks }
+        let cut =
+            |(document, (language, max_tokens, overlap_tokens)): (Result<Document>, (Option<String>, u32, u32))| {
+                if max_tokens == 0 || overlap_tokens >= max_tokens {
+                    return Err(Error::bad_argument("overlap of chunks must be smaller than their size")
+                        .detail(format!("The size is {max_tokens} tokens, the overlap {overlap_tokens}.")));
+                }
+                let document = document?;
+                let options = Options { max_tokens: max_tokens as usize, overlap_tokens: overlap_tokens as usize };
+                // One that breaks our own code is one that cannot be indexed, and the others can.
+                let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    let language = language.or_else(|| document::language::of(&document));
+                    let chunks = chunk(&document.text, &document.blocks, &options, &count);
+                    (language, chunks)
+                }));
+                let (language, chunks) =
+                    outcome.map_err(|_| Error::bug("cutting a document into chunks ended early"))?;
+                Ok(Prepared { title: document.title, text: document.text, language, chunks })
+            };
+        documents.into_iter().zip(wanted).map(cut).collect()
     });
-    cut.await.map_err(|_| Error::bug("cutting a document into chunks ended early"))
+    cut.await.unwrap_or_else(|_| vec![Err(Error::bug("cutting documents into chunks ended early")); expected])
 }
 
-/// Reads a document in a child. One way for all: for a short text a child costs about 4 ms, less than its embedding.
-pub async fn read(name: &str, mime_type: Option<&str>, content: Vec<u8>, limits: &Limits) -> Result<Document> {
+/// Reads documents in a child, which costs about 4 ms whatever it is given, so that short ones are read together. Where it
+/// dies, each is read in a child of its own, to tell whose fault it was.
+pub async fn read(given: Vec<Given>, limits: &Limits) -> Vec<Result<Document>> {
+    let together = read_together(&given, limits).await;
+    match together {
+        Ok(documents) => documents,
+        Err(error) if given.len() == 1 => vec![Err(error)],
+        Err(_) => {
+            let mut documents = Vec::with_capacity(given.len());
+            for one in &given {
+                let alone = read_together(std::slice::from_ref(one), limits).await;
+                documents.push(alone.and_then(|mut documents| documents.pop().unwrap_or_else(|| Err(crashed()))));
+            }
+            documents
+        }
+    }
+}
+
+/// Reads documents in one child; an error where it did not come to its end.
+async fn read_together(given: &[Given], limits: &Limits) -> Result<Vec<Result<Document>>> {
     let _slot = limits.slots.acquire().await.map_err(|_| Error::not_ready("gateway is stopping"))?;
-    let head = child::encode(&(name, mime_type))?;
+    let heads: Vec<child::Head> =
+        given.iter().map(|one| (one.name.as_str(), one.mime_type.as_deref(), one.content.len() as u64)).collect();
+    let head = child::encode(&heads)?;
     let mut child = Command::new(&limits.program)
         .args(["parse", &limits.memory_bytes.to_string(), &limits.cpu_seconds.to_string()])
         .env_clear()
@@ -92,7 +142,7 @@ pub async fn read(name: &str, mime_type: Option<&str>, content: Vec<u8>, limits:
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| Error::not_ready("parser cannot be started").detail(format!("The system says: {error}.")))?;
-    let ended = tokio::time::timeout(limits.timeout, talk(&mut child, &head, &content, limits.output_bytes)).await;
+    let ended = tokio::time::timeout(limits.timeout, talk(&mut child, &head, given, limits.output_bytes)).await;
     let Ok(ended) = ended else {
         // Reaped here, so that no dead child is left behind.
         let _ = child.kill().await;
@@ -107,15 +157,16 @@ pub async fn read(name: &str, mime_type: Option<&str>, content: Vec<u8>, limits:
     if !status.success() {
         return Err(unreadable(cause(status, &complaint)));
     }
-    let document = child::decode::<Result<Document>>(&output).unwrap_or_else(|| Err(unreadable("parser crashed")))?;
-    if is_sound(&document) { Ok(document) } else { Err(unreadable("parser crashed")) }
+    let documents = child::decode::<Vec<Result<Document>>>(&output).ok_or_else(crashed)?;
+    let sound = documents.iter().flatten().all(is_sound);
+    if sound && documents.len() == given.len() { Ok(documents) } else { Err(crashed()) }
 }
 
-/// Sends a child its document and hears it out.
+/// Sends a child its documents and hears it out.
 async fn talk(
     child: &mut Child,
     head: &[u8],
-    content: &[u8],
+    given: &[Given],
     cap: u64,
 ) -> std::io::Result<(Vec<u8>, Vec<u8>, ExitStatus)> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -124,7 +175,9 @@ async fn talk(
             // A child that died early closes the pipe; why it died is told by its end.
             let _ = pipe.write_all(&(head.len() as u64).to_le_bytes()).await;
             let _ = pipe.write_all(head).await;
-            let _ = pipe.write_all(content).await;
+            for one in given {
+                let _ = pipe.write_all(&one.content).await;
+            }
         }
     };
     let (_, output, complaint) = tokio::join!(send, hear(stdout, cap + 1), hear(stderr, MAX_COMPLAINT));
@@ -152,6 +205,10 @@ fn cause(status: ExitStatus, complaint: &[u8]) -> &'static str {
         Some(signal) if signal == rustix::process::Signal::KILL.as_raw() => "parser was killed",
         _ => "parser crashed",
     }
+}
+
+fn crashed() -> Error {
+    unreadable("parser crashed")
 }
 
 fn unreadable(cause: &str) -> Error {

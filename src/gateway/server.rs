@@ -216,12 +216,14 @@ impl Gateway {
                 Ok(Reply::Done { tokens: 0 })
             }
             Request::Ledger { .. } => Err(Error::bug("a ledger is read elsewhere")),
-            Request::Prepare(prepare) => {
-                self.batcher.check(&prepare.model)?;
+            Request::Prepare(requests) => {
+                for request in &requests {
+                    self.batcher.check(&request.model)?;
+                }
                 let model = self.batcher.model().await?;
                 let name = model.name().to_owned();
-                let prepared = parse::prepare(prepare, move |text| model.count_tokens(text), &self.limits).await?;
-                Ok(Reply::Prepared { prepared, model: name })
+                let documents = parse::prepare(requests, move |text| model.count_tokens(text), &self.limits).await;
+                Ok(Reply::Prepared { documents, model: name })
             }
         }
     }

@@ -1,11 +1,11 @@
 //! `helper.embed`, `helper.embed_many`, `helper.count_tokens` and `helper.chunk`.
 
 use crate::core::chat::Purpose;
-use crate::core::error::{Error, Result};
-use crate::core::prompt::window::estimate;
-use crate::core::wire::{Asker, EmbedCall, Item, Prepare, Reply, Request};
+use crate::core::error::{Error, Kind, Result};
+use crate::core::wire::{Item, Prepare, Reply, Request};
+use crate::pg::embedder::{Asking, Embedder};
 use crate::pg::report::Reported;
-use crate::pg::{budget, calling, gateway, identity, routes, searching};
+use crate::pg::{calling, gateway, identity, owner, searching};
 use pgrx::prelude::*;
 
 /// Texts that one request carries; the rest follows when these are read.
@@ -21,7 +21,7 @@ fn checked(input: Option<&str>, what: &str) -> Result<String> {
     }
     if input.len() > LONGEST {
         return Err(Error::new(
-            crate::core::error::Kind::OverLimit,
+            Kind::OverLimit,
             format!("{what} has {} bytes, at most {LONGEST} are allowed", input.len()),
         ));
     }
@@ -30,48 +30,27 @@ fn checked(input: Option<&str>, what: &str) -> Result<String> {
 
 /// Embeddings of texts, in order: by the local model, or by a provider's where one is named.
 fn embed_texts(inputs: Vec<String>, model: &str, interactive: bool) -> Result<Vec<Vec<f32>>> {
-    if !model.is_empty() && model != model_name()? {
-        return embed_with(inputs, model, interactive);
+    // What one asks for alone is looked for; many are kept to be found.
+    let purpose = if interactive { Purpose::Query } else { Purpose::Document };
+    if model.is_empty() || model == model_name()? {
+        let nobody = pgrx::Uuid::from_bytes([0; 16]);
+        let asking = Asking { workspace: nobody, user: None, why: "embed", purpose, interactive };
+        return embed(&Embedder::local(), &asking, inputs);
     }
-    collect(inputs.len(), &Request::Embed { model: model.to_owned(), inputs, interactive })
-        .map(|(embeddings, _)| embeddings)
+    let workspace = searching::workspace(None)?;
+    let asking = Asking { workspace, user: identity::current_user(), why: "embed", purpose, interactive };
+    let embedder = Embedder::choose(workspace, Some(model)).map_err(|error| match error.kind {
+        Kind::UnknownObject => error.hint("Leave model out to use the local one."),
+        _ => error,
+    })?;
+    embed(&embedder, &asking, inputs)
 }
 
-/// Embeddings by a provider's model, charged to the caller's workspace.
-fn embed_with(inputs: Vec<String>, model: &str, interactive: bool) -> Result<Vec<Vec<f32>>> {
-    let workspace = searching::workspace(None)?;
-    let user = identity::current_user();
-    let chosen = routes::choose(workspace, "embedding", Some(model))?.ok_or_else(|| {
-        Error::unknown_object(format!("model \"{model}\" does not exist")).hint("Leave model out to use the local one.")
-    })?;
-    let tokens: u64 = inputs.iter().map(|input| u64::from(estimate(input))).sum();
-    let route = chosen.routes[0].clone();
-    let reservation = budget::reserve(workspace, user, || {
-        let tokens = tokens + tokens / 4;
-        (tokens, budget::most_cost(&route.prices, tokens, 0))
-    })?;
-    // SAFETY: set once when the process connects.
-    let database = unsafe { pg_sys::MyDatabaseId.to_u32() };
-    let call = EmbedCall {
-        asker: Asker {
-            id: identity::new_id(),
-            database,
-            workspace: *workspace.as_bytes(),
-            user: user.map(|user| *user.as_bytes()),
-            conversation: None,
-            message: None,
-            purpose: "embed".into(),
-        },
-        route,
-        // What one asks for alone is looked for; many are kept to be found.
-        purpose: if interactive { Purpose::Query } else { Purpose::Document },
-        dimensions: chosen.dimensions.filter(|_| chosen.options.get("shorten").is_some()),
-        timeout_ms: chosen.timeout_ms,
-        inputs,
-    };
-    let expected = call.inputs.len();
-    let (embeddings, reply) = collect(expected, &Request::EmbedWith(Box::new(call)))?;
-    if let Reply::Call(end) = reply {
+fn embed(embedder: &Embedder, asking: &Asking, inputs: Vec<String>) -> Result<Vec<Vec<f32>>> {
+    let expected = inputs.len();
+    let (request, reservation) = embedder.ask(asking, inputs)?;
+    let (embeddings, reply) = collect(expected, &request)?;
+    if let (Reply::Call(end), Some(reservation)) = (reply, reservation) {
         reservation.settle(end.usage.input, end.cost_nanos);
     }
     Ok(embeddings)
@@ -96,10 +75,21 @@ fn collect(expected: usize, request: &Request) -> Result<(Vec<Vec<f32>>, Reply)>
     Ok((embeddings, reply))
 }
 
-/// The query's embedding, and the model that made it.
-pub fn embed_query(text: &str) -> Result<(String, Vec<f32>)> {
-    let vector = embed_texts(vec![text.to_owned()], "", true)?.pop().unwrap_or_default();
-    Ok((model_name()?, vector))
+/// What is looked for in a workspace, embedded by the model of its index: the model's name and the embedding.
+pub fn embed_query(workspace: pgrx::Uuid, text: &str) -> Result<(String, Vec<f32>)> {
+    let mut embedder = owner::as_owner(|| Embedder::current(workspace))?;
+    if !embedder.is_remote() {
+        embedder.is_named(&model_name()?)?;
+    }
+    let user = identity::current_user();
+    let asking = Asking { workspace, user, why: "search", purpose: Purpose::Query, interactive: true };
+    let vector = embed(&embedder, &asking, vec![text.to_owned()])?.pop().unwrap_or_default();
+    Ok((embedder.model, vector))
+}
+
+/// Texts embedded by the local model, whatever the workspace's index is made with.
+pub fn embed_locally(inputs: Vec<String>) -> Result<Vec<Vec<f32>>> {
+    embed_texts(inputs, "", true)
 }
 
 /// Name of the model that the gateway runs.
@@ -133,6 +123,13 @@ fn as_vector(embedding: &[f32]) -> Vec<u8> {
     bytes.extend_from_slice(&[0, 0]);
     bytes.extend(embedding.iter().flat_map(|value| value.to_ne_bytes()));
     bytes
+}
+
+/// `helper._vector`: an embedding from its numbers, four bytes each as the machine has them.
+#[pg_extern(sql = false, immutable, parallel_safe, strict)]
+fn vector_of(numbers: &[u8]) -> Vec<u8> {
+    let numbers: Vec<f32> = numbers.as_chunks::<4>().0.iter().map(|number| f32::from_ne_bytes(*number)).collect();
+    as_vector(&numbers)
 }
 
 /// `helper.embed`; SQL declares the result as `vector`.
@@ -221,7 +218,7 @@ fn chunk_text(
         ))
         .into());
     }
-    let request = Request::Prepare(Prepare {
+    let request = Request::Prepare(vec![Prepare {
         name: String::new(),
         mime_type: Some("text/markdown".into()),
         content: content.into_bytes(),
@@ -229,10 +226,11 @@ fn chunk_text(
         model: String::new(),
         max_tokens: max_tokens as u32,
         overlap_tokens: overlap_tokens as u32,
-    });
-    let Reply::Prepared { prepared, .. } = gateway::ask(&request, |_| Ok(()))? else {
-        return Err(Error::bug("the gateway answered another question").into());
+    }]);
+    let Reply::Prepared { mut documents, .. } = gateway::ask(&request, |_| Ok(()))? else {
+        return Err(calling::another().into());
     };
+    let prepared = documents.pop().ok_or_else(calling::another)??;
     Ok(TableIterator::new(prepared.chunks.into_iter().zip(0..).map(|(chunk, ordinal)| {
         (ordinal, chunk.heading, chunk.content, chunk.tokens as i32, chunk.start as i32, chunk.end as i32)
     })))

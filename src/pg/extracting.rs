@@ -4,16 +4,21 @@
 use crate::core::answer::{self, Sentence};
 use crate::core::error::Result;
 use crate::core::prompt::summary;
+use crate::core::sentence;
+use crate::core::sentences::Scored;
 use crate::pg::asking::Question;
 use crate::pg::messages::{Citation, Reply};
 use crate::pg::searching::{Found, Passage};
-use crate::pg::spi;
+use crate::pg::{embedding, indexing, spi};
 use serde_json::json;
 
 const NO_ANSWER: &str = "The documents do not answer this question.";
 const NEEDS_KNOWLEDGE: &str =
     "The local provider answers from documents only, and knowledge was switched off for this call.";
 const EXTRACTED: &str = "Extracted from the documents; the local provider writes no text of its own.";
+
+/// Most sentences that are embedded while somebody waits.
+const MOST_COMPARED: usize = 64;
 
 /// Characters of a summary.
 const SUMMARY: usize = 1200;
@@ -33,7 +38,7 @@ fn reply(text: String, citations: Vec<Citation>) -> Reply {
 /// The answer to a question from what was found; `None` where documents were not to be looked up.
 pub fn compose(question: &Question, found: Option<&Found>) -> Result<Reply> {
     let Some(found) = found else { return Ok(reply(NEEDS_KNOWLEDGE.into(), Vec::new())) };
-    let sentences = sentences(found)?;
+    let sentences = sentences(question, found)?;
     if !answer::answers(&sentences) {
         return Ok(reply(NO_ANSWER.into(), Vec::new()));
     }
@@ -97,29 +102,29 @@ fn summarise(found: &Found) -> Reply {
 }
 
 /// The sentences of the passages, with how much of the question's words each has.
-fn sentences(found: &Found) -> Result<Vec<Sentence>> {
+fn sentences(question: &Question, found: &Found) -> Result<Vec<Sentence>> {
     let mut sentences = Vec::new();
-    for (at, passage) in found.passages.iter().enumerate() {
+    for (at, (passage, scored)) in found.passages.iter().zip(scored(question, found)?).enumerate() {
         // Characters once, so that each sentence is cut out without walking the passage again.
         let bytes: Vec<usize> =
             passage.content.char_indices().map(|(byte, _)| byte).chain([passage.content.len()]).collect();
         let byte = |offset: u32| bytes.get((i64::from(offset) - i64::from(passage.start)).max(0) as usize).copied();
-        for (n, scored) in passage.sentences.iter().enumerate() {
-            let cut = |to: u32| passage.content.get(byte(scored.start)?..byte(to)?);
-            let Some(mut text) = cut(scored.end) else { continue };
-            let mut end = scored.end;
+        for (n, sentence) in scored.iter().enumerate() {
+            let cut = |to: u32| passage.content.get(byte(sentence.start)?..byte(to)?);
+            let Some(mut text) = cut(sentence.end) else { continue };
+            let mut end = sentence.end;
             // What only announces the next one is said together with it.
             if answer::announces(text)
-                && let Some(next) = passage.sentences.get(n + 1)
+                && let Some(next) = scored.get(n + 1)
                 && let Some(both) = cut(next.end)
             {
                 (text, end) = (both, next.end);
             }
             sentences.push(Sentence {
                 passage: at,
-                start: scored.start,
+                start: sentence.start,
                 end,
-                similarity: f64::from(scored.similarity),
+                similarity: f64::from(sentence.similarity),
                 coverage: 0.0,
                 passage_score: passage.score,
                 text: text.to_owned(),
@@ -142,4 +147,30 @@ fn sentences(found: &Found) -> Result<Vec<Sentence>> {
         }
     }
     Ok(sentences)
+}
+
+/// The sentences of each passage with their similarity to the question. An index that a provider's model made has none;
+/// there the local model compares the first ones now.
+fn scored(question: &Question, found: &Found) -> Result<Vec<Vec<Scored>>> {
+    let mut scored: Vec<Vec<Scored>> = found.passages.iter().map(|passage| passage.sentences.clone()).collect();
+    let mut texts = vec![question.query()];
+    let mut places = Vec::new();
+    for (at, passage) in found.passages.iter().enumerate().filter(|(_, passage)| passage.sentences.is_empty()) {
+        for (range, place) in sentence::placed(&passage.content, passage.start as u32) {
+            if places.len() < MOST_COMPARED {
+                texts.push(indexing::embedded_text(&passage.title, &passage.heading, &passage.content[range]));
+                places.push((at, place));
+            }
+        }
+    }
+    if places.is_empty() {
+        return Ok(scored);
+    }
+    let vectors = embedding::embed_locally(texts)?;
+    let Some((query, vectors)) = vectors.split_first() else { return Ok(scored) };
+    for ((at, (start, end)), vector) in places.into_iter().zip(vectors) {
+        let similarity = query.iter().zip(vector).map(|(a, b)| a * b).sum();
+        scored[at].push(Scored { start, end, similarity });
+    }
+    Ok(scored)
 }

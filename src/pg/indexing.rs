@@ -1,16 +1,36 @@
-//! Indexing one document, step by step, each step a short transaction: load it, have it read and cut, have what is new
-//! embedded, then store all of it at once. Between the steps only the gateway works.
+//! Indexing documents, step by step, each step a short transaction: load them, have them read and cut, have what is new
+//! embedded, then store all of it at once. Between the steps only the gateway works. Short documents go together.
 
+mod storing;
+
+use crate::core::chat::Purpose;
 use crate::core::error::{Error, Kind, Result};
-use crate::core::wire::{Chunk, Prepare, Prepared, Request};
-use crate::core::{sentences, terms};
-use crate::pg::{settings, spi, terms as lexing};
+use crate::core::wire::{CallEnd, Chunk, Prepare, Prepared, Request};
+use crate::pg::budget::Reservation;
+use crate::pg::embedder::{Asking, Embedder};
+use crate::pg::{settings, spi};
 use pgrx::JsonB;
 use sha2::{Digest, Sha256};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-/// Texts in one request to the model, so that a long document gives way to others between two of them.
+/// Texts in one request to the local model, so that a long document gives way to others between two of them.
 const SLICE: usize = 64;
+
+/// Texts in one request to a provider, which the gateway cuts into several and sends at once.
+const REMOTE_SLICE: usize = 8192;
+
+/// Documents that go together at most.
+pub const TOGETHER: usize = 256;
+
+/// Bytes of documents that go together: a few seconds' work of the local model, or a few requests to a provider.
+const LOCAL_BYTES: i64 = 16 * 1024;
+const REMOTE_BYTES: i64 = 512 * 1024;
+
+/// A document that was tried this often goes alone, and whatever is wrong with it is its own.
+const ALONE: i32 = 3;
+
+/// A document is given up after a provider refused to embed it this often, which takes some minutes.
+const MOST_REFUSALS: i32 = 8;
 
 /// Longest title, in characters.
 const LONGEST_TITLE: usize = 1000;
@@ -20,122 +40,236 @@ const LONGEST_TITLE: usize = 1000;
 pub struct Job {
     pub workspace: pgrx::Uuid,
     pub id: pgrx::Uuid,
-    pub document: pgrx::Uuid,
+    /// The document, or whatever else the kind works on.
+    pub key: pgrx::Uuid,
     pub attempts: i32,
     pub token: pgrx::Uuid,
 }
 
-/// What is to be done next with a document.
+/// What is to be done next with documents.
 pub enum Next {
     /// Ask the gateway this.
     Ask(Request),
     /// All is known; store it.
     Store,
-    /// The document is gone, or this version of it.
+    /// None of them is left.
     Drop,
 }
 
 /// A document on its way into the index.
-pub struct Indexing {
-    pub job: Job,
-    model: String,
+struct Document {
+    job: Job,
     title: String,
     is_file: bool,
     input_hash: Vec<u8>,
-    prepared: Option<Prepared>,
+    /// It was indexed before.
+    is_known: bool,
+    prepared: Prepared,
     /// For each chunk its hash.
     hashes: Vec<Vec<u8>>,
-    /// Chunks by hash that are stored already, with their embedding: id, first character, sentences.
+    /// Chunks by hash that are stored already, with their embedding: id and first character.
     known: HashMap<Vec<u8>, (pgrx::Uuid, i32)>,
-    /// Texts to embed: index of the chunk, and of the sentence in it, or `None` for the chunk itself.
-    texts: Vec<(usize, Option<usize>)>,
+}
+
+/// A text to embed.
+struct Text {
+    document: usize,
+    chunk: usize,
+    /// The sentence in it, or `None` for the chunk itself.
+    sentence: Option<usize>,
+}
+
+/// Documents of one workspace on their way into the index.
+pub struct Indexing {
+    workspace: pgrx::Uuid,
+    user: Option<pgrx::Uuid>,
+    embedder: Embedder,
+    documents: Vec<Document>,
+    is_prepared: bool,
+    texts: Vec<Text>,
     embedded: Vec<f32>,
     dimensions: usize,
+    reservation: Option<Reservation>,
+}
+
+/// What became of jobs when they were loaded.
+#[derive(Default)]
+pub struct Loaded {
+    /// Each with its first question.
+    pub begun: Vec<(Indexing, Request)>,
+    /// The document is gone, or this version of it.
+    pub gone: Vec<Job>,
+    /// There was no room for it.
+    pub left: Vec<Job>,
 }
 
 impl Indexing {
-    /// Loads a document; the first question is to read and cut it.
-    pub fn load(job: Job) -> Result<(Option<Indexing>, Next)> {
-        let found = spi::first(
-            "select s.title, s.mime_type, s.language, s.input_hash, i.content, i.is_file, s.file_name \
-             from helper.knowledge_sources s join helper.knowledge_inputs i on i.workspace_id = s.workspace_id and i.source_id = s.id \
-             where s.workspace_id = $1 and s.id = $2 and s.status = 'pending'",
-            &[job.workspace.into(), job.document.into()],
-            |row| {
-                Ok((
-                    row.get::<String>(1)?,
-                    row.opt::<String>(2)?,
-                    row.opt::<String>(3)?,
-                    row.get::<Vec<u8>>(4)?,
-                    row.get::<Vec<u8>>(5)?,
-                    row.get::<bool>(6)?,
-                    row.opt::<String>(7)?,
-                ))
-            },
-        )?;
-        let Some((title, mime_type, language, input_hash, content, is_file, file_name)) = found else {
-            return Ok((None, Next::Drop));
-        };
-        let request = Request::Prepare(Prepare {
-            name: file_name.unwrap_or_default(),
-            mime_type,
-            content,
-            language,
-            model: String::new(),
-            max_tokens: settings::CHUNK_TOKENS.get() as u32,
-            overlap_tokens: settings::CHUNK_OVERLAP.get() as u32,
-        });
-        let indexing = Indexing {
-            job,
-            model: String::new(),
-            title,
-            is_file,
-            input_hash,
-            prepared: None,
-            hashes: Vec::new(),
-            known: HashMap::new(),
-            texts: Vec::new(),
-            embedded: Vec::new(),
-            dimensions: 0,
-        };
-        Ok((Some(indexing), Next::Ask(request)))
-    }
-
-    /// Takes the chunks, looks which of them are stored already, and says what to embed.
-    pub fn prepared(&mut self, mut prepared: Prepared, model: &str) -> Result<Next> {
-        self.model = model.to_owned();
-        // What a file says of itself reads better than its name, and means more in an embedding.
-        if let Some(own) = prepared.title.as_deref().map(str::trim).filter(|own| self.is_file && !own.is_empty()) {
-            self.title = own.chars().take(LONGEST_TITLE).collect();
-        }
-        for chunk in &mut prepared.chunks {
-            chunk.heading = below(&self.title, &chunk.heading).to_owned();
-        }
-        self.hashes = prepared.chunks.iter().map(|chunk| hash(&self.title, chunk)).collect();
-        self.known = spi::select(
-            "select distinct on (c.content_hash) c.content_hash, c.id, c.start_offset \
-             from helper.knowledge_chunks c \
-             join helper.knowledge_vectors v on v.workspace_id = c.workspace_id and v.chunk_id = c.id and v.model = $3 \
-             where c.workspace_id = $1 and c.source_id = $2 \
-             order by c.content_hash, c.id",
-            &[self.job.workspace.into(), self.job.document.into(), model.into()],
-            |row| Ok((row.get::<Vec<u8>>(1)?, (row.get::<pgrx::Uuid>(2)?, row.get::<i32>(3)?))),
+    /// Loads documents of one workspace, to be indexed as at most `room` bundles.
+    pub fn load(workspace: pgrx::Uuid, jobs: Vec<Job>, room: usize) -> Result<Loaded> {
+        let embedder = Embedder::current(workspace)?;
+        let most = if embedder.is_remote() { REMOTE_BYTES } else { LOCAL_BYTES };
+        let ids: Vec<pgrx::Uuid> = jobs.iter().map(|job| job.key).collect();
+        let sizes: HashMap<pgrx::Uuid, (i64, Option<pgrx::Uuid>)> = spi::change(
+            "select s.id, pg_catalog.octet_length(i.content)::bigint, s.created_by from pg_catalog.unnest($2) u (id) \
+             join helper.knowledge_sources s on s.workspace_id = $1 and s.id = u.id and s.status = 'pending' \
+             join helper.knowledge_inputs i on i.workspace_id = s.workspace_id and i.source_id = s.id",
+            &[workspace.into(), ids.into()],
+            |row| Ok((row.get(1)?, (row.get(2)?, row.opt(3)?))),
         )?
         .into_iter()
         .collect();
-        let mut planned: HashMap<&[u8], ()> = HashMap::new();
-        for (at, chunk) in prepared.chunks.iter().enumerate() {
-            let hash = self.hashes[at].as_slice();
-            // The same text twice in one document is stored once for each place, so each place is embedded, unless the
-            // one stored already can serve.
-            if self.known.contains_key(hash) && planned.insert(hash, ()).is_none() {
+        let mut loaded = Loaded::default();
+        let mut bundles: Vec<(Option<pgrx::Uuid>, i64, Vec<Job>)> = Vec::new();
+        for job in jobs {
+            let Some((size, user)) = sizes.get(&job.key) else {
+                loaded.gone.push(job);
                 continue;
+            };
+            let joins = bundles.last().is_some_and(|(asker, bytes, members)| {
+                let tried = members.iter().chain([&job]).any(|job| job.attempts > ALONE);
+                !tried && asker == user && bytes + size <= most && members.len() < TOGETHER
+            });
+            let is_room = bundles.len() < room;
+            match bundles.last_mut() {
+                Some((_, bytes, members)) if joins => {
+                    *bytes += size;
+                    members.push(job);
+                }
+                _ if is_room => bundles.push((*user, *size, vec![job])),
+                _ => loaded.left.push(job),
             }
-            self.texts.push((at, None));
-            self.texts.extend((0..chunk.sentences.len()).map(|sentence| (at, Some(sentence))));
         }
-        self.prepared = Some(prepared);
-        Ok(self.ask())
+        for (user, _, members) in bundles {
+            loaded.begun.push(Indexing::begin(workspace, user, embedder.clone(), members)?);
+        }
+        Ok(loaded)
+    }
+
+    /// Reads documents; the first question is to read and cut them.
+    fn begin(
+        workspace: pgrx::Uuid,
+        user: Option<pgrx::Uuid>,
+        embedder: Embedder,
+        jobs: Vec<Job>,
+    ) -> Result<(Indexing, Request)> {
+        let ids: Vec<pgrx::Uuid> = jobs.iter().map(|job| job.key).collect();
+        let mut jobs: HashMap<pgrx::Uuid, Job> = jobs.into_iter().map(|job| (job.key, job)).collect();
+        let mut documents = Vec::with_capacity(jobs.len());
+        let mut requests = Vec::with_capacity(jobs.len());
+        spi::change(
+            "select s.id, s.title, s.mime_type, s.language, s.input_hash, i.content, i.is_file, s.file_name, s.chunk_count \
+             from pg_catalog.unnest($2) u (id) \
+             join helper.knowledge_sources s on s.workspace_id = $1 and s.id = u.id and s.status = 'pending' \
+             join helper.knowledge_inputs i on i.workspace_id = s.workspace_id and i.source_id = s.id",
+            &[workspace.into(), ids.into()],
+            |row| {
+                let Some(job) = jobs.remove(&row.get::<pgrx::Uuid>(1)?) else { return Ok(()) };
+                requests.push(Prepare {
+                    name: row.opt::<String>(8)?.unwrap_or_default(),
+                    mime_type: row.opt(3)?,
+                    content: row.get(6)?,
+                    language: row.opt(4)?,
+                    model: String::new(),
+                    max_tokens: settings::CHUNK_TOKENS.get() as u32,
+                    overlap_tokens: settings::CHUNK_OVERLAP.get() as u32,
+                });
+                documents.push(Document {
+                    job,
+                    title: row.get(2)?,
+                    is_file: row.get(7)?,
+                    input_hash: row.get(5)?,
+                    is_known: row.get::<i32>(9)? > 0,
+                    prepared: Prepared { title: None, text: String::new(), language: None, chunks: Vec::new() },
+                    hashes: Vec::new(),
+                    known: HashMap::new(),
+                });
+                Ok(())
+            },
+        )?;
+        let indexing = Indexing {
+            workspace,
+            user,
+            embedder,
+            documents,
+            is_prepared: false,
+            texts: Vec::new(),
+            embedded: Vec::new(),
+            dimensions: 0,
+            reservation: None,
+        };
+        Ok((indexing, Request::Prepare(requests)))
+    }
+
+    /// Its jobs.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.documents.iter().map(|document| &document.job)
+    }
+
+    /// Takes the chunks, looks which of them are stored already, and plans what to embed. Returns the documents that
+    /// cannot be read, which are left out.
+    pub fn prepared(&mut self, prepared: Vec<Result<Prepared>>, model: &str) -> Result<Vec<(Job, Error)>> {
+        if prepared.len() != self.documents.len() {
+            return Err(Error::bug("the gateway read other documents"));
+        }
+        self.embedder.is_named(model)?;
+        self.is_prepared = true;
+        let mut unread = Vec::new();
+        let documents = std::mem::take(&mut self.documents).into_iter().zip(prepared);
+        self.documents = documents
+            .filter_map(|(mut document, prepared)| match prepared {
+                Ok(prepared) => {
+                    document.take(prepared);
+                    Some(document)
+                }
+                Err(error) => {
+                    unread.push((document.job, error));
+                    None
+                }
+            })
+            .collect();
+        self.look_up_known()?;
+        for (at, document) in self.documents.iter().enumerate() {
+            let mut planned = HashSet::new();
+            for (n, (chunk, hash)) in document.prepared.chunks.iter().zip(&document.hashes).enumerate() {
+                // The same text twice in one document is stored once for each place, so each place is embedded, unless
+                // the one stored already can serve.
+                if document.known.contains_key(hash) && planned.insert(hash) {
+                    continue;
+                }
+                self.texts.push(Text { document: at, chunk: n, sentence: None });
+                // A provider is paid for every text: it embeds chunks alone.
+                if !self.embedder.is_remote() {
+                    let sentences = 0..chunk.sentences.len();
+                    self.texts.extend(sentences.map(|s| Text { document: at, chunk: n, sentence: Some(s) }));
+                }
+            }
+        }
+        Ok(unread)
+    }
+
+    fn look_up_known(&mut self) -> Result<()> {
+        let known: Vec<pgrx::Uuid> =
+            self.documents.iter().filter(|document| document.is_known).map(|document| document.job.key).collect();
+        if known.is_empty() {
+            return Ok(());
+        }
+        let rows = spi::change(
+            "select distinct on (c.source_id, c.content_hash) c.source_id, c.content_hash, c.id, c.start_offset \
+             from pg_catalog.unnest($2) u (id) \
+             join helper.knowledge_chunks c on c.workspace_id = $1 and c.source_id = u.id \
+             join helper.knowledge_vectors v on v.workspace_id = c.workspace_id and v.chunk_id = c.id and v.model = $3 \
+             order by c.source_id, c.content_hash, c.id",
+            &[self.workspace.into(), known.into(), self.embedder.model.as_str().into()],
+            |row| Ok((row.get::<pgrx::Uuid>(1)?, row.get::<Vec<u8>>(2)?, (row.get(3)?, row.get(4)?))),
+        )?;
+        let places: HashMap<pgrx::Uuid, usize> =
+            self.documents.iter().enumerate().map(|(at, document)| (document.job.key, at)).collect();
+        for (document, hash, chunk) in rows {
+            if let Some(at) = places.get(&document) {
+                self.documents[*at].known.insert(hash, chunk);
+            }
+        }
+        Ok(())
     }
 
     /// Takes embeddings in the order of the texts.
@@ -144,205 +278,74 @@ impl Indexing {
         self.embedded.extend_from_slice(values);
     }
 
-    /// The next slice of texts to embed, or to store when there is none.
-    pub fn ask(&self) -> Next {
-        let Some(prepared) = &self.prepared else { return Next::Drop };
+    /// Takes the end of a provider's call.
+    pub fn called(&mut self, end: &CallEnd) -> Result<()> {
+        if let Some(reservation) = self.reservation.take() {
+            reservation.settle(end.usage.input, end.cost_nanos);
+        }
+        end.error.clone().map_or(Ok(()), Err)
+    }
+
+    /// The next slice of texts to embed, or to store when there is none; inside a transaction.
+    pub fn next(&mut self) -> Result<Next> {
+        if self.documents.is_empty() {
+            return Ok(Next::Drop);
+        }
         let done = self.embedded.len() / self.dimensions.max(1);
         if done >= self.texts.len() {
-            return Next::Store;
+            return Ok(Next::Store);
         }
-        let inputs = self.texts[done..self.texts.len().min(done + SLICE)]
-            .iter()
-            .map(|(at, sentence)| {
-                let chunk = &prepared.chunks[*at];
-                match sentence {
-                    None => embedded_text(&self.title, &chunk.heading, &chunk.content),
-                    Some(sentence) => {
-                        embedded_text(&self.title, &chunk.heading, slice(chunk, chunk.sentences[*sentence]))
-                    }
-                }
-            })
-            .collect();
-        Next::Ask(Request::Embed { model: String::new(), inputs, interactive: false })
-    }
-
-    /// Stores all of it; the document is searchable as this version from this transaction on.
-    pub fn store(&self) -> Result<Stored> {
-        let (workspace, document) = (self.job.workspace, self.job.document);
-        let Some(prepared) = &self.prepared else { return Err(Error::bug("nothing to store")) };
-        // A caller's open transaction may hold the document; better to come back than to wait for it.
-        let current = spi::change(
-            "select s.input_hash from helper.knowledge_sources s where s.workspace_id = $1 and s.id = $2 for no key update skip locked",
-            &[workspace.into(), document.into()],
-            |row| row.get::<Vec<u8>>(1),
-        )?;
-        let Some(current) = current.into_iter().next() else {
-            let exists = spi::first(
-                "select true from helper.knowledge_sources s where s.workspace_id = $1 and s.id = $2",
-                &[workspace.into(), document.into()],
-                |row| row.get::<bool>(1),
-            )?;
-            return Ok(if exists.is_some() { Stored::Locked } else { Stored::Gone });
+        let most = if self.embedder.is_remote() { REMOTE_SLICE } else { SLICE };
+        let inputs = self.texts[done..self.texts.len().min(done + most)].iter().map(|text| self.text(text)).collect();
+        let asking = Asking {
+            workspace: self.workspace,
+            user: self.user,
+            why: "index",
+            purpose: Purpose::Document,
+            interactive: false,
         };
-        if current != self.input_hash {
-            // It was given anew meanwhile, and is waiting again.
-            return Ok(Stored::Gone);
-        }
-        let kept = self.keep(prepared)?;
-        let language = prepared.language.clone();
-        let config =
-            spi::first("select helper._text_config($1)", &[language.clone().into()], |row| row.get::<String>(1))?
-                .unwrap_or_else(|| "simple".into());
-        let mut next = 0;
-        for (at, chunk) in prepared.chunks.iter().enumerate() {
-            let id = match kept.get(&at) {
-                Some(id) => *id,
-                None => self.insert(at, chunk, &mut next)?,
-            };
-            let text = embedded_text(&self.title, &chunk.heading, &chunk.content);
-            let (counts, length) = lexing::of(workspace.as_bytes(), &config, &text)?;
-            spi::run(
-                "insert into helper.knowledge_terms (workspace_id, chunk_id, source_id, config, length, terms) values ($1, $2, $3, $4, $5, $6)",
-                &[
-                    workspace.into(),
-                    id.into(),
-                    document.into(),
-                    config.as_str().into(),
-                    (length as i32).into(),
-                    terms::pack(counts).into(),
-                ],
-            )?;
-        }
-        let tokens: u32 = prepared.chunks.iter().map(|chunk| chunk.tokens).sum();
-        spi::run(
-            "update helper.knowledge_sources s \
-             set status = 'ready', error = null, title = $7, content = $3, language = coalesce(s.language, $4), chunk_count = $5, token_count = $6, indexed_at = clock_timestamp() \
-             where s.workspace_id = $1 and s.id = $2",
-            &[
-                workspace.into(),
-                document.into(),
-                prepared.text.as_str().into(),
-                language.into(),
-                (prepared.chunks.len() as i32).into(),
-                (tokens as i32).into(),
-                self.title.as_str().into(),
-            ],
-        )?;
-        spi::run(
-            "delete from helper.knowledge_inputs i where i.workspace_id = $1 and i.source_id = $2 and not i.is_file",
-            &[workspace.into(), document.into()],
-        )?;
-        Ok(Stored::Done)
+        let (request, reservation) = self.embedder.ask(&asking, inputs)?;
+        self.reservation = reservation;
+        Ok(Next::Ask(request))
     }
 
-    /// Keeps the chunks whose text did not change, moves them to their new place, and removes the others.
-    fn keep(&self, prepared: &Prepared) -> Result<HashMap<usize, pgrx::Uuid>> {
-        let (workspace, document) = (self.job.workspace, self.job.document);
-        let mut free = self.known.clone();
-        let mut kept = HashMap::new();
-        for (at, chunk) in prepared.chunks.iter().enumerate() {
-            if let Some((id, start)) = free.remove(&self.hashes[at]) {
-                kept.insert(at, (id, start, chunk));
-            }
-        }
-        let ids: Vec<pgrx::Uuid> = kept.values().map(|(id, ..)| *id).collect();
-        spi::run(
-            "delete from helper.knowledge_chunks c where c.workspace_id = $1 and c.source_id = $2 and c.id <> all ($3)",
-            &[workspace.into(), document.into(), ids.into()],
-        )?;
-        spi::run(
-            "delete from helper.knowledge_terms t where t.workspace_id = $1 and t.chunk_id in \
-             (select c.id from helper.knowledge_chunks c where c.workspace_id = $1 and c.source_id = $2)",
-            &[workspace.into(), document.into()],
-        )?;
-        let mut places = HashMap::new();
-        for (at, (id, start, chunk)) in kept {
-            places.insert(at, id);
-            spi::run(
-                "update helper.knowledge_chunks c set ordinal = $3, start_offset = $4, end_offset = $5 where c.workspace_id = $1 and c.id = $2",
-                &[
-                    workspace.into(),
-                    id.into(),
-                    (at as i32).into(),
-                    (chunk.start as i32).into(),
-                    (chunk.end as i32).into(),
-                ],
-            )?;
-            let by = i64::from(chunk.start) - i64::from(start);
-            if by == 0 {
-                continue;
-            }
-            let vector = spi::first(
-                "select v.sentences, vector_dims from helper.knowledge_vectors v, lateral helper._dimensions(v.embedding) vector_dims \
-                 where v.workspace_id = $1 and v.chunk_id = $2 and v.model = $3",
-                &[workspace.into(), id.into(), self.model.as_str().into()],
-                |row| Ok((row.get::<Vec<u8>>(1)?, row.get::<i32>(2)?)),
-            )?;
-            if let Some((packed, dimensions)) = vector {
-                spi::run(
-                    "update helper.knowledge_vectors v set sentences = $4 where v.workspace_id = $1 and v.chunk_id = $2 and v.model = $3",
-                    &[
-                        workspace.into(),
-                        id.into(),
-                        self.model.as_str().into(),
-                        sentences::moved(&packed, dimensions as usize, by).into(),
-                    ],
-                )?;
-            }
-        }
-        Ok(places)
-    }
-
-    /// Inserts a chunk with its embeddings, the next ones in order.
-    fn insert(&self, at: usize, chunk: &Chunk, next: &mut usize) -> Result<pgrx::Uuid> {
-        let (workspace, document) = (self.job.workspace, self.job.document);
-        let id = spi::change(
-            "insert into helper.knowledge_chunks \
-               (workspace_id, source_id, ordinal, heading, content, token_count, start_offset, end_offset, content_hash) \
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9) returning id",
-            &[
-                workspace.into(),
-                document.into(),
-                (at as i32).into(),
-                chunk.heading.as_str().into(),
-                chunk.content.as_str().into(),
-                (chunk.tokens as i32).into(),
-                (chunk.start as i32).into(),
-                (chunk.end as i32).into(),
-                self.hashes[at].clone().into(),
-            ],
-            |row| row.get::<pgrx::Uuid>(1),
-        )?
-        .into_iter()
-        .next()
-        .ok_or_else(|| Error::bug("no chunk was inserted"))?;
-        let embedding = |n: usize| -> Result<&[f32]> {
-            self.embedded
-                .get(n * self.dimensions..(n + 1) * self.dimensions)
-                .ok_or_else(|| Error::bug("fewer embeddings than texts"))
+    fn text(&self, text: &Text) -> String {
+        let document = &self.documents[text.document];
+        let chunk = &document.prepared.chunks[text.chunk];
+        let content = match text.sentence {
+            None => chunk.content.as_str(),
+            Some(sentence) => slice(chunk, chunk.sentences[sentence]),
         };
-        let whole = embedding(*next)?.to_vec();
-        *next += 1;
-        let mut packed = Vec::new();
-        for (start, end) in &chunk.sentences {
-            sentences::push(&mut packed, *start, *end, embedding(*next)?);
-            *next += 1;
-        }
-        spi::run(
-            "insert into helper.knowledge_vectors (workspace_id, chunk_id, source_id, model, embedding, sentences) \
-             values ($1, $2, $3, $4, helper._halfvec($5), $6)",
-            &[workspace.into(), id.into(), document.into(), self.model.as_str().into(), whole.into(), packed.into()],
-        )?;
-        Ok(id)
+        embedded_text(&document.title, &chunk.heading, content)
+    }
+
+    /// After how many seconds to try one of its jobs again, where that can help.
+    pub fn again(&self, job: &Job, error: &Error) -> Option<f64> {
+        again(job, error, self.is_prepared && self.embedder.is_remote())
     }
 }
 
-/// What became of storing.
+impl Document {
+    fn take(&mut self, mut prepared: Prepared) {
+        // What a file says of itself reads better than its name, and means more in an embedding.
+        if let Some(own) = prepared.title.as_deref().map(str::trim).filter(|own| self.is_file && !own.is_empty()) {
+            self.title = own.chars().take(LONGEST_TITLE).collect();
+        }
+        for chunk in &mut prepared.chunks {
+            chunk.heading = below(&self.title, &chunk.heading).to_owned();
+        }
+        self.hashes = prepared.chunks.iter().map(|chunk| hash(&self.title, chunk)).collect();
+        self.prepared = prepared;
+    }
+}
+
+/// What became of storing a document.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
     Done,
     /// The document is gone or was given anew.
     Gone,
-    /// Somebody holds it; again in a moment.
+    /// Somebody holds it, or the index has another model now; again in a moment.
     Locked,
 }
 
@@ -352,7 +355,7 @@ pub fn fail(job: &Job, error: &Error, for_good: bool) -> Result<()> {
     spi::run(
         "update helper.knowledge_sources s set error = $3, status = case when $4 then 'failed' else s.status end \
          where s.workspace_id = $1 and s.id = $2 and s.status = 'pending'",
-        &[job.workspace.into(), job.document.into(), JsonB(facts).into(), for_good.into()],
+        &[job.workspace.into(), job.key.into(), JsonB(facts).into(), for_good.into()],
     )
 }
 
@@ -366,9 +369,16 @@ pub fn facts(error: &Error) -> serde_json::Value {
     })
 }
 
-/// Whether trying again later can help.
-pub fn is_passing(error: &Error) -> bool {
-    matches!(error.kind, Kind::NotReady | Kind::RateLimited | Kind::Cancelled)
+/// After how many seconds to try a job again, where that can help; `paid` where a provider was asked for it.
+pub fn again(job: &Job, error: &Error, paid: bool) -> Option<f64> {
+    let later = f64::from(1 << job.attempts.clamp(0, 6)).min(60.0);
+    match error.kind {
+        Kind::NotReady | Kind::RateLimited | Kind::Cancelled => Some(later),
+        Kind::Provider => (job.attempts < MOST_REFUSALS).then_some(later),
+        // A budget is renewed, or raised.
+        Kind::OverLimit => paid.then_some(60.0),
+        _ => None,
+    }
 }
 
 /// What is embedded for a chunk or a sentence: it means more with the title and the headings above it.

@@ -1,12 +1,13 @@
 //! A reply that somebody asked for and did not wait for: the worker takes it through the same steps as a session would,
 //! as the person who asked, with no transaction open while it waits.
 
-use crate::core::chat::{Event, Said};
+use crate::core::chat::{Event, Purpose, Said};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::prompt::marks::MarkFilter;
 use crate::core::wire::{CallEnd, Outcome, Request};
 use crate::pg::asking::{self, Arguments, Question};
 use crate::pg::budget::Reservation;
+use crate::pg::embedder::{Asking, Embedder};
 use crate::pg::indexing::Job;
 use crate::pg::messages::{self, Stored};
 use crate::pg::report::Reported;
@@ -39,6 +40,7 @@ pub struct Replying {
     text: String,
     question: Option<Question>,
     stored: Stored,
+    embedder: Embedder,
     vector: Vec<f32>,
     passages: Vec<Passage>,
     reservation: Option<Reservation>,
@@ -79,6 +81,7 @@ impl Replying {
             text,
             question: None,
             stored,
+            embedder: Embedder::local(),
             vector: Vec::new(),
             passages: Vec::new(),
             reservation: None,
@@ -114,18 +117,31 @@ impl Replying {
                 options: self.payload.get("options").filter(|options| options.is_object()).cloned().map(JsonB),
             })
         })?;
-        let next = question.knowledge.then(|| {
-            Next::Ask(Box::new(Request::Embed {
-                model: String::new(),
-                inputs: vec![question.query()],
-                interactive: true,
-            }))
-        });
+        let knowledge = question.knowledge;
+        let asking = Asking {
+            workspace: question.workspace,
+            user: Some(question.user),
+            why: "search",
+            purpose: Purpose::Query,
+            interactive: true,
+        };
+        let inputs = vec![question.query()];
         self.question = Some(question);
-        match next {
-            Some(next) => Ok(next),
-            None => self.embedded(),
+        if !knowledge {
+            return self.embedded();
         }
+        self.embedder = owner::as_owner(|| Embedder::current(asking.workspace))?;
+        let (request, reservation) = self.embedder.ask(&asking, inputs)?;
+        self.reservation = reservation;
+        Ok(Next::Ask(Box::new(request)))
+    }
+
+    /// Takes the end of a provider's call for the question's embedding.
+    pub fn called(&mut self, end: &CallEnd) -> Result<()> {
+        if let Some(reservation) = self.reservation.take() {
+            reservation.settle(end.usage.input, end.cost_nanos);
+        }
+        end.error.clone().map_or(Ok(()), Err)
     }
 
     /// Takes the question's embedding as it comes.
@@ -137,7 +153,14 @@ impl Replying {
     pub fn embedded(&mut self) -> Result<Next> {
         let Some(question) = &self.question else { return Err(Error::bug("a reply has no question")) };
         let vector = std::mem::take(&mut self.vector);
-        let vector = if question.knowledge { Some((embedding::model_name()?, vector)) } else { None };
+        let vector = if question.knowledge {
+            if !self.embedder.is_remote() {
+                self.embedder.is_named(&embedding::model_name()?)?;
+            }
+            Some((self.embedder.model.clone(), vector))
+        } else {
+            None
+        };
         let stored = self.stored;
         let made = owner::as_principal(&self.role, self.claims.as_deref(), || {
             let found = answering::look_up(question, vector)?;

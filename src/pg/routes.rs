@@ -76,6 +76,17 @@ pub fn choose(workspace: pgrx::Uuid, purpose: &str, model: Option<&str>) -> Resu
     Ok(Some(chosen))
 }
 
+/// A provider's model by its identity, as the owner; `None` where there is none that may be asked.
+pub fn of(provider: pgrx::Uuid, model: &str) -> Result<Option<Chosen>> {
+    let found = read(
+        &format!(
+            "select {COLUMNS} from helper._routes r where r.provider_id = $1 and r.model = $2 and r.enabled limit 1"
+        ),
+        &[provider.into(), model.into()],
+    )?;
+    found.into_iter().next().transpose()
+}
+
 fn read(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Result<Chosen>>> {
     spi::select(sql, args, |row| {
         let name = row.get::<String>(2)?;

@@ -45,7 +45,7 @@ pub struct Passage {
     pub score: f64,
     pub vector_rank: Option<u32>,
     pub text_rank: Option<u32>,
-    /// Its sentences with their similarity to the query; empty unless the search is hybrid.
+    /// Its sentences with their similarity to the query; empty unless the search is hybrid and the index's model local.
     pub sentences: Vec<Scored>,
     /// The chunks it was merged from: one past the last character of each, in order.
     chunks: Vec<(i32, pgrx::Uuid)>,
@@ -100,7 +100,7 @@ pub fn search(query: &Query) -> Result<Found> {
     check(query)?;
     let vector = match query.method {
         Method::Text => None,
-        _ => Some(embedding::embed_query(query.text)?),
+        _ => Some(embedding::embed_query(query.workspace, query.text)?),
     };
     search_with(query, vector)
 }

@@ -1,14 +1,17 @@
 //! A database's worker: takes jobs from the queue and brings them to their end, many at once on one connection to the
 //! gateway, with no transaction open while it waits.
 
+mod documents;
 mod ledger;
+mod reembeds;
 mod replies;
 mod transaction;
 
 use crate::core::error::{Error, Kind, Result};
-use crate::core::wire::{self, CallEnd, Frame, Item, Reply, Request, Tag};
+use crate::core::wire::{CallEnd, Frame, Request};
 use crate::pg::gateway::Link;
-use crate::pg::indexing::{self, Indexing, Job, Next, Stored};
+use crate::pg::indexing::{self, Indexing, Job};
+use crate::pg::reembedding::Reembedding;
 use crate::pg::replying::Replying;
 use crate::pg::worker::transaction::{extension_exists, transaction};
 use crate::pg::{packing, settings, shared, spi, wait};
@@ -20,12 +23,6 @@ use std::time::{Duration, Instant};
 
 /// The worker looks at the queue this often even if nobody wakes it: for what was put off, and prepared transactions.
 const ROUND: Duration = Duration::from_secs(5);
-
-/// A document is given up after the gateway ended this often while it was alone with it, which takes more than a minute.
-const MOST_DEATHS: u32 = 8;
-
-/// The longest time before a gateway that cannot work is tried again.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 unsafe extern "C-unwind" {
     fn die(signal: i32);
@@ -42,6 +39,10 @@ enum Leave {
 struct Worker {
     link: Option<Link>,
     tasks: HashMap<u32, Indexing>,
+    /// Documents that are claimed of one workspace at once: more while all of them find room.
+    share: usize,
+    most_share: usize,
+    reembeds: HashMap<u32, Box<Reembedding>>,
     replies: HashMap<u32, Box<Replying>>,
     /// Replies that are whole but could not be stored, because of a lock say.
     unstored: Vec<(Box<Replying>, CallEnd)>,
@@ -137,6 +138,9 @@ impl Worker {
         Worker {
             link: None,
             tasks: HashMap::new(),
+            share: 1,
+            most_share: indexing::TOGETHER,
+            reembeds: HashMap::new(),
             replies: HashMap::new(),
             unstored: Vec::new(),
             ledger: 0,
@@ -189,19 +193,23 @@ impl Worker {
                 self.give_back();
                 self.cancel_replies();
                 self.store_again();
-                self.claim();
+                self.claim_documents();
+                self.claim_reembeds();
                 self.claim_replies();
             }
             self.receive();
             self.write_replies();
             if now >= self.next_packing {
                 // At once again while there is more, and between two documents rather than after all of them.
-                let packed = transaction(packing::pack_next);
+                let packed = transaction(|| match packing::pack_next()? {
+                    0 => sweep(),
+                    packed => Ok(packed),
+                });
                 let packed = self.note(packed).unwrap_or(0);
                 self.next_packing = now + if packed > 0 { Duration::ZERO } else { Duration::from_secs(10) };
                 self.next_look = self.next_look.min(self.next_packing);
             }
-            if now >= self.next_cleaning && self.tasks.is_empty() && self.replies.is_empty() {
+            if now >= self.next_cleaning && self.is_idle() {
                 self.next_cleaning = now + Duration::from_secs(60);
                 let keep = settings::JOB_RETENTION.get();
                 let cleaned = transaction(|| spi::run("select helper._clean($1)", &[keep.into()]));
@@ -239,43 +247,8 @@ impl Worker {
         }
     }
 
-    fn room(&self) -> usize {
-        let most = if self.careful { 1 } else { settings::INDEXING_CONCURRENCY.get() as usize };
-        most.saturating_sub(self.tasks.len())
-    }
-
-    fn claim(&mut self) {
-        if !self.connected() {
-            return;
-        }
-        while self.room() > 0 {
-            if self.paused_until > Instant::now() {
-                self.next_look = self.next_look.min(self.paused_until);
-                return;
-            }
-            let (room, turn) = (self.room() as i32, self.turn);
-            let jobs = transaction(|| {
-                let due = spi::first(
-                    "select true from helper.job_queue q where q.kind = 'index' and q.run_at <= clock_timestamp() limit 1",
-                    &[],
-                    |row| row.get::<bool>(1),
-                )?;
-                if due.is_none() {
-                    return Ok(Vec::new());
-                }
-                claim("index", turn, room)
-            });
-            let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
-            for job in jobs {
-                self.turn = job.workspace;
-                let loaded = transaction(|| Indexing::load(job.clone()));
-                match loaded {
-                    Ok((Some(indexing), next)) => self.go_on(indexing, next),
-                    Ok((None, _)) => self.finish(&job, "cancelled", None),
-                    Err(error) => self.failed(job, &error),
-                }
-            }
-        }
+    fn is_idle(&self) -> bool {
+        self.tasks.is_empty() && self.reembeds.is_empty() && self.replies.is_empty()
     }
 
     /// Whether there is a gateway of our version; what is claimed without one would be given up as its fault.
@@ -293,30 +266,6 @@ impl Worker {
         }
         self.next_look = self.next_look.min(self.connect_after);
         false
-    }
-
-    fn go_on(&mut self, mut indexing: Indexing, next: Next) {
-        match next {
-            Next::Ask(request) => {
-                let sent = match &mut self.link {
-                    Some(link) => link.request(&request),
-                    None => Err(Error::not_ready("the gateway went away")),
-                };
-                match sent {
-                    Ok(id) => {
-                        self.tasks.insert(id, indexing);
-                    }
-                    Err(error) if error.kind == Kind::BadArgument => self.failed(indexing.job, &error),
-                    Err(_) => {
-                        // The request counts as one under way: whoever reads the socket finds it closed.
-                        self.tasks.insert(u32::MAX - self.tasks.len() as u32, indexing);
-                        self.lost();
-                    }
-                }
-            }
-            Next::Store => self.store(&mut indexing),
-            Next::Drop => self.finish(&indexing.job, "cancelled", None),
-        }
     }
 
     fn receive(&mut self) {
@@ -343,10 +292,7 @@ impl Worker {
                 Ok(None) => return,
                 Ok(Some(frame)) => self.frame(&frame),
                 Err(error) => {
-                    if !self.tasks.is_empty()
-                        || !self.replies.is_empty()
-                        || !self.link.as_ref().is_some_and(Link::greeted)
-                    {
+                    if !self.is_idle() || !self.link.as_ref().is_some_and(Link::greeted) {
                         self.note::<()>(Err(error));
                     }
                     self.lost();
@@ -363,63 +309,21 @@ impl Worker {
         if let Some(reply) = self.replies.remove(&frame.id) {
             return self.reply_frame(reply, frame);
         }
-        let Some(mut indexing) = self.tasks.remove(&frame.id) else { return };
-        let outcome = match frame.tag {
-            Tag::Item => {
-                let taken = wire::decode::<Item>(&frame.body).and_then(|item| match item {
-                    Item::Embeddings { dimensions, values } => {
-                        indexing.embeddings(dimensions as usize, &values);
-                        Ok(())
-                    }
-                    _ => Err(Error::bug("the gateway answered another question")),
-                });
-                match taken {
-                    Ok(()) => {
-                        self.tasks.insert(frame.id, indexing);
-                        return;
-                    }
-                    Err(error) => Err(error),
-                }
-            }
-            Tag::End => wire::decode::<Reply>(&frame.body).and_then(|reply| match reply {
-                Reply::Prepared { prepared, model } => transaction(|| indexing.prepared(prepared, &model)),
-                Reply::Done { .. } => Ok(indexing.ask()),
-                _ => Err(Error::bug("the gateway answered another question")),
-            }),
-            Tag::Error => match wire::decode::<Error>(&frame.body) {
-                Ok(error) if error.kind == Kind::NotReady => return self.refused(&indexing.job, &error),
-                Ok(error) | Err(error) => Err(error),
-            },
-            Tag::Hello | Tag::Request | Tag::Cancel => Err(Error::bug("unexpected frame from the gateway")),
-        };
-        match outcome {
-            Ok(next) => self.go_on(indexing, next),
-            Err(error) => self.failed(indexing.job, &error),
+        if let Some(reembed) = self.reembeds.remove(&frame.id) {
+            return self.reembed_frame(reembed, frame);
         }
-        // There is room for another one.
-        self.next_look = Instant::now();
+        if let Some(indexing) = self.tasks.remove(&frame.id) {
+            self.document_frame(indexing, frame);
+        }
     }
 
-    fn store(&mut self, indexing: &mut Indexing) {
-        let job = indexing.job.clone();
-        let stored = transaction(|| {
-            let stored = indexing.store()?;
-            match stored {
-                Stored::Done => end(&job, "succeeded", None)?,
-                Stored::Gone => end(&job, "cancelled", None)?,
-                Stored::Locked => requeue(&job, 0.5, false)?,
-            }
-            Ok(())
-        });
-        match stored {
-            Ok(()) => {
-                self.careful = false;
-                self.pause = Duration::ZERO;
-                self.deaths.remove(job.document.as_bytes());
-            }
-            Err(error) => self.failed(job, &error),
+    /// Sends a request; an error of the connection is `None`, and means that what was under way is lost.
+    fn send(&mut self, request: &Request) -> Result<Option<u32>> {
+        match self.link.as_mut().map(|link| link.request(request)) {
+            Some(Ok(id)) => Ok(Some(id)),
+            Some(Err(error)) if error.kind == Kind::BadArgument => Err(error),
+            _ => Ok(None),
         }
-        self.next_look = Instant::now();
     }
 
     fn finish(&mut self, job: &Job, status: &'static str, error: Option<&Error>) {
@@ -427,42 +331,6 @@ impl Worker {
         if self.note(ended).is_none() {
             self.owed.push(job.clone());
         }
-    }
-
-    /// The gateway cannot work for anybody: the job waits with all the others, and one at a time tries again.
-    fn refused(&mut self, job: &Job, error: &Error) {
-        let now = Instant::now();
-        if now >= self.paused_until {
-            self.pause = (self.pause * 2).clamp(Duration::from_millis(500), LONGEST_PAUSE);
-            self.paused_until = now + self.pause;
-        }
-        self.careful = true;
-        self.next_look = self.next_look.min(self.paused_until);
-        self.note::<()>(Err(error.clone()));
-        let given = transaction(|| {
-            indexing::fail(job, error, false)?;
-            requeue(job, 0.0, false)
-        });
-        if self.note(given).is_none() {
-            self.owed.push(job.clone());
-        }
-    }
-
-    fn failed(&mut self, job: Job, error: &Error) {
-        let outcome = transaction(|| {
-            if indexing::is_passing(error) {
-                indexing::fail(&job, error, false)?;
-                // With every attempt later, up to a minute.
-                requeue(&job, f64::from(1 << job.attempts.clamp(0, 6)).min(60.0), true)
-            } else {
-                indexing::fail(&job, error, true)?;
-                end(&job, "failed", Some(error))
-            }
-        });
-        if self.note(outcome).is_none() {
-            self.owed.push(job);
-        }
-        self.next_look = self.next_look.min(Instant::now() + Duration::from_secs(1));
     }
 
     /// The gateway went away: what was under way goes back to the queue. A document that was alone with it is suspected,
@@ -479,60 +347,75 @@ impl Worker {
                 self.reply_again(&reply, 0.0);
             }
         }
+        for (_, reembed) in std::mem::take(&mut self.reembeds) {
+            self.give(&reembed.job, 0.0, false);
+        }
         self.careful = true;
         self.next_look = self.next_look.min(self.connect_after.max(Instant::now()));
-        let alone = self.tasks.len() == 1;
-        for (_, indexing) in std::mem::take(&mut self.tasks) {
-            let job = indexing.job;
-            let deaths = if alone {
-                let deaths = self.deaths.entry(*job.document.as_bytes()).or_default();
-                *deaths += 1;
-                *deaths
-            } else {
-                0
-            };
-            let outcome = if deaths >= MOST_DEATHS {
-                self.deaths.remove(job.document.as_bytes());
-                let error = Error::bad_argument("document could not be read: the gateway ended each time it was tried")
-                    .hint("The server log says how it ended; remove the document, or try again with helper.reindex.");
-                transaction(|| {
-                    indexing::fail(&job, &error, true)?;
-                    end(&job, "failed", Some(&error))
-                })
-            } else {
-                let seconds = if alone { 0.25 * f64::from(1 << deaths) } else { 0.0 };
-                transaction(|| requeue(&job, seconds, alone))
-            };
-            if self.note(outcome).is_none() {
-                self.owed.push(job);
+        let jobs: Vec<Job> = std::mem::take(&mut self.tasks).values().flat_map(Indexing::jobs).cloned().collect();
+        match jobs.as_slice() {
+            [job] => self.suspect(job),
+            jobs => {
+                for job in jobs {
+                    self.give(job, 0.0, false);
+                }
             }
+        }
+    }
+
+    /// Gives a job back to the queue, now or with the next look.
+    fn give(&mut self, job: &Job, seconds: f64, count_attempt: bool) {
+        let given = transaction(|| requeue(job, seconds, count_attempt));
+        if self.note(given).is_none() {
+            self.owed.push(job.clone());
         }
     }
 }
 
-/// Leases waiting jobs of a kind, beginning after a workspace and going round.
-fn claim(kind: &str, after: pgrx::Uuid, most: i32) -> Result<Vec<Job>> {
-    let mut jobs = claim_after(kind, after, most)?;
-    if (jobs.len() as i32) < most {
-        jobs.extend(claim_after(kind, pgrx::Uuid::from_bytes([0; 16]), most - jobs.len() as i32)?);
+fn sweep() -> Result<i64> {
+    Ok(spi::change("select helper._sweep_vectors(5000)", &[], |row| row.get::<i64>(1))?.pop().unwrap_or(0))
+}
+
+/// Whether a job of a kind may be claimed, so that a look at an empty queue costs little.
+fn is_due(kind: &str) -> Result<bool> {
+    let due = spi::change(
+        "select true from helper.job_queue q where q.kind = $1 and q.run_at <= clock_timestamp() limit 1",
+        &[kind.into()],
+        |row| row.get::<bool>(1),
+    )?;
+    Ok(!due.is_empty())
+}
+
+/// Leases waiting jobs of a kind from some workspaces, at most `share` of each, beginning after one and going round.
+fn claim(kind: &str, after: pgrx::Uuid, workspaces: usize, share: usize) -> Result<Vec<Job>> {
+    if !is_due(kind)? {
+        return Ok(Vec::new());
+    }
+    let mut jobs = claim_after(kind, after, workspaces, share)?;
+    let served = jobs.chunk_by(|a, b| a.workspace == b.workspace).count();
+    if served < workspaces {
+        jobs.extend(claim_after(kind, pgrx::Uuid::from_bytes([0; 16]), workspaces - served, share)?);
     }
     Ok(jobs)
 }
 
-fn claim_after(kind: &str, after: pgrx::Uuid, most: i32) -> Result<Vec<Job>> {
-    spi::change(
-        "select workspace_id, job_id, key, attempts, token from helper._claim($1, $2, $3, 1)",
-        &[kind.into(), after.into(), most.into()],
+fn claim_after(kind: &str, after: pgrx::Uuid, workspaces: usize, share: usize) -> Result<Vec<Job>> {
+    let mut jobs = spi::change(
+        "select workspace_id, job_id, key, attempts, token from helper._claim($1, $2, $3, $4)",
+        &[kind.into(), after.into(), (workspaces as i32).into(), (share as i32).into()],
         |row| {
             Ok(Job {
                 workspace: row.get(1)?,
                 id: row.get(2)?,
-                document: row.get(3)?,
+                key: row.get(3)?,
                 attempts: row.get(4)?,
                 token: row.get(5)?,
             })
         },
-    )
+    )?;
+    // In the order in which they were asked for; `returning` keeps none.
+    jobs.sort_by_key(|job| (*job.workspace.as_bytes(), *job.id.as_bytes()));
+    Ok(jobs)
 }
 
 fn end(job: &Job, status: &str, error: Option<&Error>) -> Result<()> {

@@ -1,18 +1,21 @@
-//! The child's side: one document comes in on standard input, what was read of it goes out on standard output.
+//! The child's side: documents come in on standard input, what was read of them goes out on standard output.
 //!
-//! In: the length of the head (u64 le), the head (name and media type), the document to the end of the input. Out: the
-//! length of the reply (u64 le), and the reply. Head and reply are in postcard's format.
+//! In: the length of the head (u64 le), the head (name, media type and length of each document), the documents one after
+//! another. Out: the length of the reply (u64 le), and the reply. Head and reply are in postcard's format.
 
 use crate::core::error::{Error, Result};
-use crate::document;
+use crate::document::{self, Document};
 use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
 use serde::{Serialize, de::DeserializeOwned};
 use std::io::{Read, Write};
 
+/// A document's name, media type and length in bytes.
+pub(super) type Head<'a> = (&'a str, Option<&'a str>, u64);
+
 /// The exit code where not even the document itself finds room.
 pub(super) const OUT_OF_MEMORY: i32 = 5;
 
-/// What the program does as `parse memory cpu`: reads one document within those bytes and seconds. Returns the program's
+/// What the program does as `parse memory cpu`: reads documents within those bytes and seconds. Returns the program's
 /// exit code.
 pub fn child_main() -> i32 {
     let mut arguments = std::env::args().skip(2).map(|argument| argument.parse::<u64>());
@@ -50,12 +53,13 @@ fn run() -> std::io::Result<()> {
     input.read_exact(&mut length)?;
     let mut head = Vec::new();
     input.by_ref().take(u64::from_le_bytes(length)).read_to_end(&mut head)?;
-    let (name, mime_type): (String, Option<String>) =
-        postcard::from_bytes(&head).map_err(|_| std::io::ErrorKind::InvalidData)?;
-    let mut content = Vec::new();
-    input.read_to_end(&mut content)?;
-    let reply = document::read(&name, mime_type.as_deref(), &content);
-    drop(content);
+    let heads: Vec<Head> = postcard::from_bytes(&head).map_err(|_| std::io::ErrorKind::InvalidData)?;
+    let mut reply: Vec<Result<Document>> = Vec::with_capacity(heads.len());
+    for (name, mime_type, length) in heads {
+        let mut content = Vec::new();
+        input.by_ref().take(length).read_to_end(&mut content)?;
+        reply.push(document::read(name, mime_type, &content));
+    }
     let body = encode(&reply).map_err(|_| std::io::ErrorKind::InvalidData)?;
     let mut output = std::io::stdout().lock();
     output.write_all(&(body.len() as u64).to_le_bytes())?;

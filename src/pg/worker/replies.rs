@@ -17,19 +17,12 @@ impl Worker {
             return;
         }
         loop {
-            let room = (settings::REPLY_CONCURRENCY.get() as usize).saturating_sub(self.replies.len()) as i32;
+            let room = (settings::REPLY_CONCURRENCY.get() as usize).saturating_sub(self.replies.len());
             if room == 0 {
                 return;
             }
             let turn = self.turn;
-            let jobs = transaction(|| {
-                let due = spi::change(
-                    "select true from helper.job_queue q where q.kind = 'reply' and q.run_at <= clock_timestamp() limit 1",
-                    &[],
-                    |row| row.get::<bool>(1),
-                )?;
-                if due.is_empty() { Ok(Vec::new()) } else { claim("reply", turn, room.min(64)) }
-            });
+            let jobs = transaction(|| claim("reply", turn, room.min(64), 1));
             let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
             for job in jobs {
                 self.turn = job.workspace;
@@ -53,22 +46,16 @@ impl Worker {
 
     pub(super) fn reply_on(&mut self, reply: Box<Replying>, next: Result<Next>) {
         match next {
-            Ok(Next::Ask(request)) => {
-                let sent = match &mut self.link {
-                    Some(link) => link.request(&request),
-                    None => Err(Error::not_ready("the gateway went away")),
-                };
-                match sent {
-                    Ok(id) => {
-                        self.replies.insert(id, reply);
-                    }
-                    Err(error) if error.kind == Kind::BadArgument => self.reply_failed(&reply, &error),
-                    Err(_) => {
-                        self.reply_again(&reply, 0.0);
-                        self.lost();
-                    }
+            Ok(Next::Ask(request)) => match self.send(&request) {
+                Ok(Some(id)) => {
+                    self.replies.insert(id, reply);
                 }
-            }
+                Ok(None) => {
+                    self.reply_again(&reply, 0.0);
+                    self.lost();
+                }
+                Err(error) => self.reply_failed(&reply, &error),
+            },
             Ok(Next::Done) => self.finish(&reply.job, "succeeded", None),
             Err(error)
                 if error.kind == Kind::NotReady && is_transient(&error) && reply.job.attempts < MOST_ATTEMPTS =>
@@ -98,6 +85,10 @@ impl Worker {
             Tag::End => match wire::decode::<Reply>(&frame.body) {
                 Ok(Reply::Done { .. }) => {
                     let next = bare_transaction(|| reply.embedded());
+                    self.reply_on(reply, next);
+                }
+                Ok(Reply::Call(end)) => {
+                    let next = reply.called(&end).and_then(|()| bare_transaction(|| reply.embedded()));
                     self.reply_on(reply, next);
                 }
                 Ok(Reply::Chat(end)) => self.reply_ended(reply, *end),

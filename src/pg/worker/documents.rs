@@ -1,0 +1,221 @@
+//! The worker's documents: claimed in bundles of one workspace, read, cut, embedded and stored.
+
+use super::transaction::transaction;
+use super::{Worker, claim, end, requeue};
+use crate::core::error::{Error, Kind, Result};
+use crate::core::wire::{self, Frame, Item, Reply, Tag};
+use crate::pg::indexing::{self, Indexing, Job, Next, Stored, TOGETHER};
+use crate::pg::{calling, settings, spi};
+use std::time::{Duration, Instant};
+
+/// A document is given up after the gateway ended this often while it was alone with it, which takes more than a minute.
+const MOST_DEATHS: u32 = 8;
+
+/// The longest time before a gateway that cannot work is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+impl Worker {
+    fn room(&self) -> usize {
+        let most = if self.careful { 1 } else { settings::INDEXING_CONCURRENCY.get() as usize };
+        most.saturating_sub(self.tasks.len())
+    }
+
+    pub(super) fn claim_documents(&mut self) {
+        if !self.connected() {
+            return;
+        }
+        while self.room() > 0 {
+            if self.paused_until > Instant::now() {
+                self.next_look = self.next_look.min(self.paused_until);
+                return;
+            }
+            let (room, turn) = (self.room(), self.turn);
+            let share = if self.careful { 1 } else { self.share };
+            let jobs = transaction(|| claim("index", turn, room, share));
+            let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
+            for jobs in jobs.chunk_by(|a, b| a.workspace == b.workspace) {
+                self.turn = jobs[0].workspace;
+                self.load(jobs);
+            }
+        }
+    }
+
+    fn load(&mut self, jobs: &[Job]) {
+        let workspace = jobs[0].workspace;
+        let room = self.room();
+        let loaded = match transaction(|| Indexing::load(workspace, jobs.to_vec(), room)) {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                for job in jobs {
+                    self.failed(job, &error, indexing::again(job, &error, false));
+                }
+                return;
+            }
+        };
+        for job in loaded.gone {
+            self.finish(&job, "cancelled", None);
+        }
+        if loaded.left.is_empty() {
+            self.share = (self.share * 2).min(self.most_share);
+            self.most_share = (self.most_share + self.most_share / 4 + 1).min(TOGETHER);
+        } else {
+            // Next time as many as found room, and then a few more each time.
+            self.share = (jobs.len() - loaded.left.len()).max(1);
+            self.most_share = self.share;
+            let given = transaction(|| loaded.left.iter().try_for_each(|job| requeue(job, 0.0, false)));
+            if self.note(given).is_none() {
+                self.owed.extend(loaded.left);
+            }
+        }
+        for (indexing, request) in loaded.begun {
+            self.go_on(indexing, Ok(Next::Ask(request)));
+        }
+    }
+
+    fn go_on(&mut self, indexing: Indexing, next: Result<Next>) {
+        match next {
+            Ok(Next::Ask(request)) => match self.send(&request) {
+                Ok(Some(id)) => {
+                    self.tasks.insert(id, indexing);
+                }
+                Ok(None) => {
+                    // The request counts as one under way: whoever reads the socket finds it closed.
+                    self.tasks.insert(u32::MAX - self.tasks.len() as u32, indexing);
+                    self.lost();
+                }
+                Err(error) => self.all_failed(&indexing, &error),
+            },
+            Ok(Next::Store) => self.store(&indexing),
+            Ok(Next::Drop) => {}
+            Err(error) => self.all_failed(&indexing, &error),
+        }
+    }
+
+    pub(super) fn document_frame(&mut self, mut indexing: Indexing, frame: &Frame) {
+        let next = match frame.tag {
+            Tag::Item => match wire::decode::<Item>(&frame.body) {
+                Ok(Item::Embeddings { dimensions, values }) => {
+                    indexing.embeddings(dimensions as usize, &values);
+                    self.tasks.insert(frame.id, indexing);
+                    return;
+                }
+                Ok(_) => Err(calling::another()),
+                Err(error) => Err(error),
+            },
+            Tag::End => wire::decode::<Reply>(&frame.body).and_then(|reply| match reply {
+                Reply::Prepared { documents, model } => {
+                    let unread = transaction(|| indexing.prepared(documents, &model))?;
+                    for (job, error) in unread {
+                        let again = indexing.again(&job, &error);
+                        self.failed(&job, &error, again);
+                    }
+                    transaction(|| indexing.next())
+                }
+                Reply::Done { .. } => transaction(|| indexing.next()),
+                Reply::Call(end) => {
+                    indexing.called(&end)?;
+                    transaction(|| indexing.next())
+                }
+                _ => Err(calling::another()),
+            }),
+            Tag::Error => match wire::decode::<Error>(&frame.body) {
+                Ok(error) if error.kind == Kind::NotReady => return self.refused(&indexing, &error),
+                Ok(error) | Err(error) => Err(error),
+            },
+            Tag::Hello | Tag::Request | Tag::Cancel => Err(calling::another()),
+        };
+        self.go_on(indexing, next);
+        // There is room for another one.
+        self.next_look = Instant::now();
+    }
+
+    fn store(&mut self, indexing: &Indexing) {
+        let stored = transaction(|| {
+            let (mut done, mut tokens) = (Vec::new(), Vec::new());
+            for (job, stored) in indexing.store()? {
+                match stored {
+                    Stored::Done => {
+                        done.push(job.id);
+                        tokens.push(job.token);
+                    }
+                    Stored::Gone => end(job, "cancelled", None)?,
+                    Stored::Locked => requeue(job, 0.5, false)?,
+                }
+            }
+            match indexing.jobs().next() {
+                Some(job) if !done.is_empty() => spi::run(
+                    "select helper._finish_all($1, $2, $3, 'succeeded')",
+                    &[job.workspace.into(), done.into(), tokens.into()],
+                ),
+                _ => Ok(()),
+            }
+        });
+        match stored {
+            Ok(()) => {
+                self.careful = false;
+                self.pause = Duration::ZERO;
+                for job in indexing.jobs() {
+                    self.deaths.remove(job.key.as_bytes());
+                }
+            }
+            Err(error) => self.all_failed(indexing, &error),
+        }
+        self.next_look = Instant::now();
+    }
+
+    /// The gateway cannot work for anybody: the jobs wait with all the others, and one at a time tries again.
+    fn refused(&mut self, indexing: &Indexing, error: &Error) {
+        let now = Instant::now();
+        if now >= self.paused_until {
+            self.pause = (self.pause * 2).clamp(Duration::from_millis(500), LONGEST_PAUSE);
+            self.paused_until = now + self.pause;
+        }
+        self.careful = true;
+        self.next_look = self.next_look.min(self.paused_until);
+        self.note::<()>(Err(error.clone()));
+        for job in indexing.jobs() {
+            let given = transaction(|| {
+                indexing::fail(job, error, false)?;
+                requeue(job, 0.0, false)
+            });
+            if self.note(given).is_none() {
+                self.owed.push(job.clone());
+            }
+        }
+    }
+
+    fn all_failed(&mut self, indexing: &Indexing, error: &Error) {
+        for job in indexing.jobs() {
+            self.failed(job, error, indexing.again(job, error));
+        }
+    }
+
+    /// Tries a document again after some seconds, or gives it up.
+    fn failed(&mut self, job: &Job, error: &Error, again: Option<f64>) {
+        let outcome = transaction(|| {
+            indexing::fail(job, error, again.is_none())?;
+            match again {
+                Some(seconds) => requeue(job, seconds, true),
+                None => end(job, "failed", Some(error)),
+            }
+        });
+        if self.note(outcome).is_none() {
+            self.owed.push(job.clone());
+        }
+        self.next_look = self.next_look.min(Instant::now() + Duration::from_secs(1));
+    }
+
+    /// The gateway ended while it was alone with a document.
+    pub(super) fn suspect(&mut self, job: &Job) {
+        let deaths = self.deaths.entry(*job.key.as_bytes()).or_default();
+        *deaths += 1;
+        let deaths = *deaths;
+        if deaths < MOST_DEATHS {
+            return self.give(job, 0.25 * f64::from(1 << deaths), true);
+        }
+        self.deaths.remove(job.key.as_bytes());
+        let error = Error::bad_argument("document could not be read: the gateway ended each time it was tried")
+            .hint("The server log says how it ended; remove the document, or try again with helper.reindex.");
+        self.failed(job, &error, None);
+    }
+}
