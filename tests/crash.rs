@@ -183,11 +183,11 @@ async fn a_gateway_killed_fifty_times_loses_no_document_and_no_session() {
     assert!(!cluster.log().contains("terminating any other active server processes"));
 }
 
-/// A server of several dozen documents, stopped at a moment when some are indexed, some under way and some wait.
+/// A server of some hundred documents, stopped at a moment when some are indexed, some under way and some wait.
 async fn in_the_middle(cluster: &Cluster) -> Session {
     let session = cluster.admin().await;
     session.run("select helper.create_workspace('Test')").await;
-    add_documents(&session, 1, 60).await;
+    add_documents(&session, 1, 200).await;
     let middle = "select (select count(*) from helper.knowledge_sources where status = 'ready') >= 5 \
         and exists (select from helper.job_leases) and exists (select from helper.job_queue)";
     until("the middle of indexing", async || session.one::<bool>(middle, &[]).await.then_some(())).await;
@@ -214,7 +214,7 @@ async fn a_killed_worker_loses_no_document() {
     println!("worker killed: all processes back after {:?}", begin.elapsed());
     assert!(next.worker != before.worker && next.gateway != before.gateway);
     assert!(!is_alive(before.gateway), "the former gateway is still there");
-    assert_each_indexed_once(&session, 60).await;
+    assert_each_indexed_once(&session, 200).await;
 }
 
 #[tokio::test]
@@ -233,7 +233,7 @@ async fn a_killed_launcher_loses_no_document() {
     .await;
     cluster.pids().await;
     until("the former gateway to end", async || (!is_alive(before.gateway)).then_some(())).await;
-    assert_each_indexed_once(&session, 60).await;
+    assert_each_indexed_once(&session, 200).await;
 }
 
 #[tokio::test]
@@ -254,7 +254,7 @@ async fn a_killed_postmaster_takes_all_processes_with_it_and_loses_no_document()
     let session = cluster.admin().await;
     let after = cluster.pids().await;
     assert!(after.gateway != before.gateway);
-    assert_each_indexed_once(&session, 60).await;
+    assert_each_indexed_once(&session, 200).await;
 }
 
 #[tokio::test]
@@ -272,5 +272,5 @@ async fn a_server_stopped_and_started_in_the_middle_of_indexing_loses_no_documen
         cluster.up();
     }
     let session = cluster.admin().await;
-    assert_each_indexed_once(&session, 60).await;
+    assert_each_indexed_once(&session, 200).await;
 }

@@ -68,7 +68,8 @@ async fn a_document_comes_back_cut_into_chunks() {
 
 #[tokio::test]
 async fn documents_that_go_together_come_back_one_by_one() {
-    let given = [("a.txt", "one\n"), ("b.pdf", "%PDF-1.4"), ("c.html", "<title>Three</title><p>three</p>"), ("d.txt", "four")];
+    let given =
+        [("a.txt", "one\n"), ("b.pdf", "%PDF-1.4"), ("c.html", "<title>Three</title><p>three</p>"), ("d.txt", "four")];
     let requests = given.map(|(name, content)| request(name, content.into())).to_vec();
     let prepared = parse::prepare(requests, words, &limits()).await;
     let texts: Vec<_> = prepared.iter().map(|one| one.as_ref().map(|one| one.text.trim())).collect();

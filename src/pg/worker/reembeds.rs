@@ -14,7 +14,7 @@ const AT_ONCE: usize = 2;
 impl Worker {
     pub(super) fn claim_reembeds(&mut self) {
         let room = AT_ONCE.saturating_sub(self.reembeds.len());
-        if room == 0 || self.careful || !self.connected() {
+        if room == 0 || !self.connected() {
             return;
         }
         let turn = self.turn;
