@@ -152,6 +152,8 @@ const TABLES: &[Table] = &[
     read_only("knowledge_sources", MEMBERS),
     read_only("knowledge_chunks", MEMBERS),
     read_only("attached_tables", MEMBERS),
+    read_only("knowledge_models", MEMBERS),
+    read_only("reembed_progress", MEMBERS),
     Table {
         name: "index_progress",
         // Not the figures that follow the clock.
@@ -213,7 +215,7 @@ const TABLES: &[Table] = &[
 
 /// 42501, or for a view that cannot be written 55000, for a column of one 0A000.
 fn is_refused(outcome: &Outcome, table: &str) -> bool {
-    const VIEWS: &[&str] = &["index_progress", "provider_status", "provider_keys", "_routes"];
+    const VIEWS: &[&str] = &["index_progress", "reembed_progress", "provider_status", "provider_keys", "_routes"];
     matches!(outcome, Err(code) if code == "42501" || (VIEWS.contains(&table) && (code == "55000" || code == "0A000")))
 }
 
@@ -665,6 +667,21 @@ const FUNCTIONS: &[Function] = &[
             ("helper.reindex(workspace => '$ws')", [NO, UNKNOWN, NO, NO, Ok("3"), Ok("3")]),
             ("helper.reindex(only_failed => true)", [NO, UNKNOWN, NO, NO, Ok("0"), Ok("0")]),
             ("helper.reindex(workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "reembed",
+        calls: &[
+            ("helper.reembed('local')", [NO, UNKNOWN, NO, NO, Ok("0"), Ok("0")]),
+            ("helper.reembed('local', '$ws')", [NO, UNKNOWN, NO, NO, Ok("0"), Ok("0")]),
+            ("helper.reembed('local', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "stop_reembed",
+        calls: &[
+            ("helper.stop_reembed(discard => true)", [NO, UNKNOWN, NO, NO, T, T]),
+            ("helper.stop_reembed('$foreign')", FOREIGN),
         ],
     },
     Function {

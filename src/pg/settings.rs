@@ -56,8 +56,8 @@ pub fn define() {
     );
     GucRegistry::define_int_guc(
         c"helper_ai.indexing_concurrency",
-        c"Documents that a database's worker indexes at once.",
-        c"",
+        c"Bundles of documents that a database's worker indexes at once.",
+        c"A bundle is a long document, or short ones of one workspace.",
         &INDEXING_CONCURRENCY,
         1,
         64,

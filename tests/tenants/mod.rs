@@ -138,6 +138,11 @@ impl World {
                     people["member"]
                 ))
                 .await;
+            admin
+                .run(&format!(
+                    "insert into helper.knowledge_models (workspace_id, model, status, started_at) values ('{workspace}', 'other', 'stopped', now())"
+                ))
+                .await;
             for (role, person) in people.iter().filter(|(role, _)| **role != "outsider") {
                 admin
                     .run(&format!(
