@@ -65,8 +65,10 @@ pub struct Say {
     pub delay: Duration,
     /// Whether the tokens are told.
     pub usage: bool,
-    /// A tool to call after the words: its name and its arguments in JSON.
-    pub tool: Option<(String, String)>,
+    /// Tools to call after the words: their names and their arguments in JSON.
+    pub tools: Vec<(String, String)>,
+    /// Speaks OpenAI's protocol as other servers may: no usage, index or id, CRLF, comments, no `[DONE]`.
+    pub bare: bool,
     /// How a stream ends early, after so many words.
     pub broken: Option<(usize, Break)>,
 }
@@ -74,7 +76,7 @@ pub struct Say {
 impl Default for Say {
     fn default() -> Self {
         let text = "Grüße from the provider.".into();
-        Say { text, delay: Duration::ZERO, usage: true, tool: None, broken: None }
+        Say { text, delay: Duration::ZERO, usage: true, tools: Vec::new(), bare: false, broken: None }
     }
 }
 
