@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod conversation;
 mod egress;
 mod embeddings;
 mod faults;
