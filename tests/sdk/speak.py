@@ -1,8 +1,8 @@
 """Sends requests as helper_ai makes them by the providers' own Python SDKs, once they are of the SDKs' own types.
 
-Each line on standard input is a JSON object: `kind`, `body`, the request's, and `base_url`, where a server is that speaks
-the provider's protocol. Each is answered by a line: `read`, what the SDK read in the reply; `refused`, where the body is
-not of the SDK's types; or `failed`, what the SDK said of the reply.
+Each line on standard input is a JSON object: `kind`, `body`, the request's, and `base_url`, where a server is that
+speaks the provider's protocol. Each is answered by a line: `read`, what the SDK read in the reply; `refused`, where the
+body is not of the SDK's types; or `failed`, what the SDK said of the reply.
 """
 
 import functools
@@ -17,14 +17,17 @@ class Refused(Exception):
 
 
 def refused(error):
-    """What pydantic says, once where it says the same of several types to choose from."""
+    """What pydantic says; of several types to choose from, only of those that the body may have meant."""
     errors = error.errors(include_url=False, include_context=False, include_input=False)
-    said = (f"{'.'.join(map(str, each['loc'][-2:]))}: {each['msg']}" for each in errors)
+    tags = [each["loc"] for each in errors if each["type"] == "literal_error"]
+    others = [place[:-1] for place in tags if place[-1] in ("type", "role", "stream")]
+    meant = [each for each in errors if not any(each["loc"][:len(other)] == other for other in others)]
+    said = (f"{'.'.join(map(str, each['loc'][-2:]))}: {each['msg']}" for each in meant or errors)
     return Refused("\n".join(dict.fromkeys(said)))
 
 
 def closed(schema):
-    """A schema of pydantic that allows no other fields, and looks into what would be looked into when it is iterated."""
+    """A schema of pydantic that allows no other fields, and looks at once into what would wait to be iterated."""
     if isinstance(schema, dict):
         made = {name: value if name == "metadata" else closed(value) for name, value in schema.items()}
         if made.get("type") in ("typed-dict", "model-fields"):
@@ -159,8 +162,8 @@ def gemini_embeddings(base_url, body, model):
     try:
         contents = [types.Content.model_validate(request["content"]) for request in requests]
         # One configuration is for all of them.
-        rest = [{name: value for name, value in request.items() if name not in ("content", "model")} for request in requests]
-        config = types.EmbedContentConfig.model_validate(rest[0])
+        rest = {name: value for name, value in requests[0].items() if name not in ("content", "model")}
+        config = types.EmbedContentConfig.model_validate(rest)
     except ValidationError as error:
         raise refused(error)
     reply = gemini_client(base_url).models.embed_content(model=model, contents=contents, config=config)
