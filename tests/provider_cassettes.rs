@@ -98,7 +98,7 @@ fn cassettes() -> Vec<Cassette> {
         id: "call_0".into(),
         name: "search".into(),
         arguments: NESTED.into(),
-        signature: Some("CtABAVKhc7m=".into()),
+        signature: Some("CtABAVKhc7k=".into()),
     });
     cassettes! {
         OpenAi "openai/text.sse" { text("Grüße aus Köln 🦉👩‍👩‍👧, 東京。\n\n\"done\"\\") } Some(Stop::End), openai, CHATCMPL;
@@ -124,7 +124,7 @@ fn cassettes() -> Vec<Cassette> {
         OpenAiCompatible "compatible/error.sse" { text("Ein") } None, None, None, RateLimited None;
         Anthropic "anthropic/text.sse" { text("Grüße 🦉 aus 東京") } Some(Stop::End), tokens(2125, 2000, 100, 15, 0), MSG;
         Anthropic "anthropic/tools.sse" {
-            thinking("Erst suchen 🔎", "EqQBCgIYAhIM1gbcDa9GJwZA2b3hGgxB=="),
+            thinking("Erst suchen 🔎", "EqQBCgIYAhIM1gbcDa9GJwZA2b3hGgxB"),
             thinking("", "redacted:EmwKAhgBEgy3va3p"),
             text("Ich suche."),
             call("toolu_01A", "search", r#"{"query": "Öl", "filter": {"tags": ["a", {"b": [1]}]}}"#),
@@ -138,7 +138,7 @@ fn cassettes() -> Vec<Cassette> {
         Anthropic "anthropic/whole.json" {
             thinking("Hm.", "c2ln"), text("Ja 🦉."), call("toolu_01W", "search", r#"{"query":["ä"]}"#)
         } Some(Stop::ToolCalls), tokens(2125, 2000, 100, 33, 0), Some("msg_01whole");
-        Gemini "gemini/text.sse" { thinking("**Überlegen** 🤔", ""), text("Grüße 🦉 aus 東京"), thinking("", "CiQBVKhc7k==") }
+        Gemini "gemini/text.sse" { thinking("**Überlegen** 🤔", ""), text("Grüße 🦉 aus 東京"), thinking("", "CiQBVKhc7w==") }
             Some(Stop::End), gemini, GEMINI;
         Gemini "gemini/tools.sse" { signed, call("call_1", "now", "{}") } Some(Stop::ToolCalls), gemini, GEMINI;
         Gemini "gemini/blocked.sse" { } Some(Stop::Filtered), tokens(7, 0, 0, 0, 0), Some("b1");

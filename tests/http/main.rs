@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod conversation;
 mod egress;
 mod embeddings;
 mod faults;
@@ -10,6 +11,7 @@ mod limits;
 #[path = "../provider/mod.rs"]
 mod provider;
 mod socket;
+mod tls;
 
 use helper_ai::core::chat::{Chat, Event, Kind, Message, Purpose, Role, Usage};
 use helper_ai::core::wire::{

@@ -16,9 +16,8 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -26,6 +25,8 @@ pub struct Seen {
     pub method: String,
     /// With its query.
     pub path: String,
+    /// Such as `HTTP/1.1`.
+    pub version: String,
     /// Names in lower case.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
@@ -65,8 +66,10 @@ pub struct Say {
     pub delay: Duration,
     /// Whether the tokens are told.
     pub usage: bool,
-    /// A tool to call after the words: its name and its arguments in JSON.
-    pub tool: Option<(String, String)>,
+    /// Tools to call after the words: their names and their arguments in JSON.
+    pub tools: Vec<(String, String)>,
+    /// Speaks OpenAI's protocol as other servers may: no usage, index or id, CRLF, comments, no `[DONE]`.
+    pub bare: bool,
     /// How a stream ends early, after so many words.
     pub broken: Option<(usize, Break)>,
 }
@@ -74,7 +77,7 @@ pub struct Say {
 impl Default for Say {
     fn default() -> Self {
         let text = "Grüße from the provider.".into();
-        Say { text, delay: Duration::ZERO, usage: true, tool: None, broken: None }
+        Say { text, delay: Duration::ZERO, usage: true, tools: Vec::new(), bare: false, broken: None }
     }
 }
 
@@ -179,16 +182,22 @@ impl Server {
         format!("http://{}{path}", self.address)
     }
 
-    async fn connection(&self, stream: TcpStream) {
-        let (mut reader, mut writer) = stream.into_split();
+    /// Remembers a request, and decides what is done with it.
+    pub fn take(&self, seen: &Seen) -> Answer {
+        self.inner.seen.lock().unwrap().push(seen.clone());
+        let queued = self.inner.queue.lock().unwrap().pop_front();
+        queued.unwrap_or_else(|| {
+            let script = self.inner.script.lock().unwrap().clone();
+            script(seen)
+        })
+    }
+
+    /// Speaks HTTP/1.1 to a client, through whatever it came.
+    pub async fn connection(&self, stream: impl AsyncRead + AsyncWrite) {
+        let (mut reader, mut writer) = tokio::io::split(stream);
         let mut pending = Vec::new();
         while let Some(seen) = read_request(&mut reader, &mut pending).await {
-            self.inner.seen.lock().unwrap().push(seen.clone());
-            let queued = self.inner.queue.lock().unwrap().pop_front();
-            let answer = queued.unwrap_or_else(|| {
-                let script = self.inner.script.lock().unwrap().clone();
-                script(&seen)
-            });
+            let answer = self.take(&seen);
             let goes_on = tokio::select! {
                 goes_on = give(&mut writer, &seen, answer) => goes_on,
                 () = gone(&mut reader, &mut pending) => {
@@ -204,14 +213,14 @@ impl Server {
 }
 
 /// Ends when the client has closed the connection.
-async fn gone(reader: &mut OwnedReadHalf, pending: &mut Vec<u8>) {
+async fn gone(reader: &mut (impl AsyncRead + Unpin), pending: &mut Vec<u8>) {
     let mut buffer = [0; 1024];
     while let Ok(count @ 1..) = reader.read(&mut buffer).await {
         pending.extend_from_slice(&buffer[..count]);
     }
 }
 
-async fn read_request(reader: &mut OwnedReadHalf, pending: &mut Vec<u8>) -> Option<Seen> {
+async fn read_request(reader: &mut (impl AsyncRead + Unpin), pending: &mut Vec<u8>) -> Option<Seen> {
     let mut buffer = vec![0; 64 * 1024];
     let head = loop {
         if let Some(end) = pending.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -225,7 +234,8 @@ async fn read_request(reader: &mut OwnedReadHalf, pending: &mut Vec<u8>) -> Opti
     let text = String::from_utf8(pending[..head].to_vec()).ok()?;
     let mut lines = text.split("\r\n");
     let mut first = lines.next()?.split(' ');
-    let (method, path) = (first.next()?.to_owned(), first.next()?.to_owned());
+    let mut word = || first.next().map(str::to_owned);
+    let (method, path, version) = (word()?, word()?, word()?);
     let headers: Vec<(String, String)> = lines
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
@@ -239,11 +249,11 @@ async fn read_request(reader: &mut OwnedReadHalf, pending: &mut Vec<u8>) -> Opti
         }
     }
     let body = pending.drain(..length).collect();
-    Some(Seen { method, path, headers, body, at: Instant::now() })
+    Some(Seen { method, path, version, headers, body, at: Instant::now() })
 }
 
 /// Answers, and says whether the connection stays.
-async fn give(writer: &mut OwnedWriteHalf, seen: &Seen, answer: Answer) -> bool {
+async fn give(writer: &mut (impl AsyncWrite + Unpin), seen: &Seen, answer: Answer) -> bool {
     match answer {
         Answer::Close => false,
         Answer::Hang => std::future::pending().await,
@@ -278,16 +288,33 @@ async fn give(writer: &mut OwnedWriteHalf, seen: &Seen, answer: Answer) -> bool 
     }
 }
 
+/// The pieces in which words are told, with their type; none where the path is not known.
+pub fn pieces(seen: &Seen, say: &Say) -> Option<(&'static str, Vec<Vec<u8>>)> {
+    let (protocol, request) = (Protocol::of(&seen.path)?, seen.json());
+    if !protocol.streams(&seen.path, &request) {
+        let whole = protocol.whole(&seen.path, &request, say).to_string();
+        return Some(("application/json", vec![whole.into_bytes()]));
+    }
+    let parts = protocol.stream(&request, say);
+    let all = [vec![parts.before], parts.words, vec![parts.after]].concat();
+    Some((protocol.content_type(), all))
+}
+
 fn stream_head(content_type: &str) -> String {
     format!("HTTP/1.1 200 OK\r\ncontent-type: {content_type}\r\ntransfer-encoding: chunked\r\n\r\n")
 }
 
-async fn write_chunk(writer: &mut OwnedWriteHalf, part: &[u8]) -> bool {
+async fn write_chunk(writer: &mut (impl AsyncWrite + Unpin), part: &[u8]) -> bool {
     let head = format!("{:x}\r\n", part.len());
     writer.write_all(&[head.as_bytes(), part, b"\r\n"].concat()).await.is_ok()
 }
 
-async fn stream(writer: &mut OwnedWriteHalf, protocol: Protocol, request: &serde_json::Value, say: &Say) -> bool {
+async fn stream(
+    writer: &mut (impl AsyncWrite + Unpin),
+    protocol: Protocol,
+    request: &serde_json::Value,
+    say: &Say,
+) -> bool {
     let parts = protocol.stream(request, say);
     if writer.write_all(stream_head(protocol.content_type()).as_bytes()).await.is_err() {
         return false;

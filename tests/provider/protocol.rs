@@ -75,20 +75,59 @@ fn wants_json(request: &Value) -> bool {
         || request["generationConfig"]["responseMimeType"] == "application/json"
 }
 
-/// The words and the tool call, as the request wants them.
-fn said(request: &Value, say: &Say) -> (String, Option<(String, String)>) {
+/// The words and the tool calls, as the request wants them.
+fn said(request: &Value, say: &Say) -> (String, Vec<(String, String)>) {
     let object = || if say.text.contains('{') { say.text.clone() } else { json!({ "answer": say.text }).to_string() };
     let is_json = serde_json::from_str::<Value>(&say.text).is_ok();
-    match (&say.tool, forced(request)) {
-        (Some(tool), _) => (say.text.clone(), Some(tool.clone())),
-        (None, Some(name)) => (String::new(), Some((name, if is_json { say.text.clone() } else { object() }))),
-        (None, None) if wants_json(request) && !is_json => (object(), None),
-        (None, None) => (say.text.clone(), None),
+    match (say.tools.as_slice(), forced(request)) {
+        ([_, ..], _) => (say.text.clone(), say.tools.clone()),
+        ([], Some(name)) => (String::new(), vec![(name, if is_json { say.text.clone() } else { object() })]),
+        ([], None) if wants_json(request) && !is_json => (object(), Vec::new()),
+        ([], None) => (say.text.clone(), Vec::new()),
     }
 }
 
 fn arguments(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|_| json!({}))
+}
+
+/// The id of a call, by its place.
+fn call_id(at: usize) -> String {
+    format!("call-{}", at + 1)
+}
+
+fn finish(tools: &[(String, String)]) -> &'static str {
+    if tools.is_empty() { "stop" } else { "tool_calls" }
+}
+
+fn stop_reason(tools: &[(String, String)]) -> &'static str {
+    if tools.is_empty() { "end_turn" } else { "tool_use" }
+}
+
+/// What OpenAI's reply, or a chunk of one, is where a server leaves out what it can.
+fn bare(mut reply: Value) -> Value {
+    let without = |value: &mut Value, names: &[&str]| {
+        value.as_object_mut().into_iter().for_each(|object| object.retain(|name, _| !names.contains(&name.as_str())));
+    };
+    without(&mut reply, &["id", "usage", "created", "object"]);
+    let choice = &mut reply["choices"][0];
+    without(choice, &["index", "logprobs"]);
+    for part in ["delta", "message"] {
+        let calls = choice.get_mut(part).and_then(|message| message.get_mut("tool_calls"));
+        for call in calls.and_then(Value::as_array_mut).into_iter().flatten() {
+            without(call, &["index", "id"]);
+        }
+    }
+    reply
+}
+
+/// Events with the other end of lines.
+fn crlf(events: &[u8]) -> Vec<u8> {
+    events
+        .iter()
+        .flat_map(|byte| if *byte == b'\n' { &b"\r\n"[..] } else { std::slice::from_ref(byte) })
+        .copied()
+        .collect()
 }
 
 /// Tokens of prompt and reply.
@@ -144,48 +183,48 @@ impl Protocol {
         if path.ends_with("/embeddings") || path.ends_with("/embed") || path.ends_with("EmbedContents") {
             return self.embeddings(request, say);
         }
-        let (text, tool) = said(request, say);
+        let (text, tools) = said(request, say);
         let (input, output) = tokens(request, &text);
         let model = &request["model"];
         match self {
             Protocol::OpenAi => {
                 let mut message = json!({"role": "assistant", "content": text, "refusal": null});
-                let mut finish = "stop";
-                if let Some((name, arguments)) = tool {
-                    let call =
-                        json!({"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}});
-                    message["tool_calls"] = json!([call]);
-                    finish = "tool_calls";
+                let calls = tools.iter().enumerate().map(|(at, (name, arguments))| {
+                    json!({"id": call_id(at), "type": "function", "function": {"name": name, "arguments": arguments}})
+                });
+                if !tools.is_empty() {
+                    message["tool_calls"] = calls.collect();
                 }
                 let mut reply = json!({
                     "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": model,
-                    "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": finish}],
+                    "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": finish(&tools)}],
                 });
                 if say.usage {
                     reply["usage"] = openai_usage(input, output);
                 }
-                reply
+                if say.bare { bare(reply) } else { reply }
             }
             Protocol::Anthropic => {
                 let mut content = Vec::new();
                 if !text.is_empty() {
                     content.push(json!({"type": "text", "text": text}));
                 }
-                if let Some((name, input)) = &tool {
-                    content.push(json!({"type": "tool_use", "id": "toolu_1", "name": name, "input": arguments(input)}));
+                for (at, (name, input)) in tools.iter().enumerate() {
+                    let (id, input) = (call_id(at), arguments(input));
+                    content.push(json!({"type": "tool_use", "id": id, "name": name, "input": input}));
                 }
                 json!({
                     "id": "msg_1", "type": "message", "role": "assistant", "model": model, "content": content,
-                    "stop_reason": if tool.is_some() { "tool_use" } else { "end_turn" }, "stop_sequence": null,
+                    "stop_reason": stop_reason(&tools), "stop_sequence": null,
                     "usage": {
                         "input_tokens": input, "output_tokens": output,
                         "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0,
                     },
                 })
             }
-            Protocol::Gemini => gemini(&text, tool, Some("STOP"), say.usage.then_some((input, output))),
+            Protocol::Gemini => gemini(&text, &tools, Some("STOP"), say.usage.then_some((input, output))),
             Protocol::Ollama => {
-                let mut reply = ollama(model, &text, tool);
+                let mut reply = ollama(model, &text, &tools);
                 ollama_end(&mut reply, say.usage.then_some((input, output)));
                 reply
             }
@@ -241,7 +280,7 @@ impl Protocol {
 
     /// A reply piece by piece.
     pub fn stream(self, request: &Value, say: &Say) -> Parts {
-        let (text, tool) = said(request, say);
+        let (text, tools) = said(request, say);
         let (input, output) = tokens(request, &text);
         let usage = say.usage.then_some((input, output));
         let model = &request["model"];
@@ -249,25 +288,28 @@ impl Protocol {
         match self {
             Protocol::OpenAi => {
                 let chunk = |delta: Value, finish: Value| {
-                    json!({
+                    let chunk = json!({
                         "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": model,
                         "choices": [{"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish}],
-                    })
+                    });
+                    if say.bare { bare(chunk) } else { chunk }
                 };
+                let lines = |bytes: Vec<u8>| if say.bare { crlf(&bytes) } else { bytes };
                 let before = sse("", &chunk(json!({"role": "assistant", "content": "", "refusal": null}), Value::Null));
-                let words =
-                    words(&text).iter().map(|word| sse("", &chunk(json!({"content": word}), Value::Null))).collect();
-                let mut finish = "stop";
-                if let Some((name, arguments)) = &tool {
-                    let call = json!({"index": 0, "id": "call_1", "type": "function", "function": {"name": name, "arguments": ""}});
+                let word = |word: &&str| lines(sse("", &chunk(json!({"content": word}), Value::Null)));
+                let words = words(&text).iter().map(word).collect();
+                for (at, (name, arguments)) in tools.iter().enumerate() {
+                    let call = json!({"index": at, "id": call_id(at), "type": "function", "function": {"name": name, "arguments": ""}});
                     after.extend(sse("", &chunk(json!({"tool_calls": [call]}), Value::Null)));
                     for part in halves(arguments) {
-                        let call = json!({"index": 0, "function": {"arguments": part}});
+                        let call = json!({"index": at, "function": {"arguments": part}});
                         after.extend(sse("", &chunk(json!({"tool_calls": [call]}), Value::Null)));
                     }
-                    finish = "tool_calls";
                 }
-                after.extend(sse("", &chunk(json!({}), json!(finish))));
+                after.extend(sse("", &chunk(json!({}), json!(finish(&tools)))));
+                if say.bare {
+                    return Parts { before: b": ping\r\n\r\n".to_vec(), words, after: lines(after) };
+                }
                 if usage.is_some() && request["stream_options"]["include_usage"] == true {
                     let mut last = chunk(json!({}), Value::Null);
                     last["choices"] = json!([]);
@@ -297,36 +339,34 @@ impl Protocol {
                 let words =
                     words(&text).iter().map(|word| delta(0, json!({"type": "text_delta", "text": word}))).collect();
                 after.extend(stop(0));
-                if let Some((name, arguments)) = &tool {
-                    after.extend(anthropic_block(
-                        1,
-                        &json!({"type": "tool_use", "id": "toolu_1", "name": name, "input": {}}),
-                    ));
+                for (index, (name, arguments)) in (1..).zip(&tools) {
+                    let id = call_id(index as usize - 1);
+                    let block = json!({"type": "tool_use", "id": id, "name": name, "input": {}});
+                    after.extend(anthropic_block(index, &block));
                     for part in halves(arguments) {
-                        after.extend(delta(1, json!({"type": "input_json_delta", "partial_json": part})));
+                        after.extend(delta(index, json!({"type": "input_json_delta", "partial_json": part})));
                     }
-                    after.extend(stop(1));
+                    after.extend(stop(index));
                 }
-                let reason = if tool.is_some() { "tool_use" } else { "end_turn" };
                 after.extend(sse(
                     "message_delta",
-                    &json!({"type": "message_delta", "delta": {"stop_reason": reason, "stop_sequence": null},
+                    &json!({"type": "message_delta", "delta": {"stop_reason": stop_reason(&tools), "stop_sequence": null},
                         "usage": {"output_tokens": output}}),
                 ));
                 after.extend(sse("message_stop", &json!({"type": "message_stop"})));
                 Parts { before, words, after }
             }
             Protocol::Gemini => {
-                let words = words(&text).iter().map(|word| sse("", &gemini(word, None, None, None))).collect();
-                after.extend(sse("", &gemini("", tool, Some("STOP"), usage)));
+                let words = words(&text).iter().map(|word| sse("", &gemini(word, &[], None, None))).collect();
+                after.extend(sse("", &gemini("", &tools, Some("STOP"), usage)));
                 Parts { before: Vec::new(), words, after }
             }
             Protocol::Ollama => {
                 let line = |value: &Value| format!("{value}\n").into_bytes();
-                let words = words(&text).iter().map(|word| line(&ollama(model, word, None))).collect();
-                let mut last = ollama(model, "", None);
-                if tool.is_some() {
-                    after.extend(line(&ollama(model, "", tool)));
+                let words = words(&text).iter().map(|word| line(&ollama(model, word, &[]))).collect();
+                let mut last = ollama(model, "", &[]);
+                if !tools.is_empty() {
+                    after.extend(line(&ollama(model, "", &tools)));
                 }
                 ollama_end(&mut last, usage);
                 after.extend(line(&last));
@@ -353,10 +393,10 @@ fn anthropic_block(index: u32, block: &Value) -> Vec<u8> {
     sse("content_block_start", &json!({"type": "content_block_start", "index": index, "content_block": block}))
 }
 
-fn gemini(text: &str, tool: Option<(String, String)>, finish: Option<&str>, usage: Option<(usize, usize)>) -> Value {
+fn gemini(text: &str, tools: &[(String, String)], finish: Option<&str>, usage: Option<(usize, usize)>) -> Value {
     let mut parts = vec![json!({"text": text})];
-    if let Some((name, input)) = tool {
-        parts.push(json!({"functionCall": {"name": name, "args": arguments(&input)}}));
+    for (name, input) in tools {
+        parts.push(json!({"functionCall": {"name": name, "args": arguments(input)}}));
     }
     let mut candidate = json!({"content": {"role": "model", "parts": parts}, "index": 0});
     if let Some(finish) = finish {
@@ -370,10 +410,11 @@ fn gemini(text: &str, tool: Option<(String, String)>, finish: Option<&str>, usag
     reply
 }
 
-fn ollama(model: &Value, text: &str, tool: Option<(String, String)>) -> Value {
+fn ollama(model: &Value, text: &str, tools: &[(String, String)]) -> Value {
     let mut message = json!({"role": "assistant", "content": text});
-    if let Some((name, input)) = tool {
-        message["tool_calls"] = json!([{"function": {"name": name, "arguments": arguments(&input)}}]);
+    let call = |(name, input): &(String, String)| json!({"function": {"name": name, "arguments": arguments(input)}});
+    if !tools.is_empty() {
+        message["tool_calls"] = tools.iter().map(call).collect();
     }
     json!({"model": model, "created_at": "2026-01-01T00:00:00Z", "message": message, "done": false})
 }

@@ -75,11 +75,7 @@ impl Fault {
             }
             if let Some(io) = cause.downcast_ref::<std::io::Error>() {
                 why = why.or(io_reason(io));
-                // The TLS library's error is within others, and not ours to name; no repetition changes this one.
-                if format!("{io:?}").contains("InvalidCertificate") {
-                    let error =
-                        Error::new(Kind::Provider, format!("certificate of provider \"{provider}\" is not valid"))
-                            .hint("Check its base URL, and the certificate authorities that the gateway trusts.");
+                if let Some(error) = of_tls(io, provider) {
                     return Fault { again: false, ..Fault::passing(error) };
                 }
             }
@@ -98,6 +94,31 @@ impl Fault {
         let hint = "Try again later; check that the provider is there and the base URL is right.";
         Fault::passing(Error::new(Kind::Provider, message).detail(why).hint(hint))
     }
+}
+
+/// An error of TLS that no repetition changes. The library's own is within others and not ours to name, so that it is
+/// known by how it is written.
+fn of_tls(error: &std::io::Error, provider: &str) -> Option<Error> {
+    let written = format!("{error:?}");
+    if written.contains("InvalidContentType") {
+        let error = Error::new(Kind::Provider, format!("cannot connect to provider \"{provider}\""));
+        return Some(error.detail("It does not speak TLS.").hint("Check its base URL."));
+    }
+    let (_, reason) = written.split_once("InvalidCertificate(")?;
+    let reasons = [
+        ("UnknownIssuer", "It is of an authority that the gateway does not trust."),
+        ("BadSignature", "It is not signed by the authority that it names."),
+        ("NotValidForName", "It is for another name."),
+        ("NotValidYet", "It is not valid yet."),
+        ("Expired", "It has expired."),
+    ];
+    let error = Error::new(Kind::Provider, format!("certificate of provider \"{provider}\" is not valid"))
+        .hint("Check its base URL, and the certificate authorities that the gateway trusts.");
+    let known = reasons.into_iter().find(|(name, _)| reason.starts_with(name));
+    Some(match known {
+        Some((_, sentence)) => error.detail(sentence),
+        None => error,
+    })
 }
 
 /// A sentence on an operating system's error.

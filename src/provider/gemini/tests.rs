@@ -75,7 +75,7 @@ fn what_a_reply_says_can_be_sent_back() {
     let mut chat = question();
     chat.messages.push(Message { role: Role::Assistant, parts: said.parts, cache: false });
     let parts = body(&chat)["contents"][1]["parts"].clone();
-    assert_eq!(parts[0]["thoughtSignature"], "CtABAVKhc7m=");
+    assert_eq!(parts[0]["thoughtSignature"], "CtABAVKhc7k=");
     // The id is one that we made.
     assert_eq!(parts[1], json!({ "functionCall": { "name": "now", "args": {} } }));
 }
