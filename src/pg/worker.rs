@@ -129,6 +129,8 @@ fn configure() {
     set(c"lock_timeout", c"2s");
     // What a crash takes back is done again; that is cheaper than a flush for each document.
     set(c"synchronous_commit", c"off");
+    // Plans that were made while the tables were small, those of foreign keys too, would read all of them for each row.
+    set(c"enable_seqscan", c"off");
     set(c"application_name", c"helper_ai worker");
 }
 
