@@ -33,8 +33,9 @@ fn embed_texts(inputs: Vec<String>, model: &str, interactive: bool) -> Result<Ve
     if !model.is_empty() && model != model_name()? {
         return embed_with(inputs, model, interactive);
     }
-    collect(inputs.len(), &Request::Embed { model: model.to_owned(), inputs, interactive })
-        .map(|(embeddings, _)| embeddings)
+    let expected = inputs.len();
+    let (embeddings, _) = collect(expected, &Request::Embed { model: model.to_owned(), inputs, interactive }, |_| {})?;
+    whole(embeddings, expected)
 }
 
 /// Embeddings by a provider's model, charged to the caller's workspace.
@@ -46,10 +47,11 @@ fn embed_with(inputs: Vec<String>, model: &str, interactive: bool) -> Result<Vec
     })?;
     let tokens: u64 = inputs.iter().map(|input| u64::from(estimate(input))).sum();
     let route = chosen.routes[0].clone();
-    let reservation = budget::reserve(workspace, user, || {
+    let mut reservation = budget::reserve(workspace, user, || {
         let tokens = tokens + tokens / 4;
         (tokens, budget::most_cost(&route.prices, tokens, 0))
     })?;
+    reservation.takes(tokens, 0, route.prices);
     // SAFETY: set once when the process connects.
     let database = unsafe { pg_sys::MyDatabaseId.to_u32() };
     let call = EmbedCall {
@@ -70,29 +72,32 @@ fn embed_with(inputs: Vec<String>, model: &str, interactive: bool) -> Result<Vec
         inputs,
     };
     let expected = call.inputs.len();
-    let (embeddings, reply) = collect(expected, &Request::EmbedWith(Box::new(call)))?;
+    let (embeddings, reply) =
+        collect(expected, &Request::EmbedWith(Box::new(call)), |sent| reservation.set_sent(sent))?;
     if let Reply::Call(end) = reply {
         reservation.settle(end.usage.input, end.cost_nanos);
+        if let Some(error) = end.error {
+            return Err(error);
+        }
+    }
+    whole(embeddings, expected)
+}
+
+fn whole(embeddings: Vec<Vec<f32>>, expected: usize) -> Result<Vec<Vec<f32>>> {
+    if embeddings.len() != expected {
+        return Err(Error::bug(format!("{} embeddings for {expected} texts", embeddings.len())));
     }
     Ok(embeddings)
 }
 
-/// Embeddings as they come, and the end of the reply. One that says why it failed is an error.
-fn collect(expected: usize, request: &Request) -> Result<(Vec<Vec<f32>>, Reply)> {
+/// Embeddings as they come, and the end of the reply, which may say why it failed.
+fn collect(expected: usize, request: &Request, sent: impl FnMut(bool)) -> Result<(Vec<Vec<f32>>, Reply)> {
     let mut embeddings = Vec::with_capacity(expected);
-    let reply = gateway::ask(request, |item| {
+    let reply = gateway::ask_telling(request, sent, |item| {
         let Item::Embeddings { dimensions, values } = item else { return Err(calling::another()) };
         embeddings.extend(values.chunks_exact(dimensions.max(1) as usize).map(<[f32]>::to_vec));
         Ok(())
     })?;
-    if let Reply::Call(end) = &reply
-        && let Some(error) = &end.error
-    {
-        return Err(error.clone());
-    }
-    if embeddings.len() != expected {
-        return Err(Error::bug(format!("{} embeddings for {expected} texts", embeddings.len())));
-    }
     Ok((embeddings, reply))
 }
 

@@ -65,6 +65,10 @@ pub struct Say {
     pub delay: Duration,
     /// Whether the tokens are told.
     pub usage: bool,
+    /// Tokens of the prompt that are told for each that there is.
+    pub prompt_times: usize,
+    /// Of these, told as written to the cache, where the protocol has that.
+    pub cache_written: usize,
     /// A tool to call after the words: its name and its arguments in JSON.
     pub tool: Option<(String, String)>,
     /// How a stream ends early, after so many words.
@@ -74,7 +78,7 @@ pub struct Say {
 impl Default for Say {
     fn default() -> Self {
         let text = "Grüße from the provider.".into();
-        Say { text, delay: Duration::ZERO, usage: true, tool: None, broken: None }
+        Say { text, delay: Duration::ZERO, usage: true, prompt_times: 1, cache_written: 0, tool: None, broken: None }
     }
 }
 

@@ -51,7 +51,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn reply_on(&mut self, reply: Box<Replying>, next: Result<Next>) {
+    pub(super) fn reply_on(&mut self, mut reply: Box<Replying>, next: Result<Next>) {
         match next {
             Ok(Next::Ask(request)) => {
                 let sent = match &mut self.link {
@@ -60,6 +60,7 @@ impl Worker {
                 };
                 match sent {
                     Ok(id) => {
+                        reply.sent();
                         self.replies.insert(id, reply);
                     }
                     Err(error) if error.kind == Kind::BadArgument => self.reply_failed(&reply, &error),
