@@ -30,6 +30,16 @@ pub struct Owner {
     pub person: Option<[u8; 16]>,
 }
 
+impl Owner {
+    /// Whether two have the person, the workspace and the database in common.
+    fn in_common(&self, other: &Owner) -> [bool; 3] {
+        let database = self.database == other.database;
+        let workspace = database && self.workspace.is_some() && self.workspace == other.workspace;
+        let person = database && self.person.is_some() && self.person == other.person;
+        [person, workspace, database]
+    }
+}
+
 #[derive(Clone, Copy, Default)]
 struct Counter {
     key: [u8; 16],
@@ -179,16 +189,9 @@ impl Counters {
 
     /// Where a counter may be made: a free place, or that of an idle one. Whoever has all of a share gives up one of it.
     fn room(&self, owner: Owner, now: i64) -> Option<usize> {
-        let of_database = |counter: &Counter| counter.owner.database == owner.database;
-        let of_workspace = |counter: &Counter| {
-            of_database(counter) && owner.workspace.is_some() && counter.owner.workspace == owner.workspace
-        };
-        let of_person =
-            |counter: &Counter| of_database(counter) && owner.person.is_some() && counter.owner.person == owner.person;
-        let shares: [(&dyn Fn(&Counter) -> bool, usize); 3] =
-            [(&of_person, OF_PERSON), (&of_workspace, OF_WORKSPACE), (&of_database, OF_DATABASE)];
         let live = || self.counters.iter().enumerate().filter(|(_, counter)| counter.until > now);
-        for (belongs, most) in shares {
+        for (share, most) in [OF_PERSON, OF_WORKSPACE, OF_DATABASE].into_iter().enumerate() {
+            let belongs = |counter: &Counter| owner.in_common(&counter.owner)[share];
             if live().filter(|(_, counter)| belongs(counter)).count() >= most {
                 let idle = live().filter(|(_, counter)| belongs(counter) && counter.is_idle(now));
                 return idle.min_by_key(|(_, counter)| counter.touched).map(|(at, _)| at);
