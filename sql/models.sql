@@ -33,8 +33,8 @@ create function helper.set_model(
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_provider helper.providers;
-  v_known constant text[] := array['context_window', 'output_limit', 'dimensions', 'input_price', 'cached_price', 'output_price'];
-  v_price boolean := options ?| array['input_price', 'cached_price', 'output_price'];
+  v_known constant text[] := array['context_window', 'output_limit', 'dimensions', 'input_price', 'cached_price', 'cache_write_price', 'output_price'];
+  v_price boolean := options ?| array['input_price', 'cached_price', 'cache_write_price', 'output_price'];
 begin
   perform helper._require_keeper(workspace);
   select p.* into v_provider
@@ -58,11 +58,12 @@ begin
   perform helper._check_options(options, v_known || array['tools', 'images', 'documents', 'json_schema', 'encoding', 'shorten'], 'a model');
   begin
     insert into helper.models as m
-      (provider_id, name, kind, context_window, output_limit, dimensions, input_price, cached_price, output_price, priced_on, options)
+      (provider_id, name, kind, context_window, output_limit, dimensions, input_price, cached_price, cache_write_price, output_price, priced_on,
+        options)
     values
       (v_provider.id, model, set_model.kind, (options ->> 'context_window')::integer, (options ->> 'output_limit')::integer,
         (options ->> 'dimensions')::integer, (options ->> 'input_price')::numeric, (options ->> 'cached_price')::numeric,
-        (options ->> 'output_price')::numeric, case when v_price then current_date end, options - v_known)
+        (options ->> 'cache_write_price')::numeric, (options ->> 'output_price')::numeric, case when v_price then current_date end, options - v_known)
     on conflict (provider_id, name) do update
     set kind = excluded.kind,
       context_window = excluded.context_window,
@@ -70,6 +71,7 @@ begin
       dimensions = excluded.dimensions,
       input_price = excluded.input_price,
       cached_price = excluded.cached_price,
+      cache_write_price = excluded.cache_write_price,
       output_price = excluded.output_price,
       priced_on = excluded.priced_on,
       options = excluded.options;
@@ -83,7 +85,7 @@ begin
 end
 $$;
 comment on function helper.set_model(text, text, text, jsonb, uuid) is
-  'Says what a provider''s model can do and costs. options: context_window, output_limit, dimensions, input_price, cached_price, output_price (per million tokens), tools, images, documents, json_schema, encoding, shorten (ask for embeddings of that many dimensions). What is left out comes from model_catalog. Errors: 22023, 42501, 42704';
+  'Says what a provider''s model can do and costs. options: context_window, output_limit, dimensions, input_price, cached_price, cache_write_price, output_price (per million tokens), tools, images, documents, json_schema, encoding, shorten (ask for embeddings of that many dimensions). What is left out comes from model_catalog. Errors: 22023, 42501, 42704';
 
 create function helper.set_default(
   purpose text,
@@ -98,6 +100,7 @@ declare
   v_place integer := 1;
   v_next text;
   v_model text;
+  v_kind text;
 begin
   perform helper._require_keeper(workspace);
   if purpose is null or purpose not in ('chat', 'embedding', 'transcription', 'speech', 'image') then
@@ -122,9 +125,20 @@ begin
         hint = 'Write provider/model.';
     end if;
     v_model := substring(v_next from strpos(v_next, '/') + 1);
-    if not exists (select from helper.models m where m.provider_id = v_provider.id and m.name = v_model)
-      and not exists (select from helper.model_catalog c where c.kind = v_provider.kind and c.name = v_model)
-    then
+    select k.kind into v_kind
+    from (
+      select m.kind, 1 as place from helper.models m where m.provider_id = v_provider.id and m.name = v_model
+      union all
+      select c.purpose, 2 from helper.model_catalog c where c.kind = v_provider.kind and c.name = v_model
+    ) k
+    order by k.place
+    limit 1;
+    if v_kind <> set_default.purpose then
+      raise exception using
+        errcode = '22023',
+        message = format('model "%s" is for %s, not for %s', v_next, v_kind, set_default.purpose),
+        hint = format('Choose a model of kind %s, or correct its kind with helper.set_model.', set_default.purpose);
+    elsif v_kind is null then
       if v_provider.workspace_id is distinct from workspace then
         raise exception using errcode = '42704', message = format('model "%s" does not exist', v_next);
       end if;
@@ -158,8 +172,10 @@ create view helper._routes as
     k.dimensions,
     round(coalesce(k.input_price, 0) * 1000000)::bigint as input_price,
     round(coalesce(k.cached_price, k.input_price, 0) * 1000000)::bigint as cached_price,
+    round(coalesce(k.cache_write_price, k.input_price, 0) * 1000000)::bigint as cache_write_price,
     round(coalesce(k.output_price, 0) * 1000000)::bigint as output_price,
-    k.options as model_options
+    k.options as model_options,
+    coalesce(t.ratio, 1) as token_ratio
   from helper.providers p
   left join helper.provider_secrets s on s.provider_id = p.id and s.host = helper._host(p.base_url)
   cross join lateral (
@@ -171,17 +187,19 @@ create view helper._routes as
       coalesce(m.dimensions, c.dimensions) as dimensions,
       coalesce(m.input_price, c.input_price) as input_price,
       coalesce(m.cached_price, c.cached_price) as cached_price,
+      coalesce(m.cache_write_price, c.cache_write_price) as cache_write_price,
       coalesce(m.output_price, c.output_price) as output_price,
       m.options
     from helper.models m
     left join helper.model_catalog c on c.kind = p.kind and c.name = m.name
     where m.provider_id = p.id
     union all
-    select c.name, c.purpose, c.context_window, c.output_limit, c.dimensions, c.input_price, c.cached_price, c.output_price, '{}'
+    select c.name, c.purpose, c.context_window, c.output_limit, c.dimensions, c.input_price, c.cached_price, c.cache_write_price, c.output_price, '{}'
     from helper.model_catalog c
     where c.kind = p.kind
       and not exists (select from helper.models m where m.provider_id = p.id and m.name = c.name)
-  ) k;
+  ) k
+  left join helper.token_ratios t on t.provider_id = p.id and t.model = k.name;
 comment on view helper._routes is 'Every model of every provider with what a call of it needs, keys included; for the extension alone';
 comment on column helper._routes.workspace_id is 'Workspace whose own the provider is; null: for all';
 comment on column helper._routes.provider_id is 'The provider';
@@ -199,8 +217,10 @@ comment on column helper._routes.output_limit is 'Tokens of a reply at most';
 comment on column helper._routes.dimensions is 'Numbers in an embedding';
 comment on column helper._routes.input_price is 'Price of a million tokens of prompt, in millionths';
 comment on column helper._routes.cached_price is 'The same from the cache';
+comment on column helper._routes.cache_write_price is 'The same written to the cache';
 comment on column helper._routes.output_price is 'The same for the reply';
 comment on column helper._routes.model_options is 'What else is known of the model';
+comment on column helper._routes.token_ratio is 'Tokens of a prompt for each that is estimated';
 
 create function helper._provider_states()
 returns table (id uuid, circuit text, in_flight integer, waiting integer, requests bigint, errors bigint, last_error text,

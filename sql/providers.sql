@@ -52,6 +52,7 @@ create table helper.models (
   dimensions integer constraint models_dimensions_check check (dimensions between 1 and 4000),
   input_price numeric constraint models_input_price_check check (input_price >= 0),
   cached_price numeric constraint models_cached_price_check check (cached_price >= 0),
+  cache_write_price numeric constraint models_cache_write_price_check check (cache_write_price >= 0),
   output_price numeric constraint models_output_price_check check (output_price >= 0),
   priced_on date,
   options jsonb not null default '{}' constraint models_options_check check (jsonb_typeof(options) = 'object'),
@@ -67,6 +68,7 @@ comment on column helper.models.output_limit is 'Tokens of a reply at most';
 comment on column helper.models.dimensions is 'Numbers in an embedding';
 comment on column helper.models.input_price is 'Price of a million tokens of prompt';
 comment on column helper.models.cached_price is 'Price of a million tokens of prompt that come from the provider''s cache';
+comment on column helper.models.cache_write_price is 'Price of a million tokens of prompt that are written to the provider''s cache; null: as others';
 comment on column helper.models.output_price is 'Price of a million tokens of reply';
 comment on column helper.models.priced_on is 'When the prices were true';
 comment on column helper.models.options is 'What else is known: tools, images, json_schema, ...';
@@ -80,6 +82,7 @@ create table helper.model_catalog (
   dimensions integer,
   input_price numeric,
   cached_price numeric,
+  cache_write_price numeric,
   output_price numeric,
   priced_on date not null,
   primary key (kind, name)
@@ -93,28 +96,43 @@ comment on column helper.model_catalog.output_limit is 'Tokens of a reply at mos
 comment on column helper.model_catalog.dimensions is 'Numbers in an embedding';
 comment on column helper.model_catalog.input_price is 'Price of a million tokens of prompt';
 comment on column helper.model_catalog.cached_price is 'Price of a million tokens of prompt from the cache';
+comment on column helper.model_catalog.cache_write_price is 'Price of a million tokens of prompt that are written to the cache; null: as others';
 comment on column helper.model_catalog.output_price is 'Price of a million tokens of reply';
 comment on column helper.model_catalog.priced_on is 'When the prices were last looked up';
 
 insert into helper.model_catalog
-  (kind, name, purpose, context_window, output_limit, dimensions, input_price, cached_price, output_price, priced_on)
+  (kind, name, purpose, context_window, output_limit, dimensions, input_price, cached_price, cache_write_price, output_price, priced_on)
 values
-  ('openai', 'gpt-5', 'chat', 400000, 128000, null, 1.25, 0.125, 10, '2025-11-01'),
-  ('openai', 'gpt-5-mini', 'chat', 400000, 128000, null, 0.25, 0.025, 2, '2025-11-01'),
-  ('openai', 'gpt-5-nano', 'chat', 400000, 128000, null, 0.05, 0.005, 0.4, '2025-11-01'),
-  ('openai', 'gpt-4.1', 'chat', 1047576, 32768, null, 2, 0.5, 8, '2025-11-01'),
-  ('openai', 'gpt-4.1-mini', 'chat', 1047576, 32768, null, 0.4, 0.1, 1.6, '2025-11-01'),
-  ('openai', 'gpt-4o', 'chat', 128000, 16384, null, 2.5, 1.25, 10, '2025-11-01'),
-  ('openai', 'gpt-4o-mini', 'chat', 128000, 16384, null, 0.15, 0.075, 0.6, '2025-11-01'),
-  ('openai', 'text-embedding-3-small', 'embedding', 8192, null, 1536, 0.02, null, null, '2025-11-01'),
-  ('openai', 'text-embedding-3-large', 'embedding', 8192, null, 3072, 0.13, null, null, '2025-11-01'),
-  ('anthropic', 'claude-opus-4-1', 'chat', 200000, 32000, null, 15, 1.5, 75, '2025-11-01'),
-  ('anthropic', 'claude-sonnet-4-5', 'chat', 200000, 64000, null, 3, 0.3, 15, '2025-11-01'),
-  ('anthropic', 'claude-haiku-4-5', 'chat', 200000, 64000, null, 1, 0.1, 5, '2025-11-01'),
-  ('gemini', 'gemini-2.5-pro', 'chat', 1048576, 65536, null, 1.25, 0.125, 10, '2025-11-01'),
-  ('gemini', 'gemini-2.5-flash', 'chat', 1048576, 65536, null, 0.3, 0.03, 2.5, '2025-11-01'),
-  ('gemini', 'gemini-2.5-flash-lite', 'chat', 1048576, 65536, null, 0.1, 0.01, 0.4, '2025-11-01'),
-  ('gemini', 'gemini-embedding-001', 'embedding', 2048, null, 3072, 0.15, null, null, '2025-11-01');
+  ('openai', 'gpt-5', 'chat', 400000, 128000, null, 1.25, 0.125, null, 10, '2025-11-01'),
+  ('openai', 'gpt-5-mini', 'chat', 400000, 128000, null, 0.25, 0.025, null, 2, '2025-11-01'),
+  ('openai', 'gpt-5-nano', 'chat', 400000, 128000, null, 0.05, 0.005, null, 0.4, '2025-11-01'),
+  ('openai', 'gpt-4.1', 'chat', 1047576, 32768, null, 2, 0.5, null, 8, '2025-11-01'),
+  ('openai', 'gpt-4.1-mini', 'chat', 1047576, 32768, null, 0.4, 0.1, null, 1.6, '2025-11-01'),
+  ('openai', 'gpt-4o', 'chat', 128000, 16384, null, 2.5, 1.25, null, 10, '2025-11-01'),
+  ('openai', 'gpt-4o-mini', 'chat', 128000, 16384, null, 0.15, 0.075, null, 0.6, '2025-11-01'),
+  ('openai', 'text-embedding-3-small', 'embedding', 8192, null, 1536, 0.02, null, null, null, '2025-11-01'),
+  ('openai', 'text-embedding-3-large', 'embedding', 8192, null, 3072, 0.13, null, null, null, '2025-11-01'),
+  ('anthropic', 'claude-opus-4-1', 'chat', 200000, 32000, null, 15, 1.5, 18.75, 75, '2025-11-01'),
+  ('anthropic', 'claude-sonnet-4-5', 'chat', 200000, 64000, null, 3, 0.3, 3.75, 15, '2025-11-01'),
+  ('anthropic', 'claude-haiku-4-5', 'chat', 200000, 64000, null, 1, 0.1, 1.25, 5, '2025-11-01'),
+  ('gemini', 'gemini-2.5-pro', 'chat', 1048576, 65536, null, 1.25, 0.125, null, 10, '2025-11-01'),
+  ('gemini', 'gemini-2.5-flash', 'chat', 1048576, 65536, null, 0.3, 0.03, null, 2.5, '2025-11-01'),
+  ('gemini', 'gemini-2.5-flash-lite', 'chat', 1048576, 65536, null, 0.1, 0.01, null, 0.4, '2025-11-01'),
+  ('gemini', 'gemini-embedding-001', 'embedding', 2048, null, 3072, 0.15, null, null, null, '2025-11-01');
+
+-- How many tokens a model's provider counts where we guess one: learned from what it tells, for families whose tokenizer
+-- we do not have.
+create table helper.token_ratios (
+  provider_id uuid not null,
+  model text not null,
+  ratio real not null constraint token_ratios_ratio_check check (ratio between 0.5 and 2.5),
+  primary key (provider_id, model),
+  constraint token_ratios_provider_fkey foreign key (provider_id) references helper.providers (id) on delete cascade
+);
+comment on table helper.token_ratios is 'Tokens of prompts as providers told them, for each that was estimated; smoothed, and learned again after a restore';
+comment on column helper.token_ratios.provider_id is 'The provider';
+comment on column helper.token_ratios.model is 'Its model';
+comment on column helper.token_ratios.ratio is 'Tokens for each that was estimated';
 
 create table helper.model_defaults (
   workspace_id uuid,
@@ -137,6 +155,7 @@ alter table helper.provider_secrets enable row level security;
 alter table helper.models enable row level security;
 alter table helper.model_catalog enable row level security;
 alter table helper.model_defaults enable row level security;
+alter table helper.token_ratios enable row level security;
 -- Members have to know what they may ask and what it costs; where a key is, is for those who set it up (see the columns
 -- in grants.sql).
 create policy providers_select_member on helper.providers for select

@@ -3,70 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod cluster;
+mod place;
 mod provider;
 
-use cluster::{Cluster, Session, until};
+use cluster::{Cluster, until};
+use place::{ANN, BEA, Place};
 use provider::{Answer, Break, Say, Server};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
-
-const ANN: &str = "00000000-0000-4000-8000-00000000000a";
-const BEA: &str = "00000000-0000-4000-8000-00000000000b";
-
-const HANDBOOK: &str = "# Refunds\n\nRefunds are paid within 30 days to the card that was used. Ask support for a return label.\n\n# Shipping\n\nOrders ship on the next working day.";
-
-/// A cluster with a workspace of Ann's, its handbook, and a provider of each kind at the same server.
-struct Place {
-    cluster: Cluster,
-    admin: Session,
-    ann: Session,
-    workspace: String,
-    server: Server,
-}
-
-impl Place {
-    async fn new() -> Place {
-        let cluster = Cluster::start().await;
-        let server = Server::start().await;
-        let admin = cluster.admin().await;
-        for (name, kind, path) in [
-            ("open", "openai", "/v1"),
-            ("claude", "anthropic", ""),
-            ("gem", "gemini", ""),
-            ("llama", "ollama", ""),
-            ("other", "openai_compatible", "/v1"),
-        ] {
-            let sql = format!(
-                "select helper.set_provider('{name}', '{kind}', '{}', options => '{{\"allow_private\": true, \"max_retries\": 0}}')",
-                server.url(path)
-            );
-            admin.run(&sql).await;
-            admin.run(&format!("select helper.set_model('{name}', 'm', options => '{{\"context_window\": 8000, \"output_limit\": 1000, \"input_price\": 1, \"output_price\": 2}}')")).await;
-            admin
-                .run(&format!("insert into helper.provider_keys (provider, key) values ('{name}', 'sk-secret-{name}')"))
-                .await;
-        }
-        admin.run("select helper.set_default('chat', 'open', 'm')").await;
-        let ann = cluster.user(ANN).await;
-        let workspace: String = ann.one("select helper.create_workspace('Ann')::text", &[]).await;
-        ann.one::<i64>(&format!("select count(helper.add_document('Handbook', $h${HANDBOOK}$h$))"), &[]).await;
-        ann.one::<i64>("select helper.wait_indexed()", &[]).await;
-        Place { cluster, admin, ann, workspace, server }
-    }
-
-    /// Records of calls, as soon as there are so many.
-    async fn records(&self, count: usize) -> Vec<Value> {
-        until("records of calls", async || {
-            let rows = self
-                .admin
-                .query("select to_jsonb(u) from helper.usage_records u order by u.created_at, u.id", &[])
-                .await
-                .unwrap();
-            (rows.len() >= count).then(|| rows.iter().map(|row| row.get::<_, Value>(0)).collect())
-        })
-        .await
-    }
-}
 
 #[tokio::test]
 async fn every_kind_of_provider_completes_and_is_accounted_for() {
@@ -300,58 +244,6 @@ async fn a_reply_can_be_cancelled_before_and_while_it_is_spoken() {
     assert!(kept.starts_with('a'), "{kept}");
     assert_eq!(place.server.count(), 1, "the second was never sent");
     assert_eq!(place.records(1).await[0]["status"], "cancelled");
-}
-
-#[tokio::test]
-async fn a_budget_for_ten_calls_gives_a_hundred_sessions_exactly_ten() {
-    let place = Place::new().await;
-    place.ann.run("select helper.set_budget(10, 'requests', 'day')").await;
-    place.server.answer_by(|_| Answer::Say(Say { delay: Duration::from_millis(30), ..Say::default() }));
-    let mut sessions = Vec::new();
-    for _ in 0..50 {
-        sessions.push(place.cluster.user(ANN).await);
-    }
-    let calls = sessions.iter().map(|session| async move {
-        let mut outcomes = Vec::new();
-        for _ in 0..2 {
-            outcomes.push(match session.query_one("select helper.complete('Hello')", &[]).await {
-                Ok(_) => "ok".to_owned(),
-                Err(error) => error.as_db_error().unwrap().code().code().to_owned(),
-            });
-        }
-        outcomes
-    });
-    let outcomes: Vec<String> = futures_join(calls).await.into_iter().flatten().collect();
-    assert_eq!(outcomes.iter().filter(|outcome| *outcome == "ok").count(), 10);
-    assert!(outcomes.iter().all(|outcome| outcome == "ok" || outcome == "53400"), "{outcomes:?}");
-    assert_eq!(place.server.count(), 10);
-    let error = place.ann.error("select helper.complete('Hello')").await;
-    assert!(error.detail().unwrap().contains("0 requests are left"), "{error:?}");
-    place.records(10).await;
-    // What was used is known after a restart too.
-    let Place { cluster, server, .. } = place;
-    cluster.restart();
-    cluster.pids().await;
-    let ann = cluster.user(ANN).await;
-    assert_eq!(ann.error("select helper.complete('Hello')").await.code().code(), "53400");
-    assert_eq!(server.count(), 10);
-}
-
-async fn futures_join<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
-    let mut pending: Vec<_> = futures.map(Box::pin).collect();
-    let mut done: Vec<Option<T>> = pending.iter().map(|_| None).collect();
-    std::future::poll_fn(|context| {
-        for (future, done) in pending.iter_mut().zip(&mut done) {
-            if done.is_none()
-                && let std::task::Poll::Ready(value) = future.as_mut().poll(context)
-            {
-                *done = Some(value);
-            }
-        }
-        if done.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    done.into_iter().flatten().collect()
 }
 
 #[tokio::test]
@@ -612,23 +504,6 @@ async fn texts_are_embedded_by_a_provider_where_one_is_named() {
     assert_eq!(place.ann.error("select helper.embed('x', 'claude/m')").await.code().code(), "42704");
 }
 
-#[tokio::test]
-async fn who_stops_listening_has_used_what_they_heard() {
-    let place = Place::new().await;
-    place.ann.run("select helper.set_budget(2400)").await;
-    let text = "many words of a reply ".repeat(250);
-    place
-        .server
-        .answer_by(move |_| Answer::Say(Say { text: text.clone(), delay: Duration::from_millis(1), ..Say::default() }));
-    place
-        .ann
-        .run("begin; declare c cursor for select helper.ask_stream('Talk', knowledge => false, options => '{\"max_tokens\": 1800}')")
-        .await;
-    place.ann.run("fetch 400 from c; close c; commit").await;
-    let error = place.ann.error("select helper.complete('Talk', options => '{\"max_tokens\": 1800}')").await;
-    assert_eq!(error.code().code(), "53400", "{error:?}");
-}
-
 /// Whoever owns a database may create schemas in it, and is no superuser.
 #[tokio::test]
 async fn what_somebody_put_where_supabase_has_its_own_is_not_run() {
@@ -682,4 +557,59 @@ async fn a_provider_of_one_workspace_cannot_tie_up_the_gateway_of_all() {
         );
         assert_eq!(place.ann.error(&sql).await.code().code(), "22023", "{option}");
     }
+}
+
+#[tokio::test]
+async fn a_default_that_is_disabled_gives_way_or_says_so() {
+    let place = Place::new().await;
+    let (claude, open) = (place.server.url(""), place.server.url("/v1"));
+    let disable = async |name: &str, kind: &str, url: &str| {
+        let options = r#"{"allow_private": true, "enabled": false}"#;
+        place
+            .admin
+            .run(&format!("select helper.set_provider('{name}', '{kind}', '{url}', options => '{options}')"))
+            .await;
+    };
+    let ask = "select r.provider from helper.answer('When are refunds paid?') r";
+    place.admin.run("select helper.set_default('chat', 'open', 'm', fallback => '{claude/m}')").await;
+    disable("open", "openai", &open).await;
+    assert_eq!(place.ann.one::<String>(ask, &[]).await, "claude");
+    // With none left nobody else answers in their place.
+    disable("claude", "anthropic", &claude).await;
+    for call in [ask, "select helper.complete('Hello')"] {
+        let error = place.ann.error(call).await;
+        assert_eq!(error.code().code(), "55000", "{error:?}");
+        assert!(error.message().contains("\"open/m\"") && error.hint().unwrap().contains("set_provider"), "{error:?}");
+    }
+    place.ann.one::<String>("select helper.ask('When are refunds paid?', model => 'local')", &[]).await;
+    place.admin.run("select helper.set_default('chat', 'local', null)").await;
+    assert_eq!(place.ann.one::<String>(ask, &[]).await, "local");
+}
+
+#[tokio::test]
+async fn a_model_is_the_default_for_what_it_does_alone() {
+    let place = Place::new().await;
+    for (purpose, provider, model) in [
+        ("chat", "open", "text-embedding-3-small"),
+        ("embedding", "open", "gpt-5"),
+        ("embedding", "open", "m"),
+        ("image", "open", "m"),
+        ("speech", "gem", "gemini-2.5-pro"),
+        ("transcription", "open", "text-embedding-3-small"),
+    ] {
+        let error =
+            place.admin.error(&format!("select helper.set_default('{purpose}', '{provider}', '{model}')")).await;
+        assert_eq!(error.code().code(), "22023", "{purpose} {model}: {error:?}");
+    }
+    let error = place
+        .admin
+        .error("select helper.set_default('chat', 'open', 'm', fallback => '{gem/gemini-embedding-001}')")
+        .await;
+    assert_eq!(error.code().code(), "22023", "{error:?}");
+    // What was set before stays.
+    assert_eq!(place.ann.one::<String>("select model from helper.model_defaults", &[]).await, "m");
+    place.admin.run("select helper.set_default('embedding', 'open', 'text-embedding-3-small')").await;
+    // Its kind may be changed afterwards, and then it does not answer.
+    place.admin.run("select helper.set_model('open', 'm', 'image')").await;
+    assert_eq!(place.ann.error("select helper.ask('When?')").await.code().code(), "55000");
 }

@@ -216,7 +216,7 @@ async fn what_a_provider_cannot_do_now_waits_and_is_lost_to_nobody() {
         .await;
     assert_eq!(clean, 1);
     // Over its budget the workspace's documents wait.
-    place.ann.run("select helper.set_budget(1, 'tokens', 'day')").await;
+    place.ann.run("select helper.set_budget(1, 'tokens', 'day', workspace => helper.current_workspace())").await;
     place.add(2, 1).await;
     until("the budget's error", async || {
         let rows = place.ann.query(sql, &[]).await.unwrap();

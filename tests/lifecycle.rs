@@ -112,7 +112,7 @@ async fn a_database_moves_with_all_that_is_in_it() {
         .run(&format!(
             "select helper.set_provider('open', 'openai', options => '{{\"max_concurrent\": 3}}'); \
              insert into helper.provider_keys (provider, key) values ('open', 'sk-secret'); \
-             select helper.set_model('open', 'mine', options => '{{\"input_price\": 2}}'); \
+             select helper.set_model('open', 'mine', 'image', options => '{{\"input_price\": 2}}'); \
              select helper.set_default('image', 'open', 'mine'); \
              insert into helper.usage_records (workspace_id, id, user_id, purpose, provider, model, status) \
              values ('{workspace}', helper.uuid_v7(), '{ANN}', 'ask', 'open', 'mine', 'succeeded'); \
@@ -121,7 +121,7 @@ async fn a_database_moves_with_all_that_is_in_it() {
         ))
         .await;
     ann.run(&format!(
-        "select helper.set_budget(500, 'requests'); select helper.set_mode('brief', 'Be brief.', workspace => '{workspace}')"
+        "select helper.set_budget(500, 'requests', workspace => '{workspace}'); select helper.set_mode('brief', 'Be brief.', workspace => '{workspace}')"
     ))
     .await;
     let kept = "select md5(concat((select string_agg(t::text, '|' order by t) from helper.providers t), \

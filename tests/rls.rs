@@ -70,9 +70,12 @@ const USED: [Option<&str>; 6] = {
     [None, Some("false"), MINE, MINE, ALL, ALL]
 };
 const BOUND: [Option<&str>; 6] = {
-    const MINE: Option<&str> = Some("workspace_id = '$ws' and (user_id is null or user_id = '$me')");
-    const ALL: Option<&str> = Some("workspace_id = '$ws'");
-    [None, Some("false"), MINE, MINE, ALL, ALL]
+    const ABOVE: &str = "workspace_id is null and (each_user or user_id = '$me')";
+    const MINE: Option<&str> = Some(
+        "workspace_id = '$ws' and (user_id is null or user_id = '$me') or workspace_id is null and (each_user or user_id = '$me')",
+    );
+    const ALL: Option<&str> = Some("workspace_id = '$ws' or workspace_id is null and (each_user or user_id = '$me')");
+    [None, Some(ABOVE), MINE, MINE, ALL, ALL]
 };
 /// So many rows; which ones follows the caller, whoever looks.
 const KEPT: [Option<&str>; 6] = [None, Some("rows 0"), Some("rows 0"), Some("rows 0"), Some("rows 1"), Some("rows 1")];
@@ -200,6 +203,8 @@ const TABLES: &[Table] = &[
     read_only("modes", SHARED),
     read_only("conversation_summaries", HELD),
     hidden("provider_secrets"),
+    hidden("token_ratios"),
+    hidden("usage_deleted"),
     hidden("reply_cancellations"),
     hidden("_routes"),
     hidden("membership_source"),
@@ -864,8 +869,10 @@ const FUNCTIONS: &[Function] = &[
     Function {
         name: "set_budget",
         calls: &[
-            ("helper.set_budget(5)", [NO, UNKNOWN, NO, NO, VOID, VOID]),
-            ("helper.set_budget(null, user_id => '$me')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.set_budget(5, workspace => '$ws')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.set_budget(null, user_id => '$me', workspace => '$ws')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.set_budget(5)", NEVER),
+            ("helper.set_budget(null, each_user => true)", NEVER),
             ("helper.set_budget(5, workspace => '$foreign')", FOREIGN),
         ],
     },

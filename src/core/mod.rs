@@ -4,6 +4,7 @@ pub mod answer;
 pub mod block;
 pub mod chat;
 pub mod chunk;
+pub mod counters;
 pub mod error;
 pub mod prices;
 pub mod prompt;

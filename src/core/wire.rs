@@ -173,6 +173,8 @@ pub struct Prices {
     pub input: u64,
     /// Of the prompt where it comes from the provider's cache.
     pub cached: u64,
+    /// Of the prompt where it is written to that cache.
+    pub cache_written: u64,
     /// Of the reply.
     pub output: u64,
 }
@@ -188,6 +190,15 @@ pub struct Route {
     pub output_limit: u32,
     /// What it costs.
     pub prices: Prices,
+    /// Tokens of a prompt that its provider counts for a hundred that are guessed.
+    pub tokens_percent: u32,
+}
+
+impl Route {
+    /// So many tokens as its provider counts them, about.
+    pub fn corrected(&self, guessed: u64) -> u64 {
+        guessed.saturating_mul(self.tokens_percent.into()) / 100
+    }
 }
 
 /// Whose call it is, for the record and for fairness.
@@ -220,8 +231,12 @@ pub struct ChatCall {
     pub chat: Chat,
     /// Milliseconds in all, waiting for a turn included.
     pub timeout_ms: u64,
-    /// Tokens of the prompt as far as they were counted; used where the provider does not say.
-    pub input_tokens: u64,
+    /// Tokens of the prompt at a guess; used, as the route corrects it, where the provider does not say.
+    pub guessed_tokens: u64,
+    /// The prompt is all text, so that the guess can be compared with what the provider says.
+    pub all_text: bool,
+    /// Tokens of the reply at most; counted where it was to come in one piece and the provider may have made it for nobody.
+    pub output_tokens: u64,
 }
 
 /// Texts to be embedded by a provider.
@@ -329,6 +344,8 @@ pub struct CallEnd {
     pub usage: Usage,
     /// Whether we counted them, because the provider did not say.
     pub estimated: bool,
+    /// Tokens of the prompt as they were guessed; 0 where that says nothing.
+    pub guessed_tokens: u64,
     /// Cost in thousand-millionths of a currency unit.
     pub cost_nanos: u64,
     /// Milliseconds in all.

@@ -1,10 +1,13 @@
 //! Budgets: what a call may need is set aside before it is sent, and put right when it ended.
 //!
 //! What is recorded is in `usage_records`; what is under way is known to shared memory alone, where one short lock decides
-//! for all sessions. A counter begins with what is recorded and then counts every call itself until its period is over.
+//! for all sessions. A counter begins with what is recorded and then counts every call itself until its period is over,
+//! or until others need its place and no call needs it.
 
 use crate::core::chat::Event;
+use crate::core::counters::{self, Counters, Held, Made, Need, Outcome, Owner};
 use crate::core::error::{Error, Kind, Result};
+use crate::core::prices;
 use crate::core::prompt::window::estimate;
 use crate::core::wire::Prices;
 use crate::pg::{owner, spi};
@@ -12,32 +15,10 @@ use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgLwLock, pg_shmem_init};
 use sha2::{Digest, Sha256};
 
-/// Budgets that can be counted at once, each person's share of one on its own.
-const COUNTERS: usize = 4096;
-
-static TABLE: PgLwLock<Table> = unsafe { PgLwLock::new(c"helper_ai_budgets") };
-
-#[derive(Clone, Copy, Default)]
-struct Counter {
-    key: [u8; 16],
-    /// End of the period, in seconds since 1970; one that is over is free.
-    until: i64,
-    used: i64,
-}
-
-#[derive(Clone, Copy)]
-struct Table {
-    counters: [Counter; COUNTERS],
-}
-
-impl Default for Table {
-    fn default() -> Self {
-        Table { counters: [Counter::default(); COUNTERS] }
-    }
-}
+static TABLE: PgLwLock<Counters> = unsafe { PgLwLock::new(c"helper_ai_budgets") };
 
 // SAFETY: plain numbers, no pointers.
-unsafe impl PGRXSharedMemory for Table {}
+unsafe impl PGRXSharedMemory for Counters {}
 
 /// Asks for the shared memory; only while the server preloads libraries.
 pub fn request() {
@@ -53,11 +34,11 @@ enum Unit {
 }
 
 impl Unit {
-    fn of(self, tokens: u64, cost_nanos: u64) -> i64 {
+    fn of(self, tokens: u64, cost_nanos: u64, requests: u64) -> i64 {
         let amount = match self {
             Unit::Tokens => tokens,
             Unit::Money => cost_nanos,
-            Unit::Requests => 1,
+            Unit::Requests => requests,
         };
         i64::try_from(amount).unwrap_or(i64::MAX / 4)
     }
@@ -75,6 +56,9 @@ impl Unit {
 struct Budget {
     id: pgrx::Uuid,
     key: [u8; 16],
+    owner: Owner,
+    /// It counts what strangers use, of whom the caller is told nothing.
+    of_all: bool,
     unit: Unit,
     limit: i64,
     period: String,
@@ -83,148 +67,189 @@ struct Budget {
     renews: String,
 }
 
-/// What was set aside for a call. What is not settled when it is dropped stays used as far as `at_least` says.
+/// What was set aside for a call. Dropped before it is settled, it gives back what was not sent, and of what was sent as
+/// much as the call cannot have taken.
 pub struct Reservation {
-    parts: Vec<([u8; 16], i64, Unit, i64)>,
-    /// Tokens of prompt and reply that a call has taken at least, as far as is known.
-    at_least: (u64, u64),
+    parts: Vec<(Held, Unit)>,
+    /// Tokens of the prompt.
+    input: u64,
+    /// Tokens of the reply that nobody has heard, and that were made all the same where it does not stream.
+    unheard: u64,
+    heard: u64,
     prices: Prices,
-    settled: bool,
+    sent: bool,
 }
 
 impl Reservation {
+    fn none() -> Reservation {
+        Reservation { parts: Vec::new(), input: 0, unheard: 0, heard: 0, prices: Prices::default(), sent: false }
+    }
+
     /// Whether any budget binds the call.
     pub fn is_bound(&self) -> bool {
         !self.parts.is_empty()
     }
 
-    /// The call is sent: from here on its prompt is used, and what is said of the reply.
-    pub fn sent(&mut self, input: u64, prices: Prices) {
-        self.at_least.0 = input;
-        self.prices = prices;
+    /// What the call has taken as soon as it is sent: its prompt, and a reply that comes in one piece.
+    pub fn takes(&mut self, input: u64, whole_reply: u64, prices: Prices) {
+        (self.input, self.unheard, self.prices) = (input, whole_reply, prices);
+    }
+
+    /// Whether the call was sent: from here on the provider may be at work.
+    pub fn set_sent(&mut self, sent: bool) {
+        self.sent = sent;
     }
 
     /// More of the reply came. Whoever stops listening before the end has used what they heard.
     pub fn heard(&mut self, event: &Event) {
         if let Event::Text(text) | Event::Thinking(text) | Event::Arguments { fragment: text, .. } = event {
-            self.at_least.1 += u64::from(estimate(text));
+            self.heard += u64::from(estimate(text));
         }
     }
 
     /// The call ended, and took this.
     pub fn settle(mut self, tokens: u64, cost_nanos: u64) {
-        self.put_right(tokens, cost_nanos);
+        self.put_right(tokens, cost_nanos, 1);
     }
 
-    fn put_right(&mut self, tokens: u64, cost_nanos: u64) {
-        if self.settled || self.parts.is_empty() {
+    fn put_right(&mut self, tokens: u64, cost_nanos: u64, requests: u64) {
+        let parts = std::mem::take(&mut self.parts);
+        if parts.is_empty() {
             return;
         }
-        self.settled = true;
+        let now = now();
         let mut table = TABLE.exclusive();
-        for (key, until, unit, amount) in &self.parts {
-            if let Some(counter) = table.counters.iter_mut().find(|c| c.key == *key && c.until == *until) {
-                counter.used = counter.used.saturating_add(unit.of(tokens, cost_nanos) - amount);
-            }
+        for (held, unit) in &parts {
+            table.settle(held, unit.of(tokens, cost_nanos, requests), now);
         }
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let (input, output) = self.at_least;
-        self.put_right(input + output, most_cost(&self.prices, input, output));
+        if self.sent {
+            let output = self.heard.max(self.unheard);
+            self.put_right(self.input + output, most_cost(&self.prices, self.input, output), 1);
+        } else {
+            self.put_right(0, 0, 0);
+        }
     }
 }
 
-/// Cost of tokens in thousand-millionths, as if nothing came from a cache.
+/// Cost of tokens in thousand-millionths, as if nothing came from a cache and all went into it.
 pub fn most_cost(prices: &Prices, input: u64, output: u64) -> u64 {
-    let nanos = u128::from(input) * u128::from(prices.input) + u128::from(output) * u128::from(prices.output);
-    u64::try_from(nanos / 1000).unwrap_or(u64::MAX)
+    let written = if prices.cache_written > prices.input { input } else { 0 };
+    prices::cost_nanos(
+        &crate::core::chat::Usage { input, cache_written: written, output, ..Default::default() },
+        prices,
+    )
 }
 
-/// Sets aside what a call may take. `bound` is called when budgets bind it, to tell how much that is.
+/// Seconds since 1970.
+fn now() -> i64 {
+    // SAFETY: a plain getter.
+    let micros = unsafe { pg_sys::GetCurrentTimestamp() };
+    micros / 1_000_000 + 946_684_800
+}
+
+/// Sets aside what a call may take. `need` is called when budgets bind it, to tell how much that is.
 pub fn reserve(
     workspace: pgrx::Uuid,
     user: Option<pgrx::Uuid>,
     need: impl FnOnce() -> (u64, u64),
 ) -> Result<Reservation> {
-    let none = Reservation { parts: Vec::new(), at_least: (0, 0), prices: Prices::default(), settled: false };
     let any = owner::as_owner(|| {
-        spi::first("select true from helper.budgets b where b.workspace_id = $1 limit 1", &[workspace.into()], |row| {
-            row.get::<bool>(1)
-        })
+        spi::first(
+            "select true from helper.budgets b where b.workspace_id = $1 or b.workspace_id is null limit 1",
+            &[workspace.into()],
+            |row| row.get::<bool>(1),
+        )
     })?;
     if any.is_none() {
-        return Ok(none);
+        return Ok(Reservation::none());
     }
     let budgets = owner::as_owner(|| binding(workspace, user))?;
     if budgets.is_empty() {
-        return Ok(none);
+        return Ok(Reservation::none());
     }
     let (tokens, cost) = need();
+    let needs: Vec<Need> = budgets
+        .iter()
+        .map(|budget| Need {
+            key: budget.key,
+            until: budget.until,
+            limit: budget.limit,
+            amount: budget.unit.of(tokens, cost, 1),
+        })
+        .collect();
     loop {
-        // SAFETY: a plain getter.
-        let now = unsafe { pg_sys::GetCurrentTimestamp() } / 1_000_000 + 946_684_800;
-        let missing: Vec<&Budget> = {
-            let mut table = TABLE.exclusive();
-            let missing: Vec<&Budget> = budgets
-                .iter()
-                .filter(|b| !table.counters.iter().any(|c| c.key == b.key && c.until == b.until))
-                .collect();
-            if missing.is_empty() {
-                for budget in &budgets {
-                    let used = table
-                        .counters
-                        .iter()
-                        .find(|c| c.key == budget.key && c.until == budget.until)
-                        .map_or(0, |c| c.used);
-                    let need = budget.unit.of(tokens, cost);
-                    if used.saturating_add(need) > budget.limit {
-                        return Err(over(budget, budget.limit - used, need));
-                    }
-                }
-                let mut parts = Vec::new();
-                for budget in &budgets {
-                    let need = budget.unit.of(tokens, cost);
-                    if let Some(counter) =
-                        table.counters.iter_mut().find(|c| c.key == budget.key && c.until == budget.until)
-                    {
-                        counter.used += need;
-                        parts.push((budget.key, budget.until, budget.unit, need));
-                    }
-                }
-                return Ok(Reservation { parts, at_least: (0, 0), prices: Prices::default(), settled: false });
+        let outcome = TABLE.exclusive().reserve(&needs, now());
+        match outcome {
+            Outcome::Held(held) => {
+                let parts = held.into_iter().zip(&budgets).map(|(held, budget)| (held, budget.unit)).collect();
+                return Ok(Reservation { parts, ..Reservation::none() });
             }
-            missing
-        };
-        for budget in missing {
-            // Read before the lock: whoever counts calls meanwhile has made the counter first, and then ours is not used.
-            let used = owner::as_owner(|| recorded(workspace, user, budget))?;
-            let mut table = TABLE.exclusive();
-            if table.counters.iter().any(|c| c.key == budget.key && c.until == budget.until) {
-                continue;
-            }
-            let Some(free) = table.counters.iter_mut().find(|c| c.until <= now) else {
-                return Err(Error::not_ready("too many budgets are in use at once")
-                    .detail(format!("The server counts {COUNTERS} at a time.")));
-            };
-            *free = Counter { key: budget.key, until: budget.until, used };
+            Outcome::Over { which, left } => return Err(over(&budgets[which], left, needs[which].amount)),
+            Outcome::Missing => count(&budgets, user)?,
         }
     }
 }
 
-fn over(budget: &Budget, left: i64, need: i64) -> Error {
-    Error::new(Kind::OverLimit, "budget is used up")
+/// Makes the counters that are not there.
+fn count(budgets: &[Budget], user: Option<pgrx::Uuid>) -> Result<()> {
+    for budget in budgets {
+        let (known, evicted) = {
+            let table = TABLE.share();
+            (table.knows(&budget.key, budget.until), table.evicted())
+        };
+        if known {
+            continue;
+        }
+        // Read before the lock: whoever counts calls meanwhile has made the counter first, and then ours is not used.
+        let used = owner::as_owner(|| recorded(user, budget))?;
+        let made = TABLE.exclusive().make((&budget.key, budget.until), budget.owner, used, evicted, now());
+        match made {
+            Made::There => {}
+            // The caller asks again, and comes back here.
+            Made::Stale => return Ok(()),
+            Made::Full => return Err(full()),
+        }
+    }
+    Ok(())
+}
+
+fn full() -> Error {
+    Error::new(Kind::RateLimited, "too many budgets are in use at once")
         .detail(format!(
-            "Of {} a {} {} are left, this call may take {}. It renews at {} UTC.",
-            budget.unit.show(budget.limit),
-            budget.period,
-            budget.unit.show(left),
-            budget.unit.show(need),
-            budget.renews,
+            "The server counts {} at a time, of these {} for a database, {} for a workspace and {} for one person's calls.",
+            counters::COUNTERS,
+            counters::OF_DATABASE,
+            counters::OF_WORKSPACE,
+            counters::OF_PERSON
         ))
-        .hint("Wait, ask for a shorter reply (max_tokens), or have an admin of the workspace raise it with helper.set_budget.")
+        .hint(format!(
+            "Try again in a minute: one that no call needs for {} seconds makes room. Fewer budgets, or calls in fewer workspaces at once, need less.",
+            counters::IDLE
+        ))
+}
+
+fn over(budget: &Budget, left: i64, need: i64) -> Error {
+    let Budget { unit, period, renews, .. } = budget;
+    let need = unit.show(need);
+    let error = Error::new(Kind::OverLimit, "budget is used up");
+    if budget.of_all {
+        return error
+            .detail(format!("All workspaces together have no more room for it this {period}: this call may take {need}. It renews at {renews} UTC."))
+            .hint("Wait, ask for a shorter reply (max_tokens), or have an administrator raise it with helper.set_budget.");
+    }
+    let keeper = if budget.owner.workspace.is_some() { "an admin of the workspace" } else { "an administrator" };
+    error
+        .detail(format!(
+            "Of {} a {period} {} are left, this call may take {need}. It renews at {renews} UTC.",
+            unit.show(budget.limit),
+            unit.show(left),
+        ))
+        .hint(format!("Wait, ask for a shorter reply (max_tokens), or have {keeper} raise it with helper.set_budget."))
 }
 
 fn binding(workspace: pgrx::Uuid, user: Option<pgrx::Uuid>) -> Result<Vec<Budget>> {
@@ -232,19 +257,28 @@ fn binding(workspace: pgrx::Uuid, user: Option<pgrx::Uuid>) -> Result<Vec<Budget
     let database = unsafe { pg_sys::MyDatabaseId.to_u32() };
     spi::change(
         "select b.id, b.each_user, b.unit, b.amount::float8, b.period, b.began, pg_catalog.date_part('epoch', b.renews)::bigint, \
-           pg_catalog.to_char(b.renews at time zone 'UTC', 'YYYY-MM-DD HH24:MI') \
+           pg_catalog.to_char(b.renews at time zone 'UTC', 'YYYY-MM-DD HH24:MI'), b.for_all, b.user_id is not null \
          from helper._budgets($1, $2) b",
         &[workspace.into(), user.into()],
         |row| {
             let id = row.get::<pgrx::Uuid>(1)?;
+            let each_user = row.get::<bool>(2)?;
             let mut hash = Sha256::new();
             hash.update(database.to_le_bytes());
             hash.update(id.as_bytes());
-            if row.get::<bool>(2)? {
+            if each_user {
                 hash.update(user.map(|user| *user.as_bytes()).unwrap_or_default());
             }
             let mut key = [0; 16];
             key.copy_from_slice(&hash.finalize()[..16]);
+            let for_all = row.get::<bool>(9)?;
+            let of_all = for_all && !each_user && !row.get::<bool>(10)?;
+            let owner = Owner {
+                database,
+                workspace: (!for_all).then(|| *workspace.as_bytes()),
+                // Of those for all there are six, whoever calls first.
+                person: user.filter(|_| !of_all).map(|user| *user.as_bytes()),
+            };
             let amount = row.get::<f64>(4)?;
             let (unit, limit) = match row.get::<String>(3)?.as_str() {
                 "money" => (Unit::Money, amount * 1e9),
@@ -254,6 +288,8 @@ fn binding(workspace: pgrx::Uuid, user: Option<pgrx::Uuid>) -> Result<Vec<Budget
             Ok(Budget {
                 id,
                 key,
+                owner,
+                of_all,
                 unit,
                 limit: limit.min(i64::MAX as f64 / 4.0) as i64,
                 period: row.get(5)?,
@@ -265,11 +301,11 @@ fn binding(workspace: pgrx::Uuid, user: Option<pgrx::Uuid>) -> Result<Vec<Budget
     )
 }
 
-fn recorded(workspace: pgrx::Uuid, user: Option<pgrx::Uuid>, budget: &Budget) -> Result<i64> {
+fn recorded(user: Option<pgrx::Uuid>, budget: &Budget) -> Result<i64> {
     // With a snapshot of now, not of the caller's statement.
     let used = spi::change(
-        "select helper._used($1, $2, $3, $4)::float8",
-        &[workspace.into(), budget.id.into(), user.into(), budget.began.into()],
+        "select helper._used($1, $2, $3)::float8",
+        &[budget.id.into(), user.into(), budget.began.into()],
         |row| row.opt::<f64>(1),
     )?
     .pop()

@@ -10,6 +10,7 @@ use crate::pg::routes::Chosen;
 use crate::pg::{gateway, identity};
 use pgrx::pg_sys;
 use serde_json::{Value, json};
+use std::cell::RefCell;
 
 /// Tokens of a reply where neither the call nor the model says how long it may be and a budget has to be kept.
 const REPLY: u32 = 4096;
@@ -99,18 +100,25 @@ pub fn prepare(
     mut chat: Chat,
     timeout_ms: Option<u64>,
 ) -> Result<(ChatCall, Reservation)> {
-    let input_tokens = tokens_of(&chat);
+    let guessed_tokens = tokens_of(&chat);
+    let all_text = chat.tools.is_empty()
+        && !chat.messages.iter().flat_map(|message| &message.parts).any(|part| !matches!(part, Part::Text(_)));
     let output_limit = if chosen.output == 0 { REPLY } else { chosen.output };
     let output = chat.max_output_tokens.unwrap_or(output_limit.min(REPLY));
     let mut reservation = budget::reserve(caller.workspace, caller.user, || {
-        let input = input_tokens + input_tokens / 4;
-        let cost = chosen.routes.iter().map(|route| budget::most_cost(&route.prices, input, output.into())).max();
-        (input + u64::from(output), cost.unwrap_or_default())
+        let most = chosen.routes.iter().map(|route| {
+            let input = route.corrected(guessed_tokens + guessed_tokens / 4);
+            (input + u64::from(output), budget::most_cost(&route.prices, input, output.into()))
+        });
+        most.reduce(|one, other| (one.0.max(other.0), one.1.max(other.1))).unwrap_or_default()
     })?;
     if reservation.is_bound() {
         // What was not set aside cannot be said.
         chat.max_output_tokens = Some(output);
-        reservation.sent(input_tokens, chosen.routes.first().map(|route| route.prices).unwrap_or_default());
+        if let Some(route) = chosen.routes.first() {
+            let whole_reply = if chat.stream { 0 } else { output.into() };
+            reservation.takes(route.corrected(guessed_tokens), whole_reply, route.prices);
+        }
     }
     // SAFETY: set once when the process connects.
     let database = unsafe { pg_sys::MyDatabaseId.to_u32() };
@@ -128,7 +136,9 @@ pub fn prepare(
         routes: chosen.routes.clone(),
         chat,
         timeout_ms: timeout_ms.unwrap_or(chosen.timeout_ms),
-        input_tokens,
+        guessed_tokens,
+        all_text,
+        output_tokens: output.into(),
     };
     Ok((call, reservation))
 }
@@ -136,21 +146,26 @@ pub fn prepare(
 /// Sends a call and hears it out; every step goes to `each`. A call that failed is an error.
 pub fn run(
     call: ChatCall,
-    mut reservation: Reservation,
+    reservation: Reservation,
     mut each: impl FnMut(&Event) -> Result<()>,
 ) -> Result<(Said, CallEnd)> {
     let mut said = Said::default();
-    let reply = gateway::ask(&Request::Chat(Box::new(call)), |item| {
-        let Item::Events(events) = item else { return Err(another()) };
-        for event in events {
-            said.add(&event);
-            reservation.heard(&event);
-            each(&event)?;
-        }
-        Ok(())
-    })?;
+    let reservation = RefCell::new(reservation);
+    let reply = gateway::ask_telling(
+        &Request::Chat(Box::new(call)),
+        |sent| reservation.borrow_mut().set_sent(sent),
+        |item| {
+            let Item::Events(events) = item else { return Err(another()) };
+            for event in events {
+                said.add(&event);
+                reservation.borrow_mut().heard(&event);
+                each(&event)?;
+            }
+            Ok(())
+        },
+    )?;
     let Reply::Chat(end) = reply else { return Err(another()) };
-    reservation.settle(end.usage.input + end.usage.output, end.cost_nanos);
+    reservation.into_inner().settle(end.usage.input + end.usage.output, end.cost_nanos);
     match end.error {
         Some(error) => Err(error),
         None => Ok((said, *end)),
@@ -164,10 +179,11 @@ pub fn another() -> Error {
 
 /// What a call took, as replies show it.
 pub fn usage(end: &CallEnd) -> Value {
-    let Usage { input, cached, output, .. } = end.usage;
+    let Usage { input, cached, cache_written, output, .. } = end.usage;
     json!({
         "input_tokens": input,
         "cached_tokens": cached,
+        "cache_written_tokens": cache_written,
         "output_tokens": output,
         "estimated": end.estimated,
         "cost": end.cost_nanos as f64 / 1e9,

@@ -109,10 +109,11 @@ impl Embedder {
         };
         let tokens: u64 = inputs.iter().map(|input| u64::from(estimate(input))).sum();
         let route = remote.route.clone();
-        let reservation = budget::reserve(asking.workspace, asking.user, || {
+        let mut reservation = budget::reserve(asking.workspace, asking.user, || {
             let tokens = tokens + tokens / 4;
             (tokens, budget::most_cost(&route.prices, tokens, 0))
         })?;
+        reservation.takes(tokens, 0, route.prices);
         // SAFETY: set once when the process connects.
         let database = unsafe { pg_sys::MyDatabaseId.to_u32() };
         let call = EmbedCall {

@@ -48,30 +48,36 @@ fn embed_texts(inputs: Vec<String>, model: &str, interactive: bool) -> Result<Ve
 
 fn embed(embedder: &Embedder, asking: &Asking, inputs: Vec<String>) -> Result<Vec<Vec<f32>>> {
     let expected = inputs.len();
-    let (request, reservation) = embedder.ask(asking, inputs)?;
-    let (embeddings, reply) = collect(expected, &request)?;
+    let (request, mut reservation) = embedder.ask(asking, inputs)?;
+    let (embeddings, reply) = collect(expected, &request, |sent| {
+        if let Some(reservation) = &mut reservation {
+            reservation.set_sent(sent);
+        }
+    })?;
     if let (Reply::Call(end), Some(reservation)) = (reply, reservation) {
         reservation.settle(end.usage.input, end.cost_nanos);
+        if let Some(error) = end.error {
+            return Err(error);
+        }
+    }
+    whole(embeddings, expected)
+}
+
+fn whole(embeddings: Vec<Vec<f32>>, expected: usize) -> Result<Vec<Vec<f32>>> {
+    if embeddings.len() != expected {
+        return Err(Error::bug(format!("{} embeddings for {expected} texts", embeddings.len())));
     }
     Ok(embeddings)
 }
 
-/// Embeddings as they come, and the end of the reply. One that says why it failed is an error.
-fn collect(expected: usize, request: &Request) -> Result<(Vec<Vec<f32>>, Reply)> {
+/// Embeddings as they come, and the end of the reply, which may say why it failed.
+fn collect(expected: usize, request: &Request, sent: impl FnMut(bool)) -> Result<(Vec<Vec<f32>>, Reply)> {
     let mut embeddings = Vec::with_capacity(expected);
-    let reply = gateway::ask(request, |item| {
+    let reply = gateway::ask_telling(request, sent, |item| {
         let Item::Embeddings { dimensions, values } = item else { return Err(calling::another()) };
         embeddings.extend(values.chunks_exact(dimensions.max(1) as usize).map(<[f32]>::to_vec));
         Ok(())
     })?;
-    if let Reply::Call(end) = &reply
-        && let Some(error) = &end.error
-    {
-        return Err(error.clone());
-    }
-    if embeddings.len() != expected {
-        return Err(Error::bug(format!("{} embeddings for {expected} texts", embeddings.len())));
-    }
     Ok((embeddings, reply))
 }
 

@@ -268,27 +268,42 @@ impl Exchange {
 
 /// Sends one request and waits for its end; every part of a streamed reply goes to `each`.
 pub fn ask(request: &Request, each: impl FnMut(Item) -> Result<()>) -> Result<Reply> {
-    converse(request, None, each)
+    converse(request, None, |_| {}, each)
+}
+
+/// The same for a request that somebody may have to pay for: `sent` is told when the gateway has it, and when it turns out
+/// that it was never read.
+pub fn ask_telling(request: &Request, sent: impl FnMut(bool), each: impl FnMut(Item) -> Result<()>) -> Result<Reply> {
+    converse(request, None, sent, each)
 }
 
 /// Asks how the gateway is; one that does not say so soon is not well.
 pub fn status() -> Result<Reply> {
-    converse(&Request::Status, Some(Duration::from_secs(1)), |_| Ok(()))
+    converse(&Request::Status, Some(Duration::from_secs(1)), |_| {}, |_| Ok(()))
 }
 
-fn converse(request: &Request, most: Option<Duration>, mut each: impl FnMut(Item) -> Result<()>) -> Result<Reply> {
+fn converse(
+    request: &Request,
+    most: Option<Duration>,
+    mut sent: impl FnMut(bool),
+    mut each: impl FnMut(Item) -> Result<()>,
+) -> Result<Reply> {
     let begin = Instant::now();
     let patience = most.unwrap_or(PATIENCE);
     loop {
         let mut link = connect(begin, patience)?;
-        match exchange(&mut link, request, most.map(|most| begin + most), &mut each) {
+        match exchange(&mut link, request, most.map(|most| begin + most), &mut sent, &mut each) {
             Ok(outcome) => {
                 // Only a connection on which nothing is under way is kept; any other way out closes it, which cancels.
                 IDLE.set(Some(link));
                 return outcome;
             }
             // One that was being killed still took the connection, but has not said a word nor read the request.
-            Err(error) if error == gone() && !link.greeted && begin.elapsed() < patience => {
+            Err(error) if error == gone() && !link.greeted => {
+                sent(false);
+                if begin.elapsed() >= patience {
+                    return Err(error);
+                }
                 wait::interruptible(None, Some(Duration::from_millis(10)));
             }
             Err(error) => return Err(error),
@@ -301,9 +316,11 @@ fn exchange(
     link: &mut Link,
     request: &Request,
     end: Option<Instant>,
+    sent: &mut impl FnMut(bool),
     each: &mut impl FnMut(Item) -> Result<()>,
 ) -> Result<Result<Reply>> {
     let id = link.request(request)?;
+    sent(true);
     loop {
         let frame = link.next(end)?;
         if frame.id != id {

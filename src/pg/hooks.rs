@@ -140,11 +140,21 @@ unsafe extern "C-unwind" fn standard(
     }
 }
 
+#[cfg(feature = "pg15")]
+unsafe fn is_owner(database: pg_sys::Oid, user: pg_sys::Oid) -> bool {
+    unsafe { pg_sys::pg_database_ownercheck(database, user) }
+}
+
+#[cfg(not(feature = "pg15"))]
+unsafe fn is_owner(database: pg_sys::Oid, user: pg_sys::Oid) -> bool {
+    unsafe { pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, database, user) }
+}
+
 /// Whether the caller may do such things to the database, so that a stranger cannot keep our worker out of it.
 unsafe fn owns(database: u32) -> bool {
     unsafe {
         let user = pg_sys::GetUserId();
-        pg_sys::superuser() || pg_sys::pg_database_ownercheck(database.into(), user)
+        pg_sys::superuser() || is_owner(database.into(), user)
     }
 }
 

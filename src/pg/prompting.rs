@@ -126,9 +126,10 @@ pub fn build(
 
 /// Tokens of texts: as the model's family counts them where it is close, and about, but rather more, where there is room.
 fn count(texts: &[String], chosen: &Chosen, may_ask: bool) -> Result<Vec<u32>> {
-    let about: Vec<u32> = texts.iter().map(|text| estimate(text)).collect();
+    let route = &chosen.routes[0];
+    let about: Vec<u32> = texts.iter().map(|text| route.corrected(estimate(text).into()) as u32).collect();
     let all: u32 = about.iter().sum();
-    let counted = matches!(chosen.routes[0].provider.kind, Kind::OpenAi | Kind::OpenAiCompatible);
+    let counted = matches!(route.provider.kind, Kind::OpenAi | Kind::OpenAiCompatible);
     if may_ask && counted && all > chosen.window / 3 {
         let encoding = chosen.options.get("encoding").and_then(|name| name.as_str()).unwrap_or("o200k_base");
         let request = Request::CountTokens { model: format!("tiktoken/{encoding}"), inputs: texts.to_vec() };

@@ -152,6 +152,13 @@ impl Reembedding {
         self.embedded.extend_from_slice(values);
     }
 
+    /// What it asked for last is on its way.
+    pub fn sent(&mut self) {
+        if let Some(reservation) = &mut self.reservation {
+            reservation.set_sent(true);
+        }
+    }
+
     /// Takes the end of a provider's call.
     pub fn called(&mut self, end: &CallEnd) -> Result<()> {
         if let Some(reservation) = self.reservation.take() {

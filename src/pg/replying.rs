@@ -182,6 +182,13 @@ impl Replying {
         Ok(Next::Ask(Box::new(Request::Chat(Box::new(call)))))
     }
 
+    /// What it asked for last is on its way.
+    pub fn sent(&mut self) {
+        if let Some(reservation) = &mut self.reservation {
+            reservation.set_sent(true);
+        }
+    }
+
     /// Takes the next steps.
     pub fn events(&mut self, events: &[Event]) {
         for event in events {

@@ -28,7 +28,8 @@ pub struct Chosen {
 const WINDOW: u32 = 8192;
 
 const COLUMNS: &str = "r.provider_id, r.provider, r.kind, r.base_url, r.credential, r.secret, r.options, r.model, r.context_window, \
-     r.output_limit, r.dimensions, r.input_price, r.cached_price, r.output_price, r.model_options";
+     r.output_limit, r.dimensions, r.input_price, r.cached_price, r.cache_write_price, r.output_price, r.model_options, r.token_ratio, \
+     r.enabled, r.purpose";
 
 /// The models for a purpose in a workspace: the one that is named (`model`, or `provider/model`), else those that are set;
 /// `None` where that is the local one.
@@ -48,17 +49,19 @@ pub fn choose(workspace: pgrx::Uuid, purpose: &str, model: Option<&str>) -> Resu
                  order by r.workspace_id nulls last, r.provider limit 1"
             ),
             &[workspace.into(), purpose.into(), model.into()],
+            purpose,
         ),
         None => read(
             &format!(
                 "select {COLUMNS} from helper.model_defaults d \
                  join helper._routes r on r.provider_id = d.provider_id and r.model = d.model \
-                 where d.purpose = $2 and r.enabled and d.workspace_id is not distinct from \
+                 where d.purpose = $2 and d.workspace_id is not distinct from \
                    (select e.workspace_id from helper.model_defaults e where e.purpose = $2 \
                     and (e.workspace_id = $1 or e.workspace_id is null) order by e.workspace_id nulls last limit 1) \
                  order by d.place"
             ),
             &[workspace.into(), purpose.into()],
+            purpose,
         ),
     })?;
     if found.is_empty() {
@@ -69,7 +72,7 @@ pub fn choose(workspace: pgrx::Uuid, purpose: &str, model: Option<&str>) -> Resu
             None => Ok(None),
         };
     }
-    // One that is not ready, for want of its key say, is left out where another can take its place.
+    // One that is not ready, disabled or for want of its key say, is left out where another can take its place.
     let at = found.iter().position(Result::is_ok).unwrap_or(0);
     let mut chosen = found.remove(at)?;
     chosen.routes.extend(found.into_iter().flatten().flat_map(|other| other.routes));
@@ -83,11 +86,13 @@ pub fn of(provider: pgrx::Uuid, model: &str) -> Result<Option<Chosen>> {
             "select {COLUMNS} from helper._routes r where r.provider_id = $1 and r.model = $2 and r.enabled limit 1"
         ),
         &[provider.into(), model.into()],
+        "embedding",
     )?;
     found.into_iter().next().transpose()
 }
 
-fn read(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Result<Chosen>>> {
+/// Models as they are found, each with what keeps it from being asked.
+fn read(sql: &str, args: &[pgrx::datum::DatumWithOid], purpose: &str) -> Result<Vec<Result<Chosen>>> {
     spi::select(sql, args, |row| {
         let name = row.get::<String>(2)?;
         let kind = row.get::<String>(3)?;
@@ -98,7 +103,16 @@ fn read(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Result<Chos
         let short = |name: &str, default: u64| u32::try_from(number(name, default)).unwrap_or(u32::MAX);
         let price = |column: usize| row.get::<i64>(column).map(|price| u64::try_from(price).unwrap_or_default());
         let size = |column: usize| row.opt::<i32>(column).map(|size| size.and_then(|size| u32::try_from(size).ok()));
-        let credential = credential(&name, &kind, row.opt::<String>(5)?, row.opt::<String>(6)?);
+        let model = row.get::<String>(8)?;
+        let credential = if !row.get::<bool>(18)? {
+            Err(Error::not_ready(format!("provider \"{name}\" of the default model \"{name}/{model}\" is disabled"))
+                .hint("Enable it with helper.set_provider, or choose another model with helper.set_default."))
+        } else if row.get::<String>(19)? != purpose {
+            Err(Error::not_ready(format!("the default model \"{name}/{model}\" is not for {purpose}"))
+                .hint("Correct its kind with helper.set_model, or choose another model with helper.set_default."))
+        } else {
+            credential(&name, &kind, row.opt::<String>(5)?, row.opt::<String>(6)?)
+        };
         let Some(kind) = Kind::named(&kind) else { return Err(Error::bug("a provider of unknown kind")) };
         let output = size(10)?.unwrap_or(0);
         let route = Route {
@@ -119,15 +133,16 @@ fn read(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> Result<Vec<Result<Chos
                 max_reply_bytes: number("max_reply_bytes", 32 * 1024 * 1024),
                 options: options.to_string(),
             },
-            model: row.get(8)?,
+            model,
             output_limit: output,
-            prices: Prices { input: price(12)?, cached: price(13)?, output: price(14)? },
+            prices: Prices { input: price(12)?, cached: price(13)?, cache_written: price(14)?, output: price(15)? },
+            tokens_percent: (row.get::<f32>(17)? * 100.0).round() as u32,
         };
         let chosen = Chosen {
             window: size(9)?.unwrap_or(WINDOW),
             output,
             dimensions: size(11)?,
-            options: row.get::<JsonB>(15)?.0,
+            options: row.get::<JsonB>(16)?.0,
             timeout_ms: number("timeout_ms", 300_000),
             routes: vec![route],
         };

@@ -89,9 +89,10 @@ impl Stream {
         prompt.chat.stream = true;
         ready.push_back(("meta", meta(&question, &stored, &prompt.passages)));
         let who = caller(&question, &stored);
-        let (call, reservation) = calling::prepare(who, "ask", chosen, prompt.chat, question.tuning.timeout_ms)?;
+        let (call, mut reservation) = calling::prepare(who, "ask", chosen, prompt.chat, question.tuning.timeout_ms)?;
         let filter = prompting::filter(&question, &prompt.passages);
         let exchange = Exchange::start(&Request::Chat(Box::new(call)))?;
+        reservation.set_sent(true);
         let call = UnderWay { exchange, reservation, passages: prompt.passages, filter, said: Said::default() };
         Ok(Stream { question, stored, ready, call: Some(call) })
     }

@@ -17,6 +17,10 @@ use crate::pg::worker::transaction::{extension_exists, transaction};
 use crate::pg::{packing, settings, shared, spi, wait};
 use pgrx::JsonB;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
+#[cfg(not(feature = "pg18"))]
+use pgrx::pg_sys::pqsignal;
+#[cfg(feature = "pg18")]
+use pgrx::pg_sys::pqsignal_be as pqsignal;
 use pgrx::prelude::*;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -76,7 +80,7 @@ pub extern "C-unwind" fn helper_ai_worker_main(arg: pg_sys::Datum) {
     BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
     // SAFETY: the server's own handlers; called before anything can wait.
     let me = unsafe {
-        pg_sys::pqsignal(pg_sys::SIGTERM as i32, Some(die));
+        pqsignal(pg_sys::SIGTERM as i32, Some(die));
         pg_sys::MyProcPid
     };
     let other = shared::change(|state| {

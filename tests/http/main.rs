@@ -57,7 +57,8 @@ fn route(kind: Kind, server: &Server) -> Route {
         },
         model: "model-1".into(),
         output_limit: 100,
-        prices: Prices { input: 1_000_000, cached: 0, output: 2_000_000 },
+        prices: Prices { input: 1_000_000, cached: 0, cache_written: 0, output: 2_000_000 },
+        tokens_percent: 100,
     }
 }
 
@@ -83,7 +84,15 @@ fn asker(workspace: u8) -> Asker {
 fn call(routes: &[&Route]) -> ChatCall {
     let chat = Chat { messages: vec![Message::text(Role::User, "How are you?")], stream: true, ..Chat::default() };
     let routes = routes.iter().map(|route| (*route).clone()).collect();
-    ChatCall { asker: asker(1), routes, chat, timeout_ms: 20_000, input_tokens: 11 }
+    ChatCall {
+        asker: asker(1),
+        routes,
+        chat,
+        timeout_ms: 20_000,
+        guessed_tokens: 11,
+        all_text: true,
+        output_tokens: 70,
+    }
 }
 
 fn embed(route: &Route, inputs: &[&str]) -> EmbedCall {

@@ -66,6 +66,10 @@ pub struct Say {
     pub delay: Duration,
     /// Whether the tokens are told.
     pub usage: bool,
+    /// Tokens of the prompt that are told for each that there is.
+    pub prompt_times: usize,
+    /// Of these, told as written to the cache, where the protocol has that.
+    pub cache_written: usize,
     /// Tools to call after the words: their names and their arguments in JSON.
     pub tools: Vec<(String, String)>,
     /// Speaks OpenAI's protocol as other servers may: no usage, index or id, CRLF, comments, no `[DONE]`.
@@ -77,7 +81,16 @@ pub struct Say {
 impl Default for Say {
     fn default() -> Self {
         let text = "Grüße from the provider.".into();
-        Say { text, delay: Duration::ZERO, usage: true, tools: Vec::new(), bare: false, broken: None }
+        Say {
+            text,
+            delay: Duration::ZERO,
+            usage: true,
+            prompt_times: 1,
+            cache_written: 0,
+            tools: Vec::new(),
+            bare: false,
+            broken: None,
+        }
     }
 }
 

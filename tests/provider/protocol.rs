@@ -131,8 +131,8 @@ fn crlf(events: &[u8]) -> Vec<u8> {
 }
 
 /// Tokens of prompt and reply.
-fn tokens(request: &Value, text: &str) -> (usize, usize) {
-    (request.to_string().len() / 4 + 1, words(text).len())
+fn tokens(request: &Value, text: &str, say: &Say) -> (usize, usize) {
+    ((request.to_string().len() / 4 + 1) * say.prompt_times, words(text).len())
 }
 
 impl Protocol {
@@ -184,7 +184,7 @@ impl Protocol {
             return self.embeddings(request, say);
         }
         let (text, tools) = said(request, say);
-        let (input, output) = tokens(request, &text);
+        let (input, output) = tokens(request, &text, say);
         let model = &request["model"];
         match self {
             Protocol::OpenAi => {
@@ -218,7 +218,7 @@ impl Protocol {
                     "stop_reason": stop_reason(&tools), "stop_sequence": null,
                     "usage": {
                         "input_tokens": input, "output_tokens": output,
-                        "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0,
+                        "cache_creation_input_tokens": say.cache_written, "cache_read_input_tokens": 0,
                     },
                 })
             }
@@ -281,7 +281,7 @@ impl Protocol {
     /// A reply piece by piece.
     pub fn stream(self, request: &Value, say: &Say) -> Parts {
         let (text, tools) = said(request, say);
-        let (input, output) = tokens(request, &text);
+        let (input, output) = tokens(request, &text, say);
         let usage = say.usage.then_some((input, output));
         let model = &request["model"];
         let mut after = Vec::new();
@@ -326,7 +326,7 @@ impl Protocol {
                         "id": "msg_1", "type": "message", "role": "assistant", "model": model, "content": [],
                         "stop_reason": null, "stop_sequence": null,
                         "usage": {"input_tokens": input, "output_tokens": 1,
-                            "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0},
+                            "cache_creation_input_tokens": say.cache_written, "cache_read_input_tokens": 0},
                     }}),
                 );
                 before.extend(anthropic_block(0, &json!({"type": "text", "text": ""})));

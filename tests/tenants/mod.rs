@@ -69,7 +69,9 @@ impl World {
                 "select helper.set_provider('shared', 'openai_compatible', 'https://provider.invalid/v1'); \
                  insert into helper.provider_keys (provider, key) values ('shared', 'sk-of-all'); \
                  select helper.set_model('shared', 'model'); \
-                 select helper.set_default('image', 'shared', 'picture')",
+                 select helper.set_default('image', 'shared', 'picture'); \
+                 select helper.set_budget(1e9); \
+                 select helper.set_budget(1e6, each_user => true)",
             )
             .await;
         let mut tenants = Vec::new();
@@ -132,8 +134,8 @@ impl World {
                      insert into helper.provider_keys (workspace, provider, key) values ('{workspace}', 'own', 'sk-of-{tenant}'); \
                      select helper.set_model('own', 'model-{tenant}', workspace => '{workspace}'); \
                      select helper.set_default('image', 'own', 'picture', '{workspace}'); \
-                     select helper.set_budget(1000000); \
-                     select helper.set_budget(1000, user_id => '{}'); \
+                     select helper.set_budget(1000000, workspace => '{workspace}'); \
+                     select helper.set_budget(1000, user_id => '{}', workspace => '{workspace}'); \
                      select helper.set_mode('brief', 'Be brief.', workspace => '{workspace}')",
                     people["member"]
                 ))
@@ -143,6 +145,7 @@ impl World {
                     "insert into helper.knowledge_models (workspace_id, model, status, started_at) values ('{workspace}', 'other', 'stopped', now())"
                 ))
                 .await;
+            admin.run(&format!("select helper.set_budget(1e6, user_id => '{}')", people["admin"])).await;
             for (role, person) in people.iter().filter(|(role, _)| **role != "outsider") {
                 admin
                     .run(&format!(

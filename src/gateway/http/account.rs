@@ -7,11 +7,32 @@ use crate::core::wire::{Asker, CallEnd, Outcome, Prices, Route};
 use crate::gateway::http::ledger::Ledger;
 use crate::gateway::http::tokens;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The longest id of a provider that is kept, in bytes.
 const ID_BYTES: usize = 200;
+
+/// What was sent of a call.
+#[derive(Default)]
+pub struct Sent {
+    /// Requests.
+    pub attempts: AtomicU32,
+    /// Tokens, at a guess, of requests that the provider has and whose end we do not know: it may do the work, and bill
+    /// it, with nobody listening.
+    pub at_stake: AtomicU64,
+}
+
+/// What a call is taken to use where the provider does not say.
+#[derive(Clone, Copy, Default)]
+pub struct Guess {
+    /// Tokens of the prompt.
+    pub prompt: u64,
+    /// Tokens of the reply, where it comes in one piece: none of it is heard before its end.
+    pub whole_reply: u64,
+    /// The prompt's can be compared with what the provider says.
+    pub compares: bool,
+}
 
 /// A call under way. Dropped before its end, it leaves the record of a cancelled one.
 pub struct Account {
@@ -28,8 +49,9 @@ pub struct Account {
     outcome: Outcome,
     error: Option<Error>,
     took: Option<Duration>,
-    /// Requests that were sent.
-    pub attempts: Arc<AtomicU32>,
+    guess: Guess,
+    /// What was sent of it.
+    pub sent: Arc<Sent>,
     /// What was heard of the reply.
     pub heard: Heard,
 }
@@ -85,7 +107,7 @@ impl Heard {
 
 impl Account {
     /// Begins a call.
-    pub fn open(ledger: &Arc<Ledger>, asker: Asker, began: Instant, prompt: u64) -> Account {
+    pub fn open(ledger: &Arc<Ledger>, asker: Asker, began: Instant, guess: Guess) -> Account {
         Account {
             ledger: Arc::clone(ledger),
             asker,
@@ -98,8 +120,9 @@ impl Account {
             outcome: Outcome::Cancelled,
             error: None,
             took: None,
-            attempts: Arc::default(),
-            heard: Heard { prompt, ..Heard::default() },
+            guess,
+            sent: Arc::default(),
+            heard: Heard::default(),
         }
     }
 
@@ -108,6 +131,7 @@ impl Account {
         self.provider = (route.provider.id, route.provider.name.clone(), route.model.clone());
         self.prices = route.prices;
         self.heard.restart();
+        self.heard.prompt = route.corrected(self.guess.prompt);
     }
 
     /// Ends a call, makes its record and says how it ended.
@@ -138,21 +162,23 @@ impl Account {
     fn usage(&self, said: u64) -> (Usage, bool) {
         let heard = &self.heard;
         let told = heard.told.unwrap_or_default();
-        if heard.settled || self.is_told() {
+        let at_stake = self.sent.at_stake.load(Ordering::Relaxed);
+        if heard.settled {
+            return (Usage { input: told.input + at_stake, ..told }, heard.estimated || at_stake > 0);
+        }
+        if self.is_told() {
             return (told, heard.estimated);
         }
-        let sent = self.attempts.load(Ordering::Relaxed) > 0;
         let used = match self.outcome {
             Outcome::Succeeded | Outcome::Interrupted => true,
-            // The provider may have read the prompt.
-            Outcome::Cancelled => sent,
-            Outcome::Failed => heard.told.is_some(),
+            Outcome::Cancelled | Outcome::Failed => at_stake > 0 || heard.told.is_some(),
         };
         if !used {
             return (Usage::default(), false);
         }
         let input = if told.input > 0 { told.input } else { heard.prompt };
-        (Usage { input, output: told.output.max(said), ..told }, true)
+        let unheard = if at_stake > 0 && self.outcome != Outcome::Succeeded { self.guess.whole_reply } else { 0 };
+        (Usage { input, output: told.output.max(said).max(unheard), ..told }, true)
     }
 
     fn record(&mut self, said: u64) -> CallEnd {
@@ -166,10 +192,11 @@ impl Account {
             outcome: self.outcome,
             usage,
             estimated,
+            guessed_tokens: if self.guess.compares { self.guess.prompt } else { 0 },
             cost_nanos: prices::cost_nanos(&usage, &self.prices),
             latency_ms: self.took.unwrap_or_else(|| self.began.elapsed()).as_millis() as u64,
             first_token_ms: self.heard.first.map(|first| first.duration_since(self.began).as_millis() as u64),
-            attempts: self.attempts.load(Ordering::Relaxed),
+            attempts: self.sent.attempts.load(Ordering::Relaxed),
             provider_request_id: self.heard.id.take(),
             error: self.error.take(),
         };
@@ -195,7 +222,7 @@ impl Drop for Account {
                     counting: true,
                     provider: std::mem::take(&mut self.provider),
                     error: self.error.take(),
-                    attempts: Arc::clone(&self.attempts),
+                    sent: Arc::clone(&self.sent),
                     heard: std::mem::take(&mut self.heard),
                     ..*self
                 };

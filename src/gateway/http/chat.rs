@@ -3,7 +3,7 @@
 use crate::core::chat::{Chat, Event};
 use crate::core::error::Error;
 use crate::core::wire::{CallEnd, ChatCall, Item, Outcome, Provider, Route};
-use crate::gateway::http::account::{Account, Heard};
+use crate::gateway::http::account::{Account, Guess, Heard};
 use crate::gateway::http::exchange::{Body, Exchange, Reader};
 use crate::gateway::http::fault::Fault;
 use crate::gateway::http::{Providers, Sink, deadline, too_slow};
@@ -19,9 +19,11 @@ impl Providers {
     pub async fn chat(&self, call: ChatCall, sink: &Sink) -> CallEnd {
         let began = Instant::now();
         let deadline = deadline(began, call.timeout_ms);
-        let ChatCall { asker, routes, chat, timeout_ms, input_tokens } = call;
+        let ChatCall { asker, routes, chat, timeout_ms, guessed_tokens, all_text, output_tokens } = call;
         let workspace = asker.workspace;
-        let mut account = Account::open(self.ledger(), asker, began, input_tokens);
+        let whole_reply = if chat.stream { 0 } else { output_tokens };
+        let guess = Guess { prompt: guessed_tokens, whole_reply, compares: all_text };
+        let mut account = Account::open(self.ledger(), asker, began, guess);
         let mut error = None;
         for route in &routes {
             account.goes_to(route);
@@ -61,7 +63,7 @@ impl Providers {
             (None, 0) => REPLY_TOKENS,
             (None, limit) => limit,
         };
-        let Account { attempts, heard, .. } = account;
+        let Account { sent, heard, .. } = account;
         let exchange = Exchange {
             provider,
             model,
@@ -70,7 +72,7 @@ impl Providers {
             tokens: heard.prompt + u64::from(most_said),
             deadline: ask.deadline,
             timeout_ms: ask.timeout_ms,
-            attempts,
+            sent,
             backoff: self.backoff,
         };
         let mut listener = Listener { provider, model, chat: ask.chat, heard, sink, events: Vec::new(), noted: 0 };

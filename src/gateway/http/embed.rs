@@ -3,7 +3,7 @@
 use crate::core::chat::{Kind, Usage};
 use crate::core::error::{self, Error};
 use crate::core::wire::{CallEnd, EmbedCall, Item, Outcome};
-use crate::gateway::http::account::Account;
+use crate::gateway::http::account::{Account, Guess, Sent};
 use crate::gateway::http::exchange::{Body, Exchange, Reader};
 use crate::gateway::http::fault::{Fault, Health};
 use crate::gateway::http::share::{Done, Share, Vectors};
@@ -13,7 +13,6 @@ use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
 
@@ -38,18 +37,18 @@ struct Pending {
 struct Work {
     call: EmbedCall,
     deadline: Instant,
-    attempts: Arc<AtomicU32>,
+    sent: Arc<Sent>,
 }
 
 impl Providers {
     /// Embeds texts. The embeddings go to `sink` in order; how it ended, also in an error, is returned.
     pub async fn embed(self: &Arc<Self>, call: EmbedCall, sink: &Sink) -> CallEnd {
         let began = Instant::now();
-        let mut account = Account::open(self.ledger(), call.asker.clone(), began, 0);
+        let mut account = Account::open(self.ledger(), call.asker.clone(), began, Guess::default());
         account.goes_to(&call.route);
         account.heard.settled = true;
         let deadline = deadline(began, call.timeout_ms);
-        let work = Arc::new(Work { call, deadline, attempts: account.attempts.clone() });
+        let work = Arc::new(Work { call, deadline, sent: account.sent.clone() });
         match self.embed_all(&work, &mut account, sink).await {
             Ok(()) => account.close(Outcome::Succeeded, None).await,
             Err(error) if account.heard.first.is_some() => account.close(Outcome::Interrupted, Some(error)).await,
@@ -135,7 +134,7 @@ impl Providers {
 
     /// One request.
     async fn embed_some(&self, work: &Work, inputs: Range<usize>) -> Result<Vectors, Fault> {
-        let Work { call, deadline, attempts } = work;
+        let Work { call, deadline, sent } = work;
         let (provider, model) = (&call.route.provider, call.route.model.as_str());
         let texts = &call.inputs[inputs];
         let request = provider::embed(provider.kind, model, texts, call.dimensions, call.purpose)?;
@@ -152,7 +151,7 @@ impl Providers {
             tokens: texts.iter().map(|text| tokens::guess(text)).sum(),
             deadline: *deadline,
             timeout_ms: call.timeout_ms,
-            attempts,
+            sent,
             backoff: self.backoff,
         };
         let mut taker =

@@ -2,6 +2,7 @@
 
 use crate::core::error::{Error, Kind};
 use crate::core::wire::Provider;
+use crate::gateway::http::account::Sent;
 use crate::gateway::http::client::Ready;
 use crate::gateway::http::fault::{Fault, Health};
 use crate::gateway::http::peer::{Cooling, Peer};
@@ -10,7 +11,7 @@ use crate::gateway::http::turns::Limit;
 use crate::provider;
 use reqwest::Response;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::time::timeout_at;
 
@@ -48,7 +49,7 @@ pub struct Exchange<'a> {
     /// How long it was given in all.
     pub timeout_ms: u64,
     /// Counts what is sent.
-    pub attempts: &'a AtomicU32,
+    pub sent: &'a Sent,
     /// The longest wait before the first repetition.
     pub backoff: Duration,
 }
@@ -83,28 +84,32 @@ impl Exchange<'_> {
         }
         let turn = self.peer.turns.take(self.provider, self.workspace, self.tokens, self.deadline).await;
         let mut turn = turn.map_err(|limit| self.no_turn(limit))?;
-        let sent = self.peer.begin().map_err(|cooling| {
+        let visit = self.peer.begin().map_err(|cooling| {
             turn.settle(0);
             self.left_alone(cooling)
         })?;
-        self.attempts.fetch_add(1, Ordering::Relaxed);
+        self.sent.attempts.fetch_add(1, Ordering::Relaxed);
+        self.sent.at_stake.fetch_add(self.tokens.max(1), Ordering::Relaxed);
         let exchange = async {
-            let mut body = self.send(ready, sent.began()).await?;
+            let mut body = self.send(ready, visit.began()).await?;
             reader.read(&mut body).await
         };
         let result = match timeout_at(self.deadline.into(), exchange).await {
             Ok(result) => result,
-            Err(_) => Err(too_slow(&self.provider.name, self.timeout_ms).into()),
+            Err(_) => Err(Fault { lost: true, ..too_slow(&self.provider.name, self.timeout_ms).into() }),
         };
+        if result.as_ref().err().is_none_or(|fault| !fault.lost) {
+            self.sent.at_stake.fetch_sub(self.tokens.max(1), Ordering::Relaxed);
+        }
         match &result {
             Ok(_) => {
-                sent.answered();
+                visit.answered();
                 if let Some(used) = reader.used() {
                     turn.settle(used);
                 }
             }
             Err(fault) => {
-                sent.failed(fault);
+                visit.failed(fault);
                 if !reader.shown() && fault.health != Health::Unknown {
                     turn.settle(0);
                 }
@@ -185,9 +190,8 @@ fn jitter(first: Duration, repeated: u32) -> Duration {
 }
 
 fn silent(provider: &str, what: &str) -> Fault {
-    Fault::passing(
-        Error::new(Kind::Provider, format!("provider \"{provider}\" {what}")).detail("Nothing came in time."),
-    )
+    let error = Error::new(Kind::Provider, format!("provider \"{provider}\" {what}")).detail("Nothing came in time.");
+    Fault { lost: true, ..Fault::passing(error) }
 }
 
 /// A reply's body as it comes.
@@ -225,6 +229,6 @@ impl Body<'_> {
     fn too_long(&self) -> Fault {
         let error = Error::new(Kind::OverLimit, format!("reply of provider \"{}\" is too long", self.name))
             .detail(format!("Allowed are {} bytes.", self.most));
-        Fault { health: Health::Well, ..Fault::from(error) }
+        Fault { health: Health::Well, lost: true, ..Fault::from(error) }
     }
 }

@@ -19,6 +19,8 @@ pub struct Fault {
     pub retry_after: Option<Duration>,
     /// Whether a smaller request may be accepted.
     pub too_large: bool,
+    /// The provider has the request and may do the work all the same, though nobody hears of it.
+    pub lost: bool,
     /// The provider's id of the request.
     pub request_id: Option<String>,
 }
@@ -37,7 +39,15 @@ pub enum Health {
 impl From<Error> for Fault {
     /// An error of ours, which no repetition changes.
     fn from(error: Error) -> Fault {
-        Fault { error, again: false, health: Health::Unknown, retry_after: None, too_large: false, request_id: None }
+        Fault {
+            error,
+            again: false,
+            health: Health::Unknown,
+            retry_after: None,
+            too_large: false,
+            lost: false,
+            request_id: None,
+        }
     }
 }
 
@@ -52,6 +62,8 @@ impl Fault {
             health: if passing || unwell { Health::Failing } else { Health::Well },
             retry_after: failure.retry_after,
             too_large: failure.cause == Cause::TooLarge,
+            // It answered well, and what it made cannot be read.
+            lost: failure.cause == Cause::Nonsense,
             request_id: failure.request_id.clone(),
             error: failure.into_error(provider, model),
         }
@@ -92,7 +104,8 @@ impl Fault {
             (_, true) => format!("provider \"{provider}\" broke off its reply"),
         };
         let hint = "Try again later; check that the provider is there and the base URL is right.";
-        Fault::passing(Error::new(Kind::Provider, message).detail(why).hint(hint))
+        let lost = !error.is_connect();
+        Fault { lost, ..Fault::passing(Error::new(Kind::Provider, message).detail(why).hint(hint)) }
     }
 }
 

@@ -155,6 +155,7 @@ mod tests {
             outcome: Outcome::Succeeded,
             usage: Usage::default(),
             estimated: false,
+            guessed_tokens: 0,
             cost_nanos: 0,
             latency_ms: 0,
             first_token_ms: None,

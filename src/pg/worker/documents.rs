@@ -72,10 +72,11 @@ impl Worker {
         }
     }
 
-    fn go_on(&mut self, indexing: Indexing, next: Result<Next>) {
+    fn go_on(&mut self, mut indexing: Indexing, next: Result<Next>) {
         match next {
             Ok(Next::Ask(request)) => match self.send(&request) {
                 Ok(Some(id)) => {
+                    indexing.sent();
                     self.tasks.insert(id, indexing);
                 }
                 Ok(None) => {

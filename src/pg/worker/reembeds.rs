@@ -31,10 +31,11 @@ impl Worker {
         }
     }
 
-    fn reembed_on(&mut self, reembed: Box<Reembedding>, next: Result<Next>) {
+    fn reembed_on(&mut self, mut reembed: Box<Reembedding>, next: Result<Next>) {
         match next {
             Ok(Next::Ask(request)) => match self.send(&request) {
                 Ok(Some(id)) => {
+                    reembed.sent();
                     self.reembeds.insert(id, reembed);
                 }
                 Ok(None) => {

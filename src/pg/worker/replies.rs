@@ -44,10 +44,11 @@ impl Worker {
         }
     }
 
-    pub(super) fn reply_on(&mut self, reply: Box<Replying>, next: Result<Next>) {
+    pub(super) fn reply_on(&mut self, mut reply: Box<Replying>, next: Result<Next>) {
         match next {
             Ok(Next::Ask(request)) => match self.send(&request) {
                 Ok(Some(id)) => {
+                    reply.sent();
                     self.replies.insert(id, reply);
                 }
                 Ok(None) => {
