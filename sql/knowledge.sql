@@ -22,8 +22,8 @@ create table helper.knowledge_sources (
   updated_at timestamptz not null default clock_timestamp(),
   indexed_at timestamptz,
   primary key (workspace_id, id),
-  constraint knowledge_sources_id_key unique (id),
-  constraint knowledge_sources_external_id_key unique (workspace_id, source_type, external_id)
+  constraint knowledge_sources_external_id_key unique (workspace_id, source_type, external_id),
+  constraint knowledge_sources_id_key unique (id)
 );
 comment on table helper.knowledge_sources is 'Documents of a workspace';
 comment on column helper.knowledge_sources.workspace_id is 'Workspace that the document belongs to';
@@ -47,7 +47,9 @@ comment on column helper.knowledge_sources.created_at is 'When it was added';
 comment on column helper.knowledge_sources.updated_at is 'When it was last given anew';
 comment on column helper.knowledge_sources.indexed_at is 'When it was last indexed';
 create index knowledge_sources_metadata_idx on helper.knowledge_sources using gin (metadata jsonb_path_ops);
-create index knowledge_sources_workspace_id_status_idx on helper.knowledge_sources (workspace_id, status);
+-- Where two indexes begin with the workspace, a plan made while the table is small, and kept, may find one row by the
+-- other one: a whole workspace is read for it. So the secondary ones begin with what is rarer, and the one on id comes last.
+create index knowledge_sources_status_workspace_id_idx on helper.knowledge_sources (status, workspace_id);
 create index knowledge_sources_attachment_id_idx on helper.knowledge_sources (attachment_id, external_id) where attachment_id is not null;
 
 create table helper.knowledge_inputs (
@@ -81,7 +83,7 @@ create table helper.knowledge_chunks (
   constraint knowledge_chunks_source_fkey foreign key (workspace_id, source_id) references helper.knowledge_sources (workspace_id, id) on delete cascade,
   constraint knowledge_chunks_offsets_check check (start_offset >= 0 and start_offset < end_offset)
 );
-create index knowledge_chunks_workspace_id_source_id_ordinal_idx on helper.knowledge_chunks (workspace_id, source_id, ordinal);
+create index knowledge_chunks_source_id_ordinal_idx on helper.knowledge_chunks (source_id, ordinal);
 comment on table helper.knowledge_chunks is 'Parts of documents, found and cited one by one';
 comment on column helper.knowledge_chunks.workspace_id is 'Workspace of the document';
 comment on column helper.knowledge_chunks.id is 'Identifier; kept while the chunk''s text stays the same';
