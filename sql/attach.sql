@@ -37,7 +37,7 @@ $$;
 comment on function helper._attached_key(helper.attached_tables, jsonb) is 'external_id of a row: its key, or its keys joined by / with % and / in them escaped';
 
 create function helper._attached_put(attachment helper.attached_tables, fields jsonb) returns void
-language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_workspace uuid := coalesce(attachment.workspace_id, (fields ->> attachment.workspace_column::text)::uuid);
   v_content text := fields ->> attachment.content_column::text;
@@ -72,7 +72,7 @@ $$;
 comment on function helper._attached_put(helper.attached_tables, jsonb) is 'Writes the document of a row';
 
 create function helper._attached_drop(attachment helper.attached_tables, key text) returns void
-language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 begin
   delete from helper.knowledge_sources s
   where s.attachment_id = attachment.id and s.external_id = key;

@@ -38,7 +38,7 @@ create function helper._put_source(
   language text,
   attachment uuid
 ) returns uuid
-language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   -- All that is embedded or tells how the content is read: a job that began with another version is dropped.
   v_hash bytea := sha256(convert_to(concat_ws(e'\n', title, mime_type), 'UTF8') || content);

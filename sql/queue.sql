@@ -93,7 +93,7 @@ create trigger job_queue_wake after insert on helper.job_queue
 -- Plans are kept for the session, those of foreign keys too: one made while a table is small would read all of it for each of
 -- the thousands of rows that the same transaction adds. So here and where documents are written no table is read through.
 create function helper._enqueue(workspace uuid, kind text, payload jsonb, key uuid) returns uuid
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_job uuid;

@@ -252,6 +252,8 @@ pub struct EmbedCall {
     pub dimensions: Option<u32>,
     /// What they are for.
     pub purpose: Purpose,
+    /// Nobody waits for it: while the provider is left alone after failures, so does the call.
+    pub patient: bool,
     /// Milliseconds in all.
     pub timeout_ms: u64,
 }

@@ -37,8 +37,10 @@ pub struct Asking<'a> {
     /// `embed`, `search` or `index`.
     pub why: &'a str,
     pub purpose: Purpose,
-    /// Somebody waits for it.
+    /// Somebody waits for each of them.
     pub interactive: bool,
+    /// Nobody waits at all.
+    pub patient: bool,
 }
 
 impl Embedder {
@@ -128,6 +130,7 @@ impl Embedder {
             },
             route,
             purpose: asking.purpose,
+            patient: asking.patient,
             dimensions: remote.dimensions,
             timeout_ms: remote.timeout_ms,
             inputs,

@@ -34,11 +34,12 @@ fn embed_texts(inputs: Vec<String>, model: &str, interactive: bool) -> Result<Ve
     let purpose = if interactive { Purpose::Query } else { Purpose::Document };
     if model.is_empty() || model == model_name()? {
         let nobody = pgrx::Uuid::from_bytes([0; 16]);
-        let asking = Asking { workspace: nobody, user: None, why: "embed", purpose, interactive };
+        let asking = Asking { workspace: nobody, user: None, why: "embed", purpose, interactive, patient: false };
         return embed(&Embedder::local(), &asking, inputs);
     }
     let workspace = searching::workspace(None)?;
-    let asking = Asking { workspace, user: identity::current_user(), why: "embed", purpose, interactive };
+    let asking =
+        Asking { workspace, user: identity::current_user(), why: "embed", purpose, interactive, patient: false };
     let embedder = Embedder::choose(workspace, Some(model)).map_err(|error| match error.kind {
         Kind::UnknownObject => error.hint("Leave model out to use the local one."),
         _ => error,
@@ -88,7 +89,7 @@ pub fn embed_query(workspace: pgrx::Uuid, text: &str) -> Result<(String, Vec<f32
         embedder.is_named(&model_name()?)?;
     }
     let user = identity::current_user();
-    let asking = Asking { workspace, user, why: "search", purpose: Purpose::Query, interactive: true };
+    let asking = Asking { workspace, user, why: "search", purpose: Purpose::Query, interactive: true, patient: false };
     let vector = embed(&embedder, &asking, vec![text.to_owned()])?.pop().unwrap_or_default();
     Ok((embedder.model, vector))
 }

@@ -310,6 +310,7 @@ impl Indexing {
             why: "index",
             purpose: Purpose::Document,
             interactive: false,
+            patient: true,
         };
         let (request, reservation) = self.embedder.ask(&asking, inputs)?;
         self.reservation = reservation;
@@ -326,8 +327,8 @@ impl Indexing {
         embedded_text(&document.title, &chunk.heading, content)
     }
 
-    /// After how many seconds to try one of its jobs again, where that can help.
-    pub fn again(&self, job: &Job, error: &Error) -> Option<f64> {
+    /// When to try one of its jobs again, where that can help.
+    pub fn again(&self, job: &Job, error: &Error) -> Option<Again> {
         again(job, error, self.is_prepared && self.embedder.is_remote())
     }
 }
@@ -376,14 +377,24 @@ pub fn facts(error: &Error) -> serde_json::Value {
     })
 }
 
-/// After how many seconds to try a job again, where that can help; `paid` where a provider was asked for it.
-pub fn again(job: &Job, error: &Error, paid: bool) -> Option<f64> {
-    let later = f64::from(1 << job.attempts.clamp(0, 6)).min(60.0);
+/// When a job is tried again.
+#[derive(Clone, Copy)]
+pub struct Again {
+    pub seconds: f64,
+    /// Whether this try counts as one.
+    pub counts: bool,
+}
+
+/// When to try a job again, where that can help; `paid` where a provider was asked for it.
+pub fn again(job: &Job, error: &Error, paid: bool) -> Option<Again> {
+    let later = Again { seconds: f64::from(1 << job.attempts.clamp(0, 6)).min(60.0), counts: true };
     match error.kind {
-        Kind::NotReady | Kind::RateLimited | Kind::Cancelled => Some(later),
+        // That many ask at once is no job's fault. The gateway asks nobody while a provider is to be left alone.
+        Kind::RateLimited => Some(Again { seconds: 3.0, counts: false }),
+        Kind::NotReady | Kind::Cancelled => Some(later),
         Kind::Provider => (job.attempts < MOST_REFUSALS).then_some(later),
         // A budget is renewed, or raised.
-        Kind::OverLimit => paid.then_some(60.0),
+        Kind::OverLimit => paid.then_some(Again { seconds: 60.0, counts: false }),
         _ => None,
     }
 }

@@ -8,7 +8,7 @@ use crate::core::sentences;
 use crate::core::wire::{CallEnd, Request};
 use crate::pg::budget::Reservation;
 use crate::pg::embedder::{Asking, Embedder, check_dimensions};
-use crate::pg::indexing::{self, Job, embedded_text};
+use crate::pg::indexing::{self, Again, Job, embedded_text};
 use crate::pg::report::Reported;
 use crate::pg::{embedding, owner, spi};
 use pgrx::JsonB;
@@ -87,6 +87,7 @@ impl Reembedding {
                     why: "reembed",
                     purpose: Purpose::Document,
                     interactive: false,
+                    patient: true,
                 };
                 let (request, reservation) = self.embedder.ask(&asking, inputs)?;
                 self.reservation = reservation;
@@ -211,8 +212,8 @@ impl Reembedding {
     }
 }
 
-/// Notes what went wrong, as the owner; returns the seconds after which to try again, if that can help.
-pub fn failed(job: &Job, error: &Error) -> Result<Option<f64>> {
+/// Notes what went wrong, as the owner; returns when to try again, if that can help.
+pub fn failed(job: &Job, error: &Error) -> Result<Option<Again>> {
     let again = indexing::again(job, error, true);
     spi::run(
         "update helper.knowledge_models m set error = $2, status = case when $3 then m.status else 'failed' end \

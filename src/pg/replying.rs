@@ -124,6 +124,7 @@ impl Replying {
             why: "search",
             purpose: Purpose::Query,
             interactive: true,
+            patient: false,
         };
         let inputs = vec![question.query()];
         self.question = Some(question);

@@ -79,3 +79,26 @@ async fn the_same_texts_asked_for_at_once_are_sent_once() {
     let outcomes: Vec<_> = records(&room).await.iter().skip(3).map(|record| record.call.outcome).collect();
     assert_eq!(outcomes, [Outcome::Cancelled, Outcome::Succeeded]);
 }
+
+#[tokio::test]
+async fn work_that_nobody_waits_for_waits_for_a_provider_that_is_left_alone() {
+    let server = Server::start().await;
+    let room = room();
+    let route = route(Kind::OpenAi, &server);
+    for _ in 0..5 {
+        server.next(Answer::with_headers(429, &[("retry-after", "1")], "{}"));
+        assert_eq!(sqlstate(&embeddings(&room, embed(&route, &["a"])).await.1), "53000");
+    }
+    // Whoever waits is told so at once, and nothing is sent.
+    let (_, end) = embeddings(&room, embed(&route, &["a"])).await;
+    assert!(end.error.unwrap().message.contains("left alone"));
+    assert_eq!(server.count(), 5);
+    let patient = ["b", "c", "d"].map(|text| {
+        let (room, call) = (room.clone(), EmbedCall { patient: true, ..embed(&route, &[text]) });
+        tokio::spawn(async move { embeddings(&room, call).await })
+    });
+    for call in patient {
+        let (vectors, end) = call.await.unwrap();
+        assert_eq!((vectors.len(), end.outcome, end.attempts), (1, Outcome::Succeeded, 1), "{end:?}");
+    }
+}

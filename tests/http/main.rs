@@ -102,6 +102,7 @@ fn embed(route: &Route, inputs: &[&str]) -> EmbedCall {
         inputs: inputs.iter().map(|text| text.to_string()).collect(),
         dimensions: None,
         purpose: Purpose::Document,
+        patient: false,
         timeout_ms: 20_000,
     }
 }

@@ -74,6 +74,7 @@ impl Providers {
             timeout_ms: ask.timeout_ms,
             sent,
             backoff: self.backoff,
+            patient: false,
         };
         let mut listener = Listener { provider, model, chat: ask.chat, heard, sink, events: Vec::new(), noted: 0 };
         exchange.run(&ready, &mut listener).await

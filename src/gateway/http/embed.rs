@@ -153,6 +153,7 @@ impl Providers {
             timeout_ms: call.timeout_ms,
             sent,
             backoff: self.backoff,
+            patient: call.patient,
         };
         let mut taker =
             Taker { kind: provider.kind, provider: &provider.name, model, expected: texts.len(), used: None };

@@ -52,6 +52,8 @@ pub struct Exchange<'a> {
     pub sent: &'a Sent,
     /// The longest wait before the first repetition.
     pub backoff: Duration,
+    /// It waits for a provider that is left alone, rather than being refused.
+    pub patient: bool,
 }
 
 impl Exchange<'_> {
@@ -59,22 +61,42 @@ impl Exchange<'_> {
     pub async fn run<R: Reader>(&self, ready: &Ready, reader: &mut R) -> Result<R::Output, Fault> {
         let mut repeated = 0;
         loop {
+            if self.patient && self.wait_out_cooling().await {
+                continue;
+            }
             let fault = match self.attempt(ready, reader).await {
                 Ok(output) => return Ok(output),
                 Err(fault) => fault,
             };
+            // Another one is trying the provider: nothing was sent.
+            if self.patient && fault.left_alone && self.wait_out_cooling().await {
+                continue;
+            }
             if reader.shown() || !fault.again || repeated >= self.provider.max_retries {
                 return Err(fault);
             }
             let now = Instant::now();
             let pause = fault.retry_after.unwrap_or_else(|| jitter(self.backoff, repeated));
             let in_time = now.checked_add(pause).is_some_and(|then| then < self.deadline);
-            if !in_time || self.peer.cooling(now).is_some() {
+            if !in_time || (!self.patient && self.peer.cooling(now).is_some()) {
                 return Err(fault);
             }
             tokio::time::sleep(pause).await;
             repeated += 1;
         }
+    }
+
+    /// Waits until the provider may be tried again, if that comes in time; says whether it waited.
+    async fn wait_out_cooling(&self) -> bool {
+        let now = Instant::now();
+        let Some(cooling) = self.peer.cooling(now) else { return false };
+        // Those who wait together do not come back together.
+        let then = now + cooling.left + jitter(self.backoff, 0);
+        if then >= self.deadline {
+            return false;
+        }
+        tokio::time::sleep_until(then.into()).await;
+        true
     }
 
     async fn attempt<R: Reader>(&self, ready: &Ready, reader: &mut R) -> Result<R::Output, Fault> {
@@ -173,10 +195,10 @@ impl Exchange<'_> {
     fn left_alone(&self, Cooling { left, limited }: Cooling) -> Fault {
         let kind = if limited { Kind::RateLimited } else { Kind::Provider };
         let seconds = left.as_secs_f64().ceil().max(1.0);
-        Fault::from(
+        let error =
             Error::new(kind, format!("provider \"{}\" is left alone after repeated failures", self.provider.name))
-                .detail(format!("It is tried again in {seconds} seconds.")),
-        )
+                .detail(format!("It is tried again in {seconds} seconds."));
+        Fault { left_alone: true, ..Fault::from(error) }
     }
 }
 

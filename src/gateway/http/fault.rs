@@ -17,6 +17,8 @@ pub struct Fault {
     pub health: Health,
     /// How long the provider wants us to wait.
     pub retry_after: Option<Duration>,
+    /// Nothing was sent, as the provider is left alone for a while.
+    pub left_alone: bool,
     /// Whether a smaller request may be accepted.
     pub too_large: bool,
     /// The provider has the request and may do the work all the same, though nobody hears of it.
@@ -44,6 +46,7 @@ impl From<Error> for Fault {
             again: false,
             health: Health::Unknown,
             retry_after: None,
+            left_alone: false,
             too_large: false,
             lost: false,
             request_id: None,
@@ -61,6 +64,7 @@ impl Fault {
             again: passing,
             health: if passing || unwell { Health::Failing } else { Health::Well },
             retry_after: failure.retry_after,
+            left_alone: false,
             too_large: failure.cause == Cause::TooLarge,
             // It answered well, and what it made cannot be read.
             lost: failure.cause == Cause::Nonsense,

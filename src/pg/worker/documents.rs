@@ -4,7 +4,7 @@ use super::transaction::transaction;
 use super::{Worker, claim, end, requeue};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{self, Frame, Item, Reply, Tag};
-use crate::pg::indexing::{self, Indexing, Job, Next, Stored, TOGETHER};
+use crate::pg::indexing::{self, Again, Indexing, Job, Next, Stored, TOGETHER};
 use crate::pg::{calling, settings, spi};
 use std::time::{Duration, Instant};
 
@@ -192,11 +192,11 @@ impl Worker {
     }
 
     /// Tries a document again after some seconds, or gives it up.
-    fn failed(&mut self, job: &Job, error: &Error, again: Option<f64>) {
+    fn failed(&mut self, job: &Job, error: &Error, again: Option<Again>) {
         let outcome = transaction(|| {
             indexing::fail(job, error, again.is_none())?;
             match again {
-                Some(seconds) => requeue(job, seconds, true),
+                Some(again) => requeue(job, again.seconds, again.counts),
                 None => end(job, "failed", Some(error)),
             }
         });

@@ -80,7 +80,7 @@ impl Worker {
 
     fn reembed_failed(&mut self, job: &super::Job, error: &Error) {
         let outcome = transaction(|| match reembedding::failed(job, error)? {
-            Some(seconds) => requeue(job, seconds, true),
+            Some(again) => requeue(job, again.seconds, again.counts),
             None => end(job, "failed", Some(error)),
         });
         if self.note(outcome).is_none() {
