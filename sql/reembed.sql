@@ -40,6 +40,14 @@ begin
   from helper.knowledge_chunks c
   left join helper.knowledge_vectors v on v.workspace_id = v_workspace and v.model = v_choice.name and v.chunk_id = c.id
   where c.workspace_id = v_workspace;
+  if v_all = 0 then
+    delete from helper.knowledge_models m where m.workspace_id = v_workspace and m.status in ('current', 'old');
+    insert into helper.knowledge_models (workspace_id, model, provider_id, provider_model, status, created_by, finished_at)
+    values (v_workspace, v_choice.name, v_choice.provider_id, v_choice.provider_model, 'current', helper.current_user_id(), clock_timestamp())
+    on conflict on constraint knowledge_models_pkey do update
+    set status = 'current', finished_at = excluded.finished_at;
+    return 0;
+  end if;
   insert into helper.knowledge_models as m (workspace_id, model, provider_id, provider_model, status, before, created_by, started_at)
   values (v_workspace, v_choice.name, v_choice.provider_id, v_choice.provider_model, 'building', v_all - v_count, helper.current_user_id(),
     clock_timestamp())

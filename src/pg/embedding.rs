@@ -40,10 +40,7 @@ fn embed_texts(inputs: Vec<String>, model: &str, interactive: bool) -> Result<Ve
     let workspace = searching::workspace(None)?;
     let asking =
         Asking { workspace, user: identity::current_user(), why: "embed", purpose, interactive, patient: false };
-    let embedder = Embedder::choose(workspace, Some(model)).map_err(|error| match error.kind {
-        Kind::UnknownObject => error.hint("Leave model out to use the local one."),
-        _ => error,
-    })?;
+    let embedder = Embedder::choose(workspace, Some(model))?;
     embed(&embedder, &asking, inputs)
 }
 
@@ -104,6 +101,7 @@ pub fn model_name() -> Result<String> {
     thread_local! {
         static NAME: std::cell::RefCell<Option<(u32, String)>> = const { std::cell::RefCell::new(None) };
     }
+    crate::pg::shared::check_preloaded()?;
     // It can only change when the gateway is started with another one.
     let starts = crate::pg::shared::read(|state| state.gateway_starts);
     if let Some(name) =
