@@ -184,11 +184,16 @@ async fn whoever_is_killed_in_the_middle_it_goes_on_with_what_is_left() {
         if round == 2 {
             place.server.answer_by(|_| Answer::Say(Say::default()));
         }
+        let witness = place.cluster.admin().await;
         signal(victim, "KILL");
         if victim == pids.worker {
-            // The server ends every session when a process of its own dies so.
-            until("the server", async || place.cluster.try_connect("postgres", "postgres").await.ok().map(|_| ()))
-                .await;
+            // The server ends every session when a process of its own dies so, and then comes back.
+            until("the end of a session", async || witness.query("select 1", &[]).await.is_err().then_some(())).await;
+            until("the server", async || {
+                let session = place.cluster.try_connect("postgres", "postgres").await.ok()?;
+                session.query("select 1", &[]).await.ok().map(drop)
+            })
+            .await;
         }
     }
     let place = Place { ann: place.cluster.user(ANN).await, admin: place.cluster.admin().await, ..place };

@@ -168,7 +168,7 @@ impl Reembedding {
         end.error.clone().map_or(Ok(()), Err)
     }
 
-    /// Stores a slice, as the owner; what of it is gone since is left out.
+    /// Stores a slice, as the owner. What of it is gone since is left out, and all of it where it was given up.
     pub fn store(&mut self) -> Result<()> {
         check_dimensions(self.dimensions)?;
         let texts: usize = self.chunks.iter().map(|chunk| 1 + chunk.sentences.len()).sum();
@@ -194,6 +194,7 @@ impl Reembedding {
                select $1, u.id, u.source_id, $2, helper._halfvec_of(u.embedding), u.sentences \
                from unnest($3, $4, $5, $6) u (id, source_id, embedding, sentences) \
                join helper.knowledge_chunks c on c.workspace_id = $1 and c.id = u.id \
+               join helper.knowledge_models k on k.workspace_id = $1 and k.model = $2 and k.status <> 'old' \
                on conflict do nothing returning 1) \
              update helper.knowledge_models m set done = m.done + (select count(*) from stored), error = null \
              where m.workspace_id = $1 and m.model = $2",
