@@ -98,10 +98,14 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp set enab
 declare
   v_job uuid;
 begin
-  if _enqueue.kind = 'index'
-    and exists (select from helper.job_queue q where q.kind = 'index' and q.workspace_id = _enqueue.workspace and q.key = _enqueue.key)
-  then
-    return null;
+  if _enqueue.kind = 'index' then
+    -- Held until this transaction ends, so that the job is not claimed before it can see what was asked for.
+    perform from helper.job_queue q
+    where q.kind = 'index' and q.workspace_id = _enqueue.workspace and q.key = _enqueue.key
+    for key share;
+    if found then
+      return null;
+    end if;
   end if;
   insert into helper.jobs (workspace_id, kind, key, payload, principal_role, principal_claims)
   values (workspace, kind, key, payload, helper.caller_role(), helper.caller_claims())

@@ -59,9 +59,8 @@ begin
     done = 0,
     error = null,
     started_at = excluded.started_at;
-  if not exists (select from helper.job_queue q where q.workspace_id = v_workspace and q.kind = 'reembed') then
-    perform helper._enqueue(v_workspace, 'reembed', '{}', v_workspace);
-  end if;
+  -- One that waits already may be claimed before this is seen; a second one finds nothing left to do.
+  perform helper._enqueue(v_workspace, 'reembed', '{}', v_workspace);
   return v_count;
 end
 $$;
@@ -87,6 +86,13 @@ create function helper._switch_model(workspace uuid, model text) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   perform from helper.knowledge_models m where m.workspace_id = workspace order by m.model for update;
+  -- Stopped or given up while this waited.
+  if not exists (
+    select from helper.knowledge_models m
+    where m.workspace_id = workspace and m.model = _switch_model.model and m.status = 'building'
+  ) then
+    return true;
+  end if;
   if exists (
     select from helper.knowledge_chunks c
     where c.workspace_id = workspace
@@ -115,7 +121,6 @@ begin
   if not found then
     return 0;
   end if;
-  delete from helper.knowledge_blocks b where b.workspace_id = v_old.workspace_id and b.model = v_old.model;
   delete from helper.knowledge_vectors v
   where v.ctid = any (array(
     select f.ctid from helper.knowledge_vectors f
@@ -123,6 +128,8 @@ begin
     limit most));
   get diagnostics v_count = row_count;
   if v_count < most then
+    -- Not before: whoever takes the model back meanwhile finds by them what is still there.
+    delete from helper.knowledge_blocks b where b.workspace_id = v_old.workspace_id and b.model = v_old.model;
     delete from helper.knowledge_models m where m.workspace_id = v_old.workspace_id and m.model = v_old.model;
   end if;
   return v_count;

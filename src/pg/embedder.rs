@@ -2,7 +2,7 @@
 //! `knowledge_models`; another one can be made ready beside it.
 
 use crate::core::chat::Purpose;
-use crate::core::error::{Error, Kind, Result};
+use crate::core::error::{Error, Result};
 use crate::core::prompt::window::estimate;
 use crate::core::wire::{Asker, EmbedCall, Request, Route};
 use crate::pg::budget::{self, Reservation};
@@ -160,14 +160,14 @@ fn stored(workspace: pgrx::Uuid, status: &str) -> Result<Option<Embedder>> {
     if embedder.model == model { Ok(Some(embedder)) } else { Err(lost("which has other dimensions now")) }
 }
 
-/// Refuses embeddings that the index has no room for.
-pub fn check_dimensions(dimensions: usize) -> Result<()> {
+/// Refuses embeddings that the index has no room for, or that are of other dimensions than those that came `before`, if any.
+pub fn check_dimensions(dimensions: usize, before: usize) -> Result<()> {
+    if before != 0 && dimensions != before {
+        return Err(Error::bad_argument(format!("embedding has {dimensions} dimensions, expected {before}")));
+    }
     if dimensions <= MOST_DIMENSIONS {
         return Ok(());
     }
-    Err(Error::new(
-        Kind::OverLimit,
-        format!("embedding has {dimensions} dimensions, at most {MOST_DIMENSIONS} can be indexed"),
-    )
-    .hint("Where the model can shorten its embeddings, set dimensions and shorten with helper.set_model."))
+    Err(Error::bad_argument(format!("embedding has {dimensions} dimensions, at most {MOST_DIMENSIONS} can be indexed"))
+        .hint("Where the model can shorten its embeddings, set dimensions and shorten with helper.set_model."))
 }

@@ -7,7 +7,7 @@ use crate::core::chat::Purpose;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{CallEnd, Chunk, Prepare, Prepared, Request};
 use crate::pg::budget::Reservation;
-use crate::pg::embedder::{Asking, Embedder};
+use crate::pg::embedder::{Asking, Embedder, check_dimensions};
 use crate::pg::{settings, spi};
 use pgrx::JsonB;
 use sha2::{Digest, Sha256};
@@ -273,9 +273,11 @@ impl Indexing {
     }
 
     /// Takes embeddings in the order of the texts.
-    pub fn embeddings(&mut self, dimensions: usize, values: &[f32]) {
+    pub fn embeddings(&mut self, dimensions: usize, values: &[f32]) -> Result<()> {
+        check_dimensions(dimensions, self.dimensions)?;
         self.dimensions = dimensions;
         self.embedded.extend_from_slice(values);
+        Ok(())
     }
 
     /// What it asked for last is on its way.

@@ -148,9 +148,11 @@ impl Reembedding {
     }
 
     /// Takes embeddings in the order of the texts.
-    pub fn embeddings(&mut self, dimensions: usize, values: &[f32]) {
+    pub fn embeddings(&mut self, dimensions: usize, values: &[f32]) -> Result<()> {
+        check_dimensions(dimensions, self.dimensions)?;
         self.dimensions = dimensions;
         self.embedded.extend_from_slice(values);
+        Ok(())
     }
 
     /// What it asked for last is on its way.
@@ -170,7 +172,6 @@ impl Reembedding {
 
     /// Stores a slice, as the owner. What of it is gone since is left out, and all of it where it was given up.
     pub fn store(&mut self) -> Result<()> {
-        check_dimensions(self.dimensions)?;
         let texts: usize = self.chunks.iter().map(|chunk| 1 + chunk.sentences.len()).sum();
         let mut embeddings = self.embedded.chunks_exact(self.dimensions.max(1));
         if embeddings.len() != texts {
@@ -209,7 +210,12 @@ impl Reembedding {
         )?;
         self.chunks.clear();
         self.embedded.clear();
-        Ok(())
+        // What comes now is tried anew, however long the way was.
+        self.job.attempts = 1;
+        spi::run(
+            "update helper.jobs j set attempts = 1 where j.workspace_id = $1 and j.id = $2 and j.attempts > 1",
+            &[self.job.workspace.into(), self.job.id.into()],
+        )
     }
 }
 

@@ -54,6 +54,8 @@ struct Worker {
     ledger: u32,
     /// Workspace that was served last.
     turn: pgrx::Uuid,
+    /// The same for replies.
+    reply_turn: pgrx::Uuid,
     /// After the gateway ended: one document at a time until one goes through, to find the culprit.
     careful: bool,
     next_look: Instant,
@@ -153,6 +155,7 @@ impl Worker {
             unstored: Vec::new(),
             ledger: 0,
             turn: pgrx::Uuid::from_bytes([0; 16]),
+            reply_turn: pgrx::Uuid::from_bytes([0; 16]),
             careful: false,
             next_look: now,
             next_cleaning: now + Duration::from_secs(30),
@@ -368,6 +371,14 @@ impl Worker {
                     self.give(job, 0.0, false);
                 }
             }
+        }
+    }
+
+    /// Cancels a request whose replies are of no use.
+    fn no_more_of(&mut self, id: u32) {
+        if let Some(link) = &mut self.link {
+            // A connection that is gone is noticed by whoever reads it next.
+            let _ = link.cancel(id);
         }
     }
 

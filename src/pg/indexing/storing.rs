@@ -6,7 +6,6 @@ use super::{Document, Indexing, Job, Stored, embedded_text};
 use crate::core::error::{Error, Result};
 use crate::core::wire::Chunk;
 use crate::core::{sentences, terms};
-use crate::pg::embedder::check_dimensions;
 use crate::pg::{identity, spi, terms as lexing};
 use std::collections::{HashMap, HashSet};
 
@@ -198,7 +197,6 @@ impl Indexing {
 
     /// The embeddings of the new chunks, by document and place in it.
     fn vectors(&self) -> Result<HashMap<(pgrx::Uuid, usize), Vectors>> {
-        check_dimensions(self.dimensions)?;
         let mut vectors: HashMap<(pgrx::Uuid, usize), Vectors> = HashMap::new();
         let embeddings = self.embedded.chunks_exact(self.dimensions.max(1));
         if embeddings.len() != self.texts.len() {

@@ -21,10 +21,8 @@ impl Worker {
     }
 
     pub(super) fn claim_documents(&mut self) {
-        if !self.connected() {
-            return;
-        }
-        while self.room() > 0 {
+        // Asked again each time: the gateway may go away meanwhile, and what is claimed without one would be its fault.
+        while self.connected() && self.room() > 0 {
             if self.paused_until > Instant::now() {
                 self.next_look = self.next_look.min(self.paused_until);
                 return;
@@ -80,8 +78,10 @@ impl Worker {
                     self.tasks.insert(id, indexing);
                 }
                 Ok(None) => {
-                    // The request counts as one under way: whoever reads the socket finds it closed.
-                    self.tasks.insert(u32::MAX - self.tasks.len() as u32, indexing);
+                    // It never reached the gateway, which is not to be blamed on it.
+                    for job in indexing.jobs() {
+                        self.give(job, 0.0, false);
+                    }
                     self.lost();
                 }
                 Err(error) => self.all_failed(&indexing, &error),
@@ -96,9 +96,13 @@ impl Worker {
         let next = match frame.tag {
             Tag::Item => match wire::decode::<Item>(&frame.body) {
                 Ok(Item::Embeddings { dimensions, values }) => {
-                    indexing.embeddings(dimensions as usize, &values);
-                    self.tasks.insert(frame.id, indexing);
-                    return;
+                    let taken = indexing.embeddings(dimensions as usize, &values);
+                    if taken.is_ok() {
+                        self.tasks.insert(frame.id, indexing);
+                        return;
+                    }
+                    self.no_more_of(frame.id);
+                    taken.map(|()| Next::Drop)
                 }
                 Ok(_) => Err(calling::another()),
                 Err(error) => Err(error),
@@ -186,8 +190,11 @@ impl Worker {
     }
 
     fn all_failed(&mut self, indexing: &Indexing, error: &Error) {
+        let together = indexing.jobs().count() > 1;
         for job in indexing.jobs() {
-            self.failed(job, error, indexing.again(job, error));
+            // Whatever is wrong may be wrong with another one of them: it is given up when it was alone.
+            let again = indexing.again(job, error).or(together.then_some(Again { seconds: 1.0, counts: true }));
+            self.failed(job, error, again);
         }
     }
 

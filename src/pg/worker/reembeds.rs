@@ -56,9 +56,13 @@ impl Worker {
         let next = match frame.tag {
             Tag::Item => match wire::decode::<Item>(&frame.body) {
                 Ok(Item::Embeddings { dimensions, values }) => {
-                    reembed.embeddings(dimensions as usize, &values);
-                    self.reembeds.insert(frame.id, reembed);
-                    return;
+                    let taken = reembed.embeddings(dimensions as usize, &values);
+                    if taken.is_ok() {
+                        self.reembeds.insert(frame.id, reembed);
+                        return;
+                    }
+                    self.no_more_of(frame.id);
+                    taken.map(|()| Next::Done)
                 }
                 Ok(_) => Err(calling::another()),
                 Err(error) => Err(error),

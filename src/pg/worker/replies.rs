@@ -13,19 +13,16 @@ const MOST_ATTEMPTS: i32 = 5;
 
 impl Worker {
     pub(super) fn claim_replies(&mut self) {
-        if !self.connected() {
-            return;
-        }
-        loop {
+        while self.connected() {
             let room = (settings::REPLY_CONCURRENCY.get() as usize).saturating_sub(self.replies.len());
             if room == 0 {
                 return;
             }
-            let turn = self.turn;
+            let turn = self.reply_turn;
             let jobs = transaction(|| claim("reply", turn, room.min(64), 1));
             let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
             for job in jobs {
-                self.turn = job.workspace;
+                self.reply_turn = job.workspace;
                 match transaction(|| Replying::load(job.clone())) {
                     Ok(Some(mut reply)) => {
                         let next = bare_transaction(|| reply.begin());
