@@ -63,9 +63,10 @@ def table(boss, name: str) -> None:
 def ours(boss, name: str, url: str) -> tuple[float, float]:
     """Seconds to attach the table, and from then on until all of it is indexed."""
     boss.execute(
-        "select helper.set_provider('bench_embedding', 'openai_compatible', %s, options => '{\"allow_private\": true, \"max_retries\": 5}')",
+        "select helper.set_provider('bench_embedding', 'openai', %s, options => '{\"allow_private\": true, \"max_retries\": 5}')",
         [url],
     )
+    boss.execute("insert into helper.provider_keys (provider, key) values ('bench_embedding', 'sk-bench')")
     boss.execute("select helper.set_model('bench_embedding', 'm', 'embedding')")
     boss.execute("select helper.set_default('embedding', 'bench_embedding', 'm')")
     table(boss, name)
@@ -115,6 +116,8 @@ def peer(boss, name: str, url: str) -> tuple[float, float]:
         )
     done = time.perf_counter()
     stored = boss.execute(count).fetchone()[0]
+    if stored == 0:
+        raise SystemExit("pgai's worker has embedded nothing: there is nothing to compare with")
     if stored != options.rows:
         note(f"pgai's worker had embedded {stored} of {options.rows} rows when it was given up")
     boss.execute("select ai.drop_vectorizer(%s, drop_all => true)", [vectorizer])

@@ -1,7 +1,7 @@
 //! A provider of embeddings that takes as long for each request as it is told, and says the same of every text.
 //!
 //! Arguments: milliseconds, numbers in an embedding, `faults` for one error 500 in ten requests and five seconds of 429 in
-//! the middle. Prints its port. Speaks the embeddings of OpenAI's protocol, in base64.
+//! the middle. Prints its port. Speaks the embeddings of OpenAI's protocol, in base64 where that is asked for.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
@@ -18,7 +18,8 @@ const MIDDLE: usize = 8000;
 
 struct Provider {
     latency: Duration,
-    vector: String,
+    base64: String,
+    numbers: String,
     faults: bool,
     requests: AtomicUsize,
     texts: AtomicUsize,
@@ -49,11 +50,12 @@ impl Provider {
             }
         }
         self.texts.fetch_add(count, Ordering::SeqCst);
-        let mut text = String::with_capacity(count * (self.vector.len() + 64) + 128);
+        let vector = if request["encoding_format"] == "base64" { &self.base64 } else { &self.numbers };
+        let mut text = String::with_capacity(count * (vector.len() + 64) + 128);
         text.push_str(r#"{"object":"list","data":["#);
         for index in 0..count {
             let comma = if index == 0 { "" } else { "," };
-            text.push_str(&format!(r#"{comma}{{"object":"embedding","index":{index},"embedding":"{}"}}"#, self.vector));
+            text.push_str(&format!(r#"{comma}{{"object":"embedding","index":{index},"embedding":{vector}}}"#));
         }
         text.push_str(&format!(r#"],"model":"m","usage":{{"prompt_tokens":{0},"total_tokens":{0}}}}}"#, count * 20));
         (200, String::new(), text)
@@ -94,10 +96,13 @@ impl Provider {
 async fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let dimensions: usize = arguments[2].parse().unwrap();
-    let numbers: Vec<u8> = (0..dimensions).flat_map(|n| ((n % 7) as f32 - 3.0).to_le_bytes()).collect();
+    // As long as real ones are when they are written out.
+    let numbers: Vec<f32> = (0..dimensions).map(|n| ((n % 7) as f32 - 3.0) * 0.012_345_678).collect();
+    let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
     let provider = Arc::new(Provider {
         latency: Duration::from_millis(arguments[1].parse().unwrap()),
-        vector: base64::engine::general_purpose::STANDARD.encode(numbers),
+        base64: format!("\"{}\"", base64::engine::general_purpose::STANDARD.encode(bytes)),
+        numbers: serde_json::to_string(&numbers).unwrap(),
         faults: arguments.get(3).is_some_and(|word| word == "faults"),
         requests: AtomicUsize::new(0),
         texts: AtomicUsize::new(0),

@@ -292,7 +292,9 @@ async fn give(writer: &mut (impl AsyncWrite + Unpin), seen: &Seen, answer: Answe
             };
             let request = seen.json();
             if !protocol.streams(&seen.path, &request) {
-                tokio::time::sleep(say.delay).await;
+                if !say.delay.is_zero() {
+                    tokio::time::sleep(say.delay).await;
+                }
                 let body = protocol.whole(&seen.path, &request, &say).to_string();
                 return Box::pin(give(writer, seen, Answer::status(200, &body))).await;
             }
