@@ -11,7 +11,7 @@ declare
     ['workspaces', 'select, update (name, slug, settings), delete'],
     ['workspace_members', 'select, insert (workspace_id, user_id, role), update (role), delete'],
     ['profiles', 'select, insert (id, email, full_name, avatar_url), update (email, full_name, avatar_url)'],
-    ['conversations', 'select, insert (workspace_id, user_id, title, metadata), update (title, metadata), delete'],
+    ['conversations', 'select, insert (workspace_id, id, user_id, title, metadata), update (title, metadata), delete'],
     ['messages', 'select'],
     ['message_citations', 'select'],
     ['knowledge_sources', 'select'],

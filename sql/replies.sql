@@ -80,26 +80,6 @@ $$;
 comment on function helper._append_citation(uuid, uuid, uuid, integer, uuid, uuid, integer, integer, text, text, real) is
   'Adds a citation to a reply in the conversation of a person and returns its id. Errors: 42704 not a reply to that person in that workspace';
 
-create function helper._append_reply(
-  workspace uuid,
-  conversation uuid,
-  user_id uuid,
-  status text,
-  provider text,
-  model text,
-  mode text
-) returns uuid
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
-declare
-  v_id uuid := helper._append_message(workspace, conversation, user_id, 'assistant', '', status, provider, model);
-begin
-  update helper.messages m set mode = _append_reply.mode where m.workspace_id = workspace and m.id = v_id;
-  return v_id;
-end
-$$;
-comment on function helper._append_reply(uuid, uuid, uuid, text, text, text, text) is
-  'Adds the place of a reply that is still to come. Errors: as _append_message';
-
 -- One reply at a time. What another session has not committed is seen by its lock on the conversation alone.
 create function helper._take_turn(workspace uuid, conversation uuid, busy text) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$

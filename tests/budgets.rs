@@ -298,3 +298,49 @@ async fn a_provider_that_counts_more_tokens_than_we_guess_is_believed() {
     let learned = "select string_agg(p.name || ' ' || round(t.ratio::numeric, 1), ', ' order by p.name) from helper.token_ratios t join helper.providers p on p.id = t.provider_id where p.name in ('llama', 'other')";
     assert_eq!(place.admin.one::<String>(learned, &[]).await, "other 2.5");
 }
+
+#[tokio::test]
+async fn a_change_is_seen_by_every_session_at_once() {
+    let place = Place::new().await;
+    let other = place.cluster.user(ANN).await;
+    let both = async || [outcome(&place.ann).await, outcome(&other).await];
+    assert_eq!(both().await, ["ok", "ok"]);
+    for (change, expected) in [
+        ("update helper.providers set enabled = false where name = 'open'", "55000"),
+        ("update helper.providers set enabled = true", "ok"),
+        ("delete from helper.provider_secrets", "55000"),
+        ("insert into helper.provider_keys (provider, key) values ('open', 'sk-new')", "ok"),
+        ("select helper.set_budget(1, 'requests', 'day')", "53400"),
+        ("delete from helper.budgets", "ok"),
+        ("select helper.set_default('chat', 'local', null)", "55000"),
+        ("select helper.set_default('chat', 'open', 'm')", "ok"),
+        ("truncate helper.model_defaults", "55000"),
+        ("select helper.set_default('chat', 'open', 'm')", "ok"),
+    ] {
+        place.admin.run(change).await;
+        assert_eq!(both().await, [expected; 2], "after {change}");
+    }
+    // What is rolled back is kept by nobody, nor by the session that saw it.
+    let workspace = &place.workspace;
+    let own = format!("select helper.complete('Hello', workspace => '{workspace}')");
+    place
+        .admin
+        .run(&format!(
+            "insert into helper.workspace_members values ('{workspace}', helper.current_user_id(), 'member')"
+        ))
+        .await;
+    place.admin.run("begin; select helper.set_default('chat', 'local', null); savepoint s").await;
+    assert_eq!(place.admin.error(&own).await.code().code(), "55000");
+    assert_eq!(both().await, ["ok", "ok"]);
+    place.admin.run("rollback").await;
+    place.admin.run(&own).await;
+    assert_eq!(both().await, ["ok", "ok"]);
+}
+
+/// `ok`, or the SQLSTATE of a completion.
+async fn outcome(session: &cluster::Session) -> String {
+    match session.query_one("select helper.complete('Hello')", &[]).await {
+        Ok(_) => "ok".into(),
+        Err(error) => error.code().unwrap().code().into(),
+    }
+}

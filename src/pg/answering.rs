@@ -6,7 +6,7 @@ use crate::core::rank::Method;
 use crate::pg::asking::{self, Arguments, Question};
 use crate::pg::calling::{self, Caller};
 use crate::pg::extracting;
-use crate::pg::messages::{self, Reply, Stored};
+use crate::pg::messages::{self, History, Reply, Stored};
 use crate::pg::prompting::{self, Prompt};
 use crate::pg::report::Reported;
 use crate::pg::searching::{self, Found, Query};
@@ -48,7 +48,10 @@ pub fn caller(question: &Question, stored: &Stored) -> Caller {
 /// The prompt of a stored question.
 pub fn prompt(question: &Question, stored: &Stored, found: Option<Found>, may_ask: bool) -> Result<Prompt> {
     let chosen = question.chosen.as_ref().ok_or_else(calling::no_model)?;
-    let history = messages::history(question.workspace, stored.conversation, stored.question)?;
+    let history = match question.conversation {
+        Some(conversation) => messages::history(question.workspace, conversation, stored.question)?,
+        None => History::default(),
+    };
     let passages = found.map(|found| found.passages).unwrap_or_default();
     let prompt = prompting::build(question, chosen, caller(question, stored), history, passages, may_ask)?;
     if let Some((content, covers_to, by)) = &prompt.summary {

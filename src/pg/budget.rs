@@ -10,6 +10,7 @@ use crate::core::error::{Error, Kind, Result};
 use crate::core::prices;
 use crate::core::prompt::window::estimate;
 use crate::core::wire::Prices;
+use crate::pg::kept::Kept;
 use crate::pg::{owner, spi};
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgLwLock, pg_shmem_init};
@@ -152,12 +153,12 @@ fn now() -> i64 {
     micros / 1_000_000 + 946_684_800
 }
 
-/// Sets aside what a call may take. `need` is called when budgets bind it, to tell how much that is.
-pub fn reserve(
-    workspace: pgrx::Uuid,
-    user: Option<pgrx::Uuid>,
-    need: impl FnOnce() -> (u64, u64),
-) -> Result<Reservation> {
+thread_local! {
+    static BOUND: Kept<[u8; 16], bool> = Kept::new();
+}
+
+/// Whether there are budgets that may bind calls in a workspace.
+fn is_bound(workspace: pgrx::Uuid) -> Result<bool> {
     let any = owner::as_owner(|| {
         spi::first(
             "select true from helper.budgets b where b.workspace_id = $1 or b.workspace_id is null limit 1",
@@ -165,7 +166,16 @@ pub fn reserve(
             |row| row.get::<bool>(1),
         )
     })?;
-    if any.is_none() {
+    Ok(any.is_some())
+}
+
+/// Sets aside what a call may take. `need` is called when budgets bind it, to tell how much that is.
+pub fn reserve(
+    workspace: pgrx::Uuid,
+    user: Option<pgrx::Uuid>,
+    need: impl FnOnce() -> (u64, u64),
+) -> Result<Reservation> {
+    if !BOUND.with(|bound| bound.get(*workspace.as_bytes(), || is_bound(workspace)))? {
         return Ok(Reservation::none());
     }
     let budgets = owner::as_owner(|| binding(workspace, user))?;

@@ -1,8 +1,9 @@
 //! Who asks, and where they belong. Policies ask this at every statement, so it is quick.
 
 use crate::core::error::{Error, Result};
+use crate::pg::kept::Kept;
 use crate::pg::report::Reported;
-use crate::pg::{settings, spi};
+use crate::pg::{owner, settings, spi};
 use pgrx::prelude::*;
 use sha2::{Digest, Sha256};
 use std::ffi::CStr;
@@ -71,6 +72,11 @@ pub fn current_user() -> Option<pgrx::Uuid> {
     Some(pgrx::Uuid::from_bytes(bytes))
 }
 
+/// Whether the claims may say which workspace is meant.
+fn claims_name_workspace() -> bool {
+    setting(c"request.jwt.claims").is_some_and(|claims| claims.contains("workspace_id") || claims.contains('\\'))
+}
+
 /// From the least to the most that a member may do.
 const ROLES: [&str; 4] = ["viewer", "member", "admin", "owner"];
 
@@ -79,16 +85,47 @@ fn rank(role: &str) -> Option<usize> {
     ROLES.iter().position(|name| *name == role).map(|at| at + 1)
 }
 
+thread_local! {
+    static ADOPTED: Kept<(), bool> = Kept::new();
+}
+
+/// Whether the application's own table says who belongs where.
+fn is_adopted() -> Result<bool> {
+    let adopted = spi::first("select true from helper.membership_source s", &[], |row| row.get::<bool>(1))?;
+    Ok(adopted.is_some())
+}
+
 /// Workspaces of a person and the rank in each, from our table or the application's. Roles that say nothing are left out.
 fn memberships(user: pgrx::Uuid) -> Result<Vec<(pgrx::Uuid, usize)>> {
-    let adopted = spi::first("select true from helper.membership_source s", &[], |row| row.get::<bool>(1))?;
-    let sql = if adopted.is_none() {
-        "select m.workspace_id, m.role from helper.workspace_members m where m.user_id operator(pg_catalog.=) $1"
-    } else {
+    let sql = if ADOPTED.with(|adopted| adopted.get((), is_adopted))? {
         "select m.workspace_id, m.role from helper._memberships($1) m"
+    } else {
+        "select m.workspace_id, m.role from helper.workspace_members m where m.user_id operator(pg_catalog.=) $1"
     };
     let rows = spi::select(sql, &[user.into()], |row| Ok((row.opt::<pgrx::Uuid>(1)?, row.opt::<String>(2)?)))?;
     Ok(rows.into_iter().filter_map(|(workspace, role)| Some((workspace?, rank(&role?)?))).collect())
+}
+
+/// The workspace of a call where it is plain to see: the one that is named, by `given` or the setting, or the caller's only
+/// one. `None` leaves it to `helper.current_workspace`, which looks at claims and says what is wrong.
+pub fn plain_workspace(given: Option<pgrx::Uuid>) -> Result<Option<pgrx::Uuid>> {
+    let Some(user) = current_user() else { return Ok(None) };
+    let named = match given {
+        Some(given) => Some(given),
+        None => match setting(c"helper_ai.workspace") {
+            Some(text) => match uuid(&text) {
+                Some(named) => Some(named),
+                None => return Ok(None),
+            },
+            None if claims_name_workspace() => return Ok(None),
+            None => None,
+        },
+    };
+    let mut mine = owner::as_owner(|| memberships(user))?.into_iter().map(|(workspace, _)| workspace);
+    Ok(match named {
+        Some(named) => mine.find(|workspace| *workspace == named),
+        None => mine.next().filter(|first| mine.all(|other| other == *first)),
+    })
 }
 
 /// `helper._role_rank`.

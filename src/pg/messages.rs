@@ -4,7 +4,7 @@ use crate::core::chat::Role;
 use crate::core::error::{Error, Result};
 use crate::core::prompt::summary;
 use crate::pg::asking::Question;
-use crate::pg::{owner, spi};
+use crate::pg::{identity, owner, spi};
 use pgrx::JsonB;
 use serde_json::{Value, json};
 
@@ -73,48 +73,84 @@ pub struct History {
     pub turns: Vec<Turn>,
 }
 
-/// Stores a question and the place of its reply, which has `status` for now. Another reply that is under way in the
-/// conversation is waited for, or refused, as the question says; one that is pending waits in the queue.
+/// Stores a question and the place of its reply, which has `status` for now.
 pub fn begin(question: &Question, status: &str) -> Result<Stored> {
-    let turn = match (question.waits, status) {
-        (false, _) => "refuse",
-        (true, "pending") => "queue",
-        (true, _) => "wait",
+    let stored = take_turn(question, status == "pending")?;
+    store(question, &stored, status)?;
+    Ok(stored)
+}
+
+/// Takes the turn in the conversation, and says where question and reply will be stored: in a new one where none is given.
+/// Another reply that is under way is waited for, or refused, as the question says; one that may wait queues behind it.
+pub fn take_turn(question: &Question, may_queue: bool) -> Result<Stored> {
+    let (asked, reply) = two_ids();
+    let Some(conversation) = question.conversation else {
+        let conversation = pgrx::Uuid::from_bytes(identity::new_id());
+        return Ok(Stored { conversation, question: asked, reply });
     };
-    let conversation = match question.conversation {
-        Some(id) => id,
-        None => spi::change(
-            "select helper.create_conversation($1, $2)",
-            &[summary::title(&question.text).into(), question.workspace.into()],
-            |row| row.get::<pgrx::Uuid>(1),
-        )?
-        .pop()
-        .ok_or_else(|| Error::bug("no conversation was created"))?,
+    let busy = match (question.waits, may_queue) {
+        (false, _) => "refuse",
+        (true, true) => "queue",
+        (true, false) => "wait",
     };
     owner::as_owner(|| {
+        spi::run("select helper._take_turn($1, $2, $3)", &[question.workspace.into(), conversation.into(), busy.into()])
+    })?;
+    Ok(Stored { conversation, question: asked, reply })
+}
+
+/// Stores a question and the place of its reply, whose turn it is.
+pub fn store(question: &Question, stored: &Stored, status: &str) -> Result<()> {
+    if question.conversation.is_none() {
+        let title = Some(summary::title(&question.text)).filter(|title| !title.trim().is_empty());
+        // As the caller, so that policies of the application's own are heard.
         spi::run(
-            "select helper._take_turn($1, $2, $3)",
-            &[question.workspace.into(), conversation.into(), turn.into()],
+            "insert into helper.conversations (workspace_id, id, user_id, title) values ($1, $2, $3, $4)",
+            &[question.workspace.into(), stored.conversation.into(), question.user.into(), title.into()],
         )?;
-        let provider = question.chosen.as_ref().map_or("local", |chosen| &chosen.routes[0].provider.name);
-        let model = question.chosen.as_ref().map_or("extractive", |chosen| &chosen.routes[0].model);
-        let ids = spi::change(
-            "select helper._append_message($1, $2, $3, 'user', $4), helper._append_reply($1, $2, $3, $5, $6, $7, $8)",
+    }
+    let provider = question.chosen.as_ref().map_or("local", |chosen| &chosen.routes[0].provider.name);
+    let model = question.chosen.as_ref().map_or("extractive", |chosen| &chosen.routes[0].model);
+    let rows = owner::as_owner(|| {
+        spi::change(
+            "with held as ( \
+               update helper.conversations c set message_count = c.message_count + 2, last_message_at = clock_timestamp() \
+               where c.workspace_id = $1 and c.id = $2 and c.user_id = $3 returning 1 \
+             ) \
+             insert into helper.messages (workspace_id, conversation_id, id, role, content, status, completed_at, provider, model, mode) \
+             select $1, $2, m.* from held cross join lateral (values \
+               ($4, 'user', $5, 'done', clock_timestamp(), null, null, null), \
+               ($6, 'assistant', '', $7, case when $7 = 'cancelled' then clock_timestamp() end, $8, $9, $10)) m \
+             returning true",
             &[
                 question.workspace.into(),
-                conversation.into(),
+                stored.conversation.into(),
                 question.user.into(),
+                stored.question.into(),
                 question.text.as_str().into(),
+                stored.reply.into(),
                 status.into(),
                 provider.into(),
                 model.into(),
                 question.mode.name.as_str().into(),
             ],
-            |row| Ok((row.get::<pgrx::Uuid>(1)?, row.get::<pgrx::Uuid>(2)?)),
-        )?;
-        let (question, reply) = ids.into_iter().next().ok_or_else(|| Error::bug("no message was stored"))?;
-        Ok(Stored { conversation, question, reply })
-    })
+            |row| row.get::<bool>(1),
+        )
+    })?;
+    match rows.len() {
+        2 => Ok(()),
+        _ => Err(Error::unknown_object(format!("conversation \"{}\" does not exist", stored.conversation))),
+    }
+}
+
+/// Two new ids, the second of which comes after the first.
+fn two_ids() -> (pgrx::Uuid, pgrx::Uuid) {
+    let first = identity::new_id();
+    let mut second = identity::new_id();
+    while second <= first {
+        second = identity::new_id();
+    }
+    (pgrx::Uuid::from_bytes(first), pgrx::Uuid::from_bytes(second))
 }
 
 /// Puts a whole reply into its place.

@@ -18,6 +18,7 @@ mod gateway;
 mod hooks;
 mod identity;
 mod indexing;
+mod kept;
 mod launcher;
 mod lexical;
 mod messages;

@@ -3,11 +3,6 @@
 
 use crate::core::error::{Error, Result};
 use pgrx::prelude::*;
-use std::cell::Cell;
-
-thread_local! {
-    static FACTS: Cell<Option<(pg_sys::Oid, pg_sys::Oid)>> = const { Cell::new(None) };
-}
 
 struct Restore {
     user: pg_sys::Oid,
@@ -28,27 +23,24 @@ impl Drop for Restore {
     }
 }
 
-/// Owner of the extension; 42704 where it is not created in this database.
+/// Owner of the extension, who owns its tables; 42704 where it is not created in this database. Found in the server's cache
+/// each time: the extension may be dropped and created again, or given to another role.
 fn owner() -> Result<pg_sys::Oid> {
-    // The extension can be dropped and created again by another role: its id tells.
-    // SAFETY: a lookup by name in a transaction.
-    let extension = unsafe { pg_sys::get_extension_oid(c"helper_ai".as_ptr(), true) };
-    if extension == pg_sys::InvalidOid {
-        return Err(Error::unknown_object("extension \"helper_ai\" does not exist in this database"));
-    }
-    if let Some((known, owner)) = FACTS.get()
-        && known == extension
-    {
-        return Ok(owner);
-    }
-    let owner = super::spi::first(
-        "select extowner from pg_catalog.pg_extension where extname operator(pg_catalog.=) 'helper_ai'",
-        &[],
-        |row| row.get::<pg_sys::Oid>(1),
-    )?
-    .ok_or_else(|| Error::bug("the extension has no owner"))?;
-    FACTS.set(Some((extension, owner)));
-    Ok(owner)
+    // SAFETY: lookups by name and by id in a transaction; the tuple is released after its last use.
+    let owner = unsafe {
+        let schema = pg_sys::get_namespace_oid(c"helper".as_ptr(), true);
+        let table = pg_sys::get_relname_relid(c"workspaces".as_ptr(), schema);
+        let cache = pg_sys::SysCacheIdentifier::RELOID as i32;
+        let tuple = pg_sys::SearchSysCache1(cache, pg_sys::Datum::from(table));
+        if tuple.is_null() {
+            None
+        } else {
+            let owner = (*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_class>()).relowner;
+            pg_sys::ReleaseSysCache(tuple);
+            Some(owner)
+        }
+    };
+    owner.ok_or_else(|| Error::unknown_object("extension \"helper_ai\" does not exist in this database"))
 }
 
 /// Does something as the extension's owner, with a search path on which nobody else can put anything. `set role` is

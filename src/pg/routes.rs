@@ -3,6 +3,7 @@
 use crate::core::chat::Kind;
 use crate::core::error::{Error, Result};
 use crate::core::wire::{Credential, Prices, Provider, Route};
+use crate::pg::kept::Kept;
 use crate::pg::{owner, spi};
 use pgrx::JsonB;
 use serde_json::Value;
@@ -31,6 +32,13 @@ const COLUMNS: &str = "r.provider_id, r.provider, r.kind, r.base_url, r.credenti
      r.output_limit, r.dimensions, r.input_price, r.cached_price, r.cache_write_price, r.output_price, r.model_options, r.token_ratio, \
      r.enabled, r.purpose";
 
+/// A workspace, a purpose and the model that was named.
+type Wanted = ([u8; 16], String, Option<String>);
+
+thread_local! {
+    static CHOSEN: Kept<Wanted, Option<Chosen>> = Kept::new();
+}
+
 /// The models for a purpose in a workspace: the one that is named (`model`, or `provider/model`), else those that are set;
 /// `None` where that is the local one.
 pub fn choose(workspace: pgrx::Uuid, purpose: &str, model: Option<&str>) -> Result<Option<Chosen>> {
@@ -39,6 +47,11 @@ pub fn choose(workspace: pgrx::Uuid, purpose: &str, model: Option<&str>) -> Resu
         None | Some("auto" | "") => None,
         Some(model) => Some(model),
     };
+    let wanted = (*workspace.as_bytes(), purpose.to_owned(), named.map(str::to_owned));
+    CHOSEN.with(|chosen| chosen.get(wanted, || find(workspace, purpose, named)))
+}
+
+fn find(workspace: pgrx::Uuid, purpose: &str, named: Option<&str>) -> Result<Option<Chosen>> {
     let mut found = owner::as_owner(|| match named {
         // One plan with both conditions would look through every model of the catalog for a default.
         Some(model) => read(

@@ -7,7 +7,7 @@ use crate::core::sentences::{self, Scored};
 use crate::core::terms;
 use crate::pg::lexical::Corpus;
 use crate::pg::report::Reported;
-use crate::pg::{embedding, owner, packing, settings, spi};
+use crate::pg::{embedding, identity, owner, packing, settings, spi};
 use pgrx::JsonB;
 use pgrx::prelude::*;
 use std::collections::{HashMap, HashSet};
@@ -91,6 +91,9 @@ struct Candidates {
 
 /// The workspace of a call: the one given, else the caller's current one.
 pub fn workspace(given: Option<pgrx::Uuid>) -> Result<pgrx::Uuid> {
+    if let Some(found) = identity::plain_workspace(given)? {
+        return Ok(found);
+    }
     spi::first("select helper.current_workspace($1)", &[given.into()], |row| row.get::<pgrx::Uuid>(1))?
         .ok_or_else(|| Error::bug("no workspace"))
 }

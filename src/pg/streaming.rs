@@ -17,6 +17,9 @@ use pgrx::prelude::*;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 
+/// Status of a reply whose client stops listening: its row is written again only at the end.
+const BEGUN: &str = "cancelled";
+
 /// A reply on its way to the client.
 struct Stream {
     question: Question,
@@ -74,11 +77,11 @@ impl Stream {
     fn begin(arguments: Arguments) -> Result<Stream> {
         let question = asking::read(arguments)?;
         let found = look_up(&question, None)?;
-        // What a client that stops listening leaves behind: its row is written again only at the end.
-        let stored = messages::begin(&question, "cancelled")?;
+        let stored = messages::take_turn(&question, false)?;
         let mut ready = VecDeque::new();
         let Some(chosen) = &question.chosen else {
             ready.push_back(("meta", meta(&question, &stored, found.as_ref().map_or(&[], |found| &found.passages))));
+            messages::store(&question, &stored, BEGUN)?;
             let reply = extracting::compose(&question, found.as_ref())?;
             messages::end(&question, &stored, &reply, "done")?;
             ready.push_back(("delta", json!({ "text": reply.text })));
@@ -93,6 +96,8 @@ impl Stream {
         let filter = prompting::filter(&question, &prompt.passages);
         let exchange = Exchange::start(&Request::Chat(Box::new(call)))?;
         reservation.set_sent(true);
+        // While the provider thinks.
+        messages::store(&question, &stored, BEGUN)?;
         let call = UnderWay { exchange, reservation, passages: prompt.passages, filter, said: Said::default() };
         Ok(Stream { question, stored, ready, call: Some(call) })
     }

@@ -1,0 +1,20 @@
+-- What sessions keep of tables that hardly ever change; see src/pg/kept.rs.
+
+create function helper._forget_kept() returns trigger
+language c as 'MODULE_PATHNAME', 'forget_kept_wrapper';
+comment on function helper._forget_kept() is 'Tells every session, when the transaction commits, to forget what it keeps of providers, models, defaults, budgets and the source of membership';
+
+create trigger providers_forget after insert or update or delete or truncate on helper.providers
+  for each statement execute function helper._forget_kept();
+create trigger provider_secrets_forget after insert or update or delete or truncate on helper.provider_secrets
+  for each statement execute function helper._forget_kept();
+create trigger models_forget after insert or update or delete or truncate on helper.models
+  for each statement execute function helper._forget_kept();
+create trigger model_catalog_forget after insert or update or delete or truncate on helper.model_catalog
+  for each statement execute function helper._forget_kept();
+create trigger model_defaults_forget after insert or update or delete or truncate on helper.model_defaults
+  for each statement execute function helper._forget_kept();
+create trigger budgets_forget after insert or update or delete or truncate on helper.budgets
+  for each statement execute function helper._forget_kept();
+create trigger membership_source_forget after insert or update or delete or truncate on helper.membership_source
+  for each statement execute function helper._forget_kept();
