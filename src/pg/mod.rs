@@ -36,6 +36,7 @@ mod spi;
 mod status;
 mod streaming;
 mod terms;
+mod tools;
 mod wait;
 mod wake;
 mod worker;
