@@ -33,12 +33,13 @@ create table helper.messages (
   conversation_id uuid not null,
   role text not null constraint messages_role_check check (role in ('system', 'user', 'assistant', 'tool')),
   content text not null default '',
-  status text not null default 'done' constraint messages_status_check check (status in ('pending', 'streaming', 'done', 'error', 'cancelled')),
+  status text not null default 'done' constraint messages_status_check check (status in ('pending', 'streaming', 'awaiting_confirmation', 'done', 'error', 'cancelled')),
   grounded boolean,
   provider text,
   model text,
   usage jsonb,
   error jsonb,
+  tool_calls jsonb not null default '[]' constraint messages_tool_calls_check check (jsonb_typeof(tool_calls) = 'array'),
   mode text,
   token_count integer,
   created_at timestamptz not null default clock_timestamp(),
@@ -55,12 +56,13 @@ comment on column helper.messages.id is 'Identifier; within a conversation in th
 comment on column helper.messages.conversation_id is 'The conversation';
 comment on column helper.messages.role is 'Who speaks: system, user, assistant or tool';
 comment on column helper.messages.content is 'The text; while it streams, what has come so far';
-comment on column helper.messages.status is 'pending: not begun; streaming; done; error: see error; cancelled: the text may be cut short';
+comment on column helper.messages.status is 'pending: not begun; streaming; awaiting_confirmation: it goes on when its calls of tools are decided; done; error: see error; cancelled: the text may be cut short';
 comment on column helper.messages.grounded is 'Whether the documents answer, for replies that were asked from them';
 comment on column helper.messages.provider is 'Provider that replied';
 comment on column helper.messages.model is 'Model that replied';
 comment on column helper.messages.usage is 'What the reply took, as the provider counted it';
 comment on column helper.messages.error is 'Why it failed: sqlstate, message, detail, hint';
+comment on column helper.messages.tool_calls is 'Tools that the model called, in order: id, function, arguments, status, call (its id in function_calls, where it is there), error';
 comment on column helper.messages.mode is 'Mode that the reply was asked in';
 comment on column helper.messages.token_count is 'Tokens of the text, as they were counted or estimated for a prompt';
 comment on column helper.messages.created_at is 'When it was begun';

@@ -126,7 +126,8 @@ create function helper._end_reply(
   model text,
   grounded boolean,
   usage jsonb,
-  error jsonb
+  error jsonb,
+  tool_calls jsonb
 ) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -140,18 +141,23 @@ begin
     grounded = _end_reply.grounded,
     usage = _end_reply.usage,
     error = _end_reply.error,
-    completed_at = clock_timestamp()
+    tool_calls = coalesce(_end_reply.tool_calls, m.tool_calls),
+    completed_at = case when _end_reply.status <> 'awaiting_confirmation' then clock_timestamp() end
   where m.workspace_id = workspace
     and m.id = message
     and m.role = 'assistant'
-    and m.status in ('pending', 'streaming', 'cancelled')
+    and m.status in ('pending', 'streaming', 'awaiting_confirmation', 'cancelled')
   returning m.conversation_id into v_conversation;
   if found then
+    -- One that called no tools has none.
+    if _end_reply.status <> 'awaiting_confirmation' and _end_reply.tool_calls is distinct from '[]' then
+      delete from helper.reply_states s where s.workspace_id = workspace and s.message_id = message;
+    end if;
     perform helper._tell(v_conversation, message, _end_reply.status, null);
   end if;
 end
 $$;
-comment on function helper._end_reply(uuid, uuid, text, text, text, text, boolean, jsonb, jsonb) is
+comment on function helper._end_reply(uuid, uuid, text, text, text, text, boolean, jsonb, jsonb, jsonb) is
   'Stores a reply, whole or not; one that has ended before is left alone';
 
 create function helper._stream_reply(workspace uuid, conversation uuid, message uuid, content text, delta text) returns void
@@ -220,7 +226,7 @@ begin
   loop
     delete from helper.job_queue q where q.workspace_id = workspace and q.job_id = v_job.id;
     update helper.jobs j set status = 'cancelled', finished_at = clock_timestamp() where j.workspace_id = workspace and j.id = v_job.id;
-    perform helper._end_reply(workspace, message, '', 'cancelled', null, null, null, null, null);
+    perform helper._end_reply(workspace, message, '', 'cancelled', null, null, null, null, null, null);
   end loop;
 end
 $$;
@@ -241,6 +247,9 @@ begin
   if not found then
     raise exception using errcode = '42704', message = format('message "%s" does not exist', message);
   end if;
+  if v_message.status = 'awaiting_confirmation' then
+    return helper._cancel_awaiting(v_message);
+  end if;
   if v_message.status not in ('pending', 'streaming') then
     return false;
   end if;
@@ -251,4 +260,4 @@ begin
 end
 $$;
 comment on function helper.cancel(uuid) is
-  'Cancels a reply that helper.ask_async is working on: its message keeps what was said and gets the status cancelled. False where it has ended. Errors: 42704';
+  'Cancels a reply that helper.ask_async is working on, or one that waits for a confirmation, whose calls are cancelled too: its message keeps what was said and gets the status cancelled. False where it has ended. Errors: 42704';

@@ -1,5 +1,6 @@
 //! Decisions, and nothing else: no Postgres, no sockets, no clock, no randomness. Ids and time come in as arguments.
 
+pub mod agent;
 pub mod answer;
 pub mod block;
 pub mod chat;
@@ -13,4 +14,5 @@ pub mod rank;
 pub mod sentence;
 pub mod sentences;
 pub mod terms;
+pub mod tool;
 pub mod wire;

@@ -3,16 +3,17 @@
 use crate::core::chat::Event;
 use crate::core::error::{Error, Result};
 use crate::core::rank::Method;
+use crate::pg::acting::Turns;
 use crate::pg::asking::{self, Arguments, Question};
 use crate::pg::calling::{self, Caller};
 use crate::pg::extracting;
 use crate::pg::messages::{self, History, Reply, Stored};
 use crate::pg::prompting::{self, Prompt};
 use crate::pg::report::Reported;
-use crate::pg::searching::{self, Found, Query};
+use crate::pg::searching::{self, Found, Passage, Query};
 use pgrx::JsonB;
 use pgrx::prelude::*;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// What the documents say about a question, where they are to be looked up.
 pub fn look_up(question: &Question, vector: Option<(String, Vec<f32>)>) -> Result<Option<Found>> {
@@ -35,6 +36,11 @@ pub fn look_up(question: &Question, vector: Option<(String, Vec<f32>)>) -> Resul
     .map(Some)
 }
 
+/// The passages of a search, if there was one.
+pub fn passages_of(found: Option<Found>) -> Vec<Passage> {
+    found.map(|found| found.passages).unwrap_or_default()
+}
+
 /// Whose call a question's is.
 pub fn caller(question: &Question, stored: &Stored) -> Caller {
     Caller {
@@ -46,13 +52,12 @@ pub fn caller(question: &Question, stored: &Stored) -> Caller {
 }
 
 /// The prompt of a stored question.
-pub fn prompt(question: &Question, stored: &Stored, found: Option<Found>, may_ask: bool) -> Result<Prompt> {
+pub fn prompt(question: &Question, stored: &Stored, passages: Vec<Passage>, may_ask: bool) -> Result<Prompt> {
     let chosen = question.chosen.as_ref().ok_or_else(calling::no_model)?;
     let history = match question.conversation {
         Some(conversation) => messages::history(question.workspace, conversation, stored.question)?,
         None => History::default(),
     };
-    let passages = found.map(|found| found.passages).unwrap_or_default();
     let prompt = prompting::build(question, chosen, caller(question, stored), history, passages, may_ask)?;
     if let Some((content, covers_to, by)) = &prompt.summary {
         messages::summarised(question.workspace, stored.conversation, content, *covers_to, by)?;
@@ -60,30 +65,62 @@ pub fn prompt(question: &Question, stored: &Stored, found: Option<Found>, may_as
     Ok(prompt)
 }
 
-fn respond(arguments: Arguments) -> Result<(Stored, Reply)> {
+/// A stored question's reply, with how it stands.
+fn respond(arguments: Arguments) -> Result<(Stored, Reply, &'static str)> {
     let question = asking::read(arguments)?;
     let found = look_up(&question, None)?;
     let stored = messages::begin(&question, "streaming")?;
-    let reply = match &question.chosen {
-        None => extracting::compose(&question, found.as_ref())?,
-        Some(chosen) => {
-            let Prompt { chat, passages, .. } = prompt(&question, &stored, found, true)?;
-            let who = caller(&question, &stored);
-            let (call, reservation) = calling::prepare(who, "ask", chosen, chat, question.tuning.timeout_ms)?;
-            let (said, end) = calling::run(call, reservation, |_: &Event| Ok(()))?;
-            prompting::reply(&question, &said.text(), &passages, &end)
-        }
+    let Some(chosen) = &question.chosen else {
+        let reply = extracting::compose(&question, found.as_ref())?;
+        messages::end(&question, &stored, &reply, "done")?;
+        return Ok((stored, reply, "done"));
     };
-    messages::end(&question, &stored, &reply, "done")?;
-    Ok((stored, reply))
+    let who = caller(&question, &stored);
+    let mut turns = Turns::new(&question, prompt(&question, &stored, passages_of(found), true)?);
+    loop {
+        let (call, reservation) = calling::prepare(who, "ask", chosen, turns.chat(), question.tuning.timeout_ms)?;
+        let (said, end) = calling::run(call, reservation, |_: &Event| Ok(()))?;
+        if !turns.heard(said, end) {
+            break;
+        }
+        let errands = turns.act(&question, &stored)?;
+        turns.fetch(&question, &errands)?;
+        if turns.is_awaiting() {
+            break;
+        }
+    }
+    let reply = turns.reply(&question)?;
+    let status = finish(&question, &stored, &turns, &reply)?;
+    Ok((stored, reply, status))
 }
 
-/// The sources of a reply, one a line, below its text.
+/// Stores a reply whose model has nothing to say any more, or not before a call was approved; tells which.
+pub fn finish(question: &Question, stored: &Stored, turns: &Turns, reply: &Reply) -> Result<&'static str> {
+    let status = if turns.is_awaiting() { "awaiting_confirmation" } else { "done" };
+    if turns.is_awaiting() {
+        turns.keep(question, stored)?;
+    }
+    messages::end(question, stored, reply, status)?;
+    Ok(status)
+}
+
+/// The sources of a reply, one a line, below its text, and the calls that wait for a confirmation.
 fn with_sources(reply: &Reply) -> String {
     let mut text = reply.text.clone();
     for (citation, gap) in reply.citations.iter().zip(std::iter::once("\n\n").chain(std::iter::repeat("\n"))) {
         let heading = if citation.heading.is_empty() { String::new() } else { format!(" › {}", citation.heading) };
         text.push_str(&format!("{gap}[{}] {}{heading}", citation.number, citation.title));
+    }
+    for call in reply.tool_calls.as_array().into_iter().flatten() {
+        if call["status"] == "awaiting_confirmation" {
+            let gap = if text.is_empty() { "" } else { "\n\n" };
+            let word = |name: &str| call[name].as_str().unwrap_or_default();
+            text.push_str(&format!(
+                "{gap}{} waits for confirmation: select helper.confirm('{}');",
+                word("function"),
+                word("call")
+            ));
+        }
     }
     text
 }
@@ -100,7 +137,7 @@ fn ask_question(
     workspace: Option<pgrx::Uuid>,
     options: Option<JsonB>,
 ) -> Reported<String> {
-    let (_, reply) = respond(Arguments { question, conversation, mode, knowledge, model, workspace, options })?;
+    let (_, reply, _) = respond(Arguments { question, conversation, mode, knowledge, model, workspace, options })?;
     Ok(with_sources(&reply))
 }
 
@@ -116,7 +153,8 @@ fn answer_question(
     workspace: Option<pgrx::Uuid>,
     options: Option<JsonB>,
 ) -> Reported<pgrx::composite_type!('static, "helper.reply")> {
-    let (stored, reply) = respond(Arguments { question, conversation, mode, knowledge, model, workspace, options })?;
+    let (stored, reply, status) =
+        respond(Arguments { question, conversation, mode, knowledge, model, workspace, options })?;
     let citations = reply.citations.iter().map(messages::Citation::shown).collect();
     let mut row = PgHeapTuple::new_composite_type("helper.reply").map_err(|error| Error::bug(error.to_string()))?;
     let filled = row
@@ -125,11 +163,11 @@ fn answer_question(
         .and_then(|()| row.set_by_name("grounded", reply.grounded))
         .and_then(|()| row.set_by_name("conversation_id", stored.conversation))
         .and_then(|()| row.set_by_name("message_id", stored.reply))
-        .and_then(|()| row.set_by_name("status", "done"))
+        .and_then(|()| row.set_by_name("status", status))
         .and_then(|()| row.set_by_name("provider", reply.provider))
         .and_then(|()| row.set_by_name("model", reply.model))
         .and_then(|()| row.set_by_name("usage", JsonB(reply.usage)))
-        .and_then(|()| row.set_by_name("tool_calls", JsonB(json!([]))));
+        .and_then(|()| row.set_by_name("tool_calls", JsonB(reply.tool_calls)));
     filled.map_err(|error| Error::bug(format!("cannot fill a reply: {error}")))?;
     Ok(row)
 }

@@ -2,12 +2,15 @@
 
 use crate::core::chat::Part;
 use crate::core::error::{Error, Kind, Result};
+use crate::pg::acting::{self, Bounds};
 use crate::pg::calling::Tuning;
 use crate::pg::routes::{self, Chosen};
 use crate::pg::searching::{self, LONGEST};
+use crate::pg::tools::{self, Offered};
 use crate::pg::{completing, identity, owner, spi};
 use pgrx::JsonB;
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
 /// A way of answering.
 pub struct Mode {
@@ -16,6 +19,8 @@ pub struct Mode {
     pub temperature: Option<f32>,
     pub max_tokens: Option<u32>,
     pub output_schema: Option<Value>,
+    /// Tools that it offers; `None`: those that are asked for.
+    pub tools: Option<Vec<String>>,
 }
 
 /// What a caller asked.
@@ -33,8 +38,14 @@ pub struct Question {
     pub attachments: Vec<Part>,
     /// Wait for a reply that is under way in the conversation rather than being refused.
     pub waits: bool,
+    /// Tools that a model is offered.
+    pub tools: Vec<Offered>,
+    /// How far they may go.
+    pub limits: Bounds,
     /// Who answers; `None` is the local provider.
     pub chosen: Option<Chosen>,
+    /// The arguments as they came, for who goes on with the reply later: mode, knowledge, model, options.
+    pub asked: Value,
 }
 
 /// The arguments of `helper.ask` and its kin, as they came.
@@ -61,6 +72,13 @@ pub fn read(arguments: Arguments) -> Result<Question> {
     let user = identity::current_user().ok_or_else(|| Error::new(Kind::NotPermitted, "the caller has no identity"))?;
     let name = arguments.mode.unwrap_or("chat");
     let (mode, model, mode_knowledge, k) = mode(workspace, name)?;
+    let options = arguments.options.map_or_else(|| json!({}), |options| options.0);
+    let asked = json!({
+        "mode": name,
+        "knowledge": arguments.knowledge,
+        "model": arguments.model,
+        "options": options,
+    });
     let mut question = Question {
         text: text.to_owned(),
         conversation: arguments.conversation,
@@ -74,13 +92,17 @@ pub fn read(arguments: Arguments) -> Result<Question> {
         tuning: Tuning::default(),
         attachments: Vec::new(),
         waits: true,
+        tools: Vec::new(),
+        limits: Bounds::default(),
+        asked,
         chosen: routes::choose(workspace, "chat", arguments.model.or(model.as_deref()))?,
     };
-    let options = arguments.options.map_or_else(|| json!({}), |options| options.0);
     let Value::Object(options) = options else { return Err(Error::bad_argument("options is not a JSON object")) };
+    let wanted = options.get("tools").map(tools_of).transpose()?;
     for (name, value) in options {
         question.option(&name, value)?;
     }
+    question.offer(wanted)?;
     if question.chosen.is_none() {
         if !question.attachments.is_empty() {
             return Err(Error::bad_argument("the local provider reads no attachments")
@@ -121,6 +143,8 @@ impl Question {
             "filter" if value.is_object() => self.filter = Some(value),
             "filter" => return Err(wrong()),
             "attachments" => self.attachments = completing::attachments(&value)?,
+            "tools" => {}
+            "limits" => self.limits = acting::limits(&value)?,
             "busy" => match value.as_str() {
                 Some("wait") => self.waits = true,
                 Some("refuse") => self.waits = false,
@@ -128,9 +152,32 @@ impl Question {
             },
             _ if self.tuning.take(name, &value)? => {}
             _ => {
-                return Err(Error::bad_argument(format!("option \"{name}\" does not exist"))
-                    .hint(format!("Options are k, source_types, filter, attachments, busy, {}.", Tuning::NAMES)));
+                return Err(Error::bad_argument(format!("option \"{name}\" does not exist")).hint(format!(
+                    "Options are k, source_types, filter, attachments, tools, limits, busy, {}.",
+                    Tuning::NAMES
+                )));
             }
+        }
+        Ok(())
+    }
+
+    /// Finds the tools that a model is offered: those that were asked for, as far as the mode has them, else the mode's.
+    fn offer(&mut self, asked: Option<Vec<String>>) -> Result<()> {
+        let of_mode = self.mode.tools.take();
+        let Some(asked) = asked.or_else(|| of_mode.clone()).filter(|asked| !asked.is_empty()) else { return Ok(()) };
+        if self.chosen.is_none() {
+            return Err(acting::no_tools());
+        }
+        let all = asked.iter().any(|one| one == "all");
+        self.tools = tools::offered(self.workspace, if all { &[] } else { &asked })?;
+        if let Some(of_mode) = of_mode {
+            // A mode is for people with different rights: what this one may not call is left out.
+            let names: HashSet<String> = of_mode
+                .iter()
+                .flat_map(|one| tools::offered(self.workspace, std::slice::from_ref(one)).unwrap_or_default())
+                .map(|tool| tool.name)
+                .collect();
+            self.tools.retain(|tool| names.contains(&tool.name));
         }
         Ok(())
     }
@@ -141,11 +188,21 @@ impl Question {
     }
 }
 
+/// The option `tools`: a list of names, `product:slug` and `tag:word`, or `all`.
+fn tools_of(value: &Value) -> Result<Vec<String>> {
+    let wrong = || Error::bad_argument("option \"tools\" is neither \"all\" nor a list of strings");
+    match value {
+        Value::String(all) if all == "all" => Ok(vec![all.clone()]),
+        Value::Array(list) => list.iter().map(|one| one.as_str().map(str::to_owned).ok_or_else(wrong)).collect(),
+        _ => Err(wrong()),
+    }
+}
+
 /// A mode of the workspace or for all, with its model, whether it looks documents up, and how many passages.
 fn mode(workspace: pgrx::Uuid, name: &str) -> Result<(Mode, Option<String>, bool, usize)> {
     let found = owner::as_owner(|| {
         spi::first(
-            "select m.instructions, m.model, m.temperature, m.max_tokens, m.knowledge, m.k, m.output_schema from helper.modes m \
+            "select m.instructions, m.model, m.temperature, m.max_tokens, m.knowledge, m.k, m.output_schema, m.tools from helper.modes m \
              where m.name = $2 and (m.workspace_id = $1 or m.workspace_id is null) \
              order by m.workspace_id nulls last, m.builtin limit 1",
             &[workspace.into(), name.into()],
@@ -157,6 +214,7 @@ fn mode(workspace: pgrx::Uuid, name: &str) -> Result<(Mode, Option<String>, bool
                         temperature: row.opt(3)?,
                         max_tokens: row.opt::<i32>(4)?.and_then(|most| u32::try_from(most).ok()),
                         output_schema: row.opt::<JsonB>(7)?.map(|schema| schema.0),
+                        tools: row.opt(8)?,
                     },
                     row.opt::<String>(2)?,
                     row.get::<bool>(5)?,

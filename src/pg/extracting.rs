@@ -31,6 +31,7 @@ fn reply(text: String, citations: Vec<Citation>) -> Reply {
         provider: "local".into(),
         model: "extractive".into(),
         // It reads no prompt and writes no tokens.
+        tool_calls: json!([]),
         usage: json!({ "input_tokens": 0, "output_tokens": 0, "cost": 0 }),
     }
 }

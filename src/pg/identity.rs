@@ -22,7 +22,7 @@ fn caller_role() -> String {
 }
 
 /// A setting that need not exist; empty counts as none.
-fn setting(name: &CStr) -> Option<String> {
+pub fn setting(name: &CStr) -> Option<String> {
     // SAFETY: a lookup by name; the value is copied before anything can change it.
     let value = unsafe {
         let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);
@@ -32,7 +32,7 @@ fn setting(name: &CStr) -> Option<String> {
 }
 
 /// A uuid as it is usually written, and no other way.
-fn uuid(text: &str) -> Option<pgrx::Uuid> {
+pub fn uuid(text: &str) -> Option<pgrx::Uuid> {
     let in_place =
         text.len() == 36 && text.bytes().enumerate().all(|(at, byte)| (byte == b'-') == matches!(at, 8 | 13 | 18 | 23));
     if !in_place {

@@ -49,6 +49,8 @@ pub struct Reply {
     pub provider: String,
     pub model: String,
     pub usage: Value,
+    /// Tools that were called, as replies show them.
+    pub tool_calls: Value,
 }
 
 /// Where a question and its reply are stored.
@@ -157,7 +159,7 @@ fn two_ids() -> (pgrx::Uuid, pgrx::Uuid) {
 pub fn end(question: &Question, stored: &Stored, reply: &Reply, status: &str) -> Result<()> {
     owner::as_owner(|| {
         spi::run(
-            "select helper._end_reply($1, $2, $3, $4, $5, $6, $7, $8, null)",
+            "select helper._end_reply($1, $2, $3, $4, $5, $6, $7, $8, null, $9)",
             &[
                 question.workspace.into(),
                 stored.reply.into(),
@@ -167,6 +169,7 @@ pub fn end(question: &Question, stored: &Stored, reply: &Reply, status: &str) ->
                 reply.model.as_str().into(),
                 reply.grounded.into(),
                 JsonB(reply.usage.clone()).into(),
+                JsonB(reply.tool_calls.clone()).into(),
             ],
         )?;
         for citation in &reply.citations {
@@ -192,16 +195,24 @@ pub fn end(question: &Question, stored: &Stored, reply: &Reply, status: &str) ->
 }
 
 /// A reply that did not come to its end: what was said so far, and why.
-pub fn fail(workspace: pgrx::Uuid, reply: pgrx::Uuid, text: &str, status: &str, error: Option<&Error>) -> Result<()> {
+pub fn fail(
+    workspace: pgrx::Uuid,
+    reply: pgrx::Uuid,
+    text: &str,
+    status: &str,
+    error: Option<&Error>,
+    tool_calls: Option<Value>,
+) -> Result<()> {
     owner::as_owner(|| {
         spi::run(
-            "select helper._end_reply($1, $2, $3, $4, null, null, null, null, $5)",
+            "select helper._end_reply($1, $2, $3, $4, null, null, null, null, $5, $6)",
             &[
                 workspace.into(),
                 reply.into(),
                 text.into(),
                 status.into(),
                 error.map(|error| JsonB(facts(error))).into(),
+                tool_calls.map(JsonB).into(),
             ],
         )
     })

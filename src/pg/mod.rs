@@ -6,6 +6,7 @@
 // The code in here is C's neighbour. Every `unsafe` block says why it is sound.
 #![allow(unsafe_code)]
 
+mod acting;
 mod answering;
 mod asking;
 mod budget;
@@ -37,6 +38,7 @@ mod spi;
 mod status;
 mod streaming;
 mod terms;
+mod tools;
 mod wait;
 mod wake;
 mod worker;

@@ -8,12 +8,14 @@ use crate::core::prompt::marks::{self, MarkFilter};
 use crate::core::prompt::summary;
 use crate::core::prompt::window::{self, Need, Room, estimate};
 use crate::core::wire::{CallEnd, Reply as Told, Request};
+use crate::pg::acting;
 use crate::pg::asking::Question;
 use crate::pg::calling::{self, Caller};
 use crate::pg::messages::{Citation, History, Reply, Turn};
 use crate::pg::routes::Chosen;
 use crate::pg::searching::Passage;
 use crate::pg::{gateway, identity};
+use serde_json::json;
 
 /// Tokens kept for a reply where nobody has said how long it may be.
 const REPLY: u32 = 4096;
@@ -27,6 +29,8 @@ const SUMMARISE: &str = "Summarise the conversation so far for your own use in i
 /// A question ready to be sent.
 pub struct Prompt {
     pub chat: Chat,
+    /// What no document can know.
+    pub seal: String,
     /// The passages in it; the first has the number 1.
     pub passages: Vec<Passage>,
     /// A new summary: what it says, the last message it covers, who made it.
@@ -49,6 +53,8 @@ pub fn build(
     may_ask: bool,
 ) -> Result<Prompt> {
     let seal = seal();
+    let tools = acting::described(question);
+    let tools_take: u32 = tools.iter().map(|tool| estimate(&tool.parameters) + estimate(&tool.description) + 16).sum();
     let mut chat = Chat {
         system: vec![
             SystemPart { text: RULES.into(), cache: false },
@@ -57,6 +63,7 @@ pub fn build(
         max_output_tokens: question.mode.max_tokens,
         temperature: question.mode.temperature,
         user: Some(question.user.to_string()),
+        tools,
         ..Chat::default()
     };
     question.tuning.apply(&mut chat);
@@ -80,7 +87,7 @@ pub fn build(
     let turn_counts: Vec<u32> = counts[2..2 + turns.len()].iter().map(|count| around(*count, 16)).collect();
     let passage_counts: Vec<u32> = counts[2 + turns.len()..].iter().map(|count| around(*count, 32)).collect();
     let need = Need {
-        fixed: counts[0] + 200 + 1600 * question.attachments.len() as u32,
+        fixed: counts[0] + 200 + tools_take + 1600 * question.attachments.len() as u32,
         summary: around(counts[1], 64),
         turns: &turn_counts,
         passages: &passage_counts,
@@ -121,7 +128,7 @@ pub fn build(
     let mut parts = question.attachments.clone();
     parts.push(Part::Text(frame::question(documents.as_deref(), &question.text, &seal)));
     chat.messages.push(Message { role: Role::User, parts, cache: false });
-    Ok(Prompt { chat, passages, summary: made })
+    Ok(Prompt { chat, seal, passages, summary: made })
 }
 
 /// Tokens of texts: as the model's family counts them where it is close, and about, but rather more, where there is room.
@@ -220,5 +227,6 @@ pub fn reply(question: &Question, text: &str, passages: &[Passage], end: &CallEn
         provider: end.provider.clone(),
         model: end.model.clone(),
         usage,
+        tool_calls: json!([]),
     }
 }

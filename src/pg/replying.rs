@@ -4,18 +4,18 @@
 use crate::core::chat::{Event, Purpose, Said};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::prompt::marks::MarkFilter;
-use crate::core::wire::{CallEnd, Outcome, Request};
+use crate::core::wire::{CallEnd, Outcome, Reply, Request};
+use crate::pg::acting::{self, Errand, Turns};
 use crate::pg::asking::{self, Arguments, Question};
 use crate::pg::budget::Reservation;
 use crate::pg::embedder::{Asking, Embedder};
 use crate::pg::indexing::Job;
 use crate::pg::messages::{self, Stored};
 use crate::pg::report::Reported;
-use crate::pg::searching::Passage;
 use crate::pg::{answering, calling, embedding, extracting, owner, prompting, spi};
 use pgrx::JsonB;
 use pgrx::prelude::*;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::time::{Duration, Instant};
 
 /// A reply's row is written at most this often while it streams,
@@ -27,6 +27,8 @@ const MANY: usize = 200;
 pub enum Next {
     /// Ask the gateway this.
     Ask(Box<Request>),
+    /// Have the gateway make these calls of tools, at once.
+    Fetch(Vec<Errand>),
     /// It is stored; the job is done.
     Done,
 }
@@ -42,7 +44,8 @@ pub struct Replying {
     stored: Stored,
     embedder: Embedder,
     vector: Vec<f32>,
-    passages: Vec<Passage>,
+    /// What the model said and called so far.
+    turns: Option<Turns>,
     reservation: Option<Reservation>,
     filter: Option<MarkFilter>,
     said: Said,
@@ -83,7 +86,7 @@ impl Replying {
             stored,
             embedder: Embedder::local(),
             vector: Vec::new(),
-            passages: Vec::new(),
+            turns: None,
             reservation: None,
             filter: None,
             said: Said::default(),
@@ -117,6 +120,11 @@ impl Replying {
                 options: self.payload.get("options").filter(|options| options.is_object()).cloned().map(JsonB),
             })
         })?;
+        let workspace = question.workspace;
+        if let Some(state) = owner::as_owner(|| acting::kept(workspace, self.stored.reply))? {
+            self.question = Some(question);
+            return self.go_on(&state);
+        }
         let knowledge = question.knowledge;
         let asking = Asking {
             workspace: question.workspace,
@@ -165,22 +173,86 @@ impl Replying {
         let stored = self.stored;
         let made = owner::as_principal(&self.role, self.claims.as_deref(), || {
             let found = answering::look_up(question, vector)?;
-            let Some(chosen) = &question.chosen else {
+            if question.chosen.is_none() {
                 let reply = extracting::compose(question, found.as_ref())?;
                 messages::end(question, &stored, &reply, "done")?;
                 return Ok(None);
-            };
-            let mut prompt = answering::prompt(question, &stored, found, false)?;
-            prompt.chat.stream = true;
-            let who = answering::caller(question, &stored);
-            let (call, reservation) = calling::prepare(who, "ask", chosen, prompt.chat, question.tuning.timeout_ms)?;
-            Ok(Some((call, reservation, prompt.passages)))
+            }
+            let passages = answering::passages_of(found);
+            Ok(Some(Turns::new(question, answering::prompt(question, &stored, passages, false)?)))
         })?;
-        let Some((call, reservation, passages)) = made else { return Ok(Next::Done) };
-        self.filter = prompting::filter(question, &passages);
-        self.passages = passages;
+        let Some(turns) = made else { return Ok(Next::Done) };
+        self.filter = prompting::filter(question, &turns.passages);
+        self.turns = Some(turns);
+        self.ask()
+    }
+
+    /// Asks the model for its next turn, as the person who asked.
+    fn ask(&mut self) -> Result<Next> {
+        let (Some(question), Some(turns)) = (&self.question, &self.turns) else {
+            return Err(Error::bug("a reply has no question"));
+        };
+        let mut chat = turns.chat();
+        chat.stream = true;
+        let (call, reservation) = owner::as_principal(&self.role, self.claims.as_deref(), || {
+            let chosen = question.chosen.as_ref().ok_or_else(calling::no_model)?;
+            let who = answering::caller(question, &self.stored);
+            calling::prepare(who, "ask", chosen, chat, question.tuning.timeout_ms)
+        })?;
         self.reservation = Some(reservation);
         Ok(Next::Ask(Box::new(Request::Chat(Box::new(call)))))
+    }
+
+    /// Takes up a reply that has called tools before: the calls that were decided meanwhile, and those that a worker that is
+    /// gone had begun.
+    fn go_on(&mut self, state: &Value) -> Result<Next> {
+        let Some(question) = &self.question else { return Err(Error::bug("a reply has no question")) };
+        let stored = self.stored;
+        let (turns, errands) = owner::as_principal(&self.role, self.claims.as_deref(), || {
+            let prompt = answering::prompt(question, &stored, acting::passages(state), false)?;
+            let mut turns = Turns::new(question, prompt);
+            turns.restore(state)?;
+            let errands = turns.take_up(question.workspace)?;
+            Ok((turns, errands))
+        })?;
+        self.filter = prompting::filter(question, &turns.passages);
+        self.shown = turns.words();
+        self.written = self.shown.len();
+        self.turns = Some(turns);
+        self.acted(errands)
+    }
+
+    /// What is next once calls were begun: the gateway's, an end for now, or the model's next turn.
+    fn acted(&mut self, errands: Vec<Errand>) -> Result<Next> {
+        let (Some(question), Some(turns)) = (&self.question, &self.turns) else {
+            return Err(Error::bug("a reply has no question"));
+        };
+        if !errands.is_empty() {
+            return Ok(Next::Fetch(errands));
+        }
+        if !turns.is_awaiting() {
+            return self.ask();
+        }
+        let reply = turns.reply(question)?;
+        answering::finish(question, &self.stored, turns, &reply)?;
+        Ok(Next::Done)
+    }
+
+    /// Takes what the gateway said to an errand; inside a transaction.
+    pub fn fetched(&mut self, errand: &Errand, reply: Result<Reply>) -> Result<()> {
+        let (Some(question), Some(turns)) = (&self.question, &mut self.turns) else {
+            return Err(Error::bug("a reply has no question"));
+        };
+        let stored = self.stored;
+        owner::as_principal(&self.role, self.claims.as_deref(), || {
+            turns.fetched(question, errand, reply)?;
+            turns.keep(question, &stored)
+        })
+    }
+
+    /// All errands are done: what is next; inside a transaction.
+    pub fn fetched_all(&mut self) -> Result<Next> {
+        self.acted(Vec::new())
     }
 
     /// What it asked for last is on its way.
@@ -236,8 +308,9 @@ impl Replying {
         self.written_at = Instant::now();
     }
 
-    /// Stores the whole reply, or why there is none, inside a transaction. An error is the job's.
-    pub fn ended(&mut self, end: &CallEnd) -> Result<()> {
+    /// Takes the end of a turn, inside a transaction: calls the tools that the model called, or stores the whole reply. An
+    /// error is the job's.
+    pub fn ended(&mut self, end: &CallEnd) -> Result<Next> {
         if let Some(reservation) = self.reservation.take() {
             reservation.settle(end.usage.input + end.usage.output, end.cost_nanos);
         }
@@ -247,14 +320,35 @@ impl Replying {
         if end.outcome == Outcome::Cancelled {
             return Err(Error::new(Kind::Cancelled, "the reply was cancelled"));
         }
-        let Some(question) = &self.question else { return Err(Error::bug("a reply has no question")) };
-        let reply = prompting::reply(question, &self.said.text(), &self.passages, end);
-        messages::end(question, &self.stored, &reply, "done")
+        let (Some(question), Some(before)) = (&self.question, &self.turns) else {
+            return Err(Error::bug("a reply has no question"));
+        };
+        // A transaction that fails is tried again with the turn as it was.
+        let mut turns = before.clone();
+        let stored = self.stored;
+        let errands = owner::as_principal(&self.role, self.claims.as_deref(), || {
+            if turns.heard(self.said.clone(), end.clone()) {
+                let errands = turns.act(question, &stored)?;
+                turns.keep(question, &stored)?;
+                return Ok(Some(errands));
+            }
+            let reply = turns.reply(question)?;
+            answering::finish(question, &stored, &turns, &reply)?;
+            Ok(None)
+        })?;
+        self.turns = Some(turns);
+        let Some(errands) = errands else { return Ok(Next::Done) };
+        if !self.said.text().trim().is_empty() {
+            self.shown.push_str("\n\n");
+        }
+        self.said = Said::default();
+        self.acted(errands)
     }
 
     /// Stores why there is no reply, or no whole one, inside a transaction.
     pub fn fail(&self, status: &str, error: Option<&Error>) -> Result<()> {
-        messages::fail(self.job.workspace, self.stored.reply, &self.shown, status, error)
+        let calls = self.turns.as_ref().map(Turns::tool_calls);
+        messages::fail(self.job.workspace, self.stored.reply, &self.shown, status, error, calls)
     }
 }
 
@@ -270,18 +364,12 @@ fn ask_queued(
     workspace: Option<pgrx::Uuid>,
     options: Option<JsonB>,
 ) -> Reported<pgrx::Uuid> {
-    let kept = options.as_ref().map_or_else(|| json!({}), |options| options.0.clone());
     crate::pg::shared::check_preloaded()?;
     let asked = asking::read(Arguments { question, conversation, mode, knowledge, model, workspace, options })?;
     let stored = messages::begin(&asked, "pending")?;
-    let payload = json!({
-        "question_id": stored.question.to_string(),
-        "message_id": stored.reply.to_string(),
-        "mode": mode,
-        "knowledge": knowledge,
-        "model": model,
-        "options": kept,
-    });
+    let mut payload = asked.asked.clone();
+    payload["question_id"] = stored.question.to_string().into();
+    payload["message_id"] = stored.reply.to_string().into();
     owner::as_owner(|| {
         spi::run(
             "select helper._enqueue($1, 'reply', $2, $3)",

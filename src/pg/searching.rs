@@ -10,6 +10,7 @@ use crate::pg::report::Reported;
 use crate::pg::{embedding, identity, owner, packing, settings, spi};
 use pgrx::JsonB;
 use pgrx::prelude::*;
+use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 
 /// Candidates that each list gives at first.
@@ -32,6 +33,7 @@ pub struct Query<'a> {
 }
 
 /// A passage that the caller may see.
+#[derive(Clone)]
 pub struct Passage {
     pub chunk: pgrx::Uuid,
     pub source: pgrx::Uuid,
@@ -54,6 +56,40 @@ pub struct Passage {
 }
 
 impl Passage {
+    /// What of it a reply needs that goes on later, as JSON.
+    pub fn kept(&self) -> Value {
+        let chunks: Vec<Value> = self.chunks.iter().map(|(end, id)| json!([end, id.to_string()])).collect();
+        json!({
+            "chunk": self.chunk.to_string(), "source": self.source.to_string(), "source_type": self.source_type,
+            "title": self.title, "heading": self.heading, "content": self.content, "start": self.start, "end": self.end,
+            "score": self.score, "chunks": chunks, "gaps": self.gaps,
+        })
+    }
+
+    /// One that was kept; `None` where it is not whole.
+    pub fn restored(kept: &Value) -> Option<Passage> {
+        let text = |name: &str| kept.get(name)?.as_str().map(str::to_owned);
+        let number = |value: &Value| i32::try_from(value.as_i64()?).ok();
+        let chunk = |pair: &Value| Some((number(pair.get(0)?)?, identity::uuid(pair.get(1)?.as_str()?)?));
+        Some(Passage {
+            chunk: identity::uuid(&text("chunk")?)?,
+            source: identity::uuid(&text("source")?)?,
+            source_type: text("source_type")?,
+            title: text("title")?,
+            heading: text("heading")?,
+            content: text("content")?,
+            start: number(kept.get("start")?)?,
+            end: number(kept.get("end")?)?,
+            metadata: Value::Null,
+            score: kept.get("score")?.as_f64()?,
+            vector_rank: None,
+            text_rank: None,
+            sentences: Vec::new(),
+            chunks: kept.get("chunks")?.as_array()?.iter().map(chunk).collect::<Option<_>>()?,
+            gaps: kept.get("gaps")?.as_bool()?,
+        })
+    }
+
     /// The chunk that holds a character of the document.
     pub fn chunk_at(&self, offset: u32) -> pgrx::Uuid {
         self.chunks.iter().find(|(end, _)| i64::from(offset) < i64::from(*end)).map_or(self.chunk, |(_, chunk)| *chunk)

@@ -4,7 +4,8 @@ use crate::core::chat::{Event, Said};
 use crate::core::error::{Error, Result};
 use crate::core::prompt::marks::MarkFilter;
 use crate::core::wire::{CallEnd, Item, Reply as Told, Request};
-use crate::pg::answering::{caller, look_up, prompt};
+use crate::pg::acting::Turns;
+use crate::pg::answering::{caller, finish, look_up, passages_of, prompt};
 use crate::pg::asking::{self, Arguments, Question};
 use crate::pg::budget::Reservation;
 use crate::pg::gateway::{Exchange, Step};
@@ -26,15 +27,27 @@ struct Stream {
     stored: Stored,
     /// Rows that are ready.
     ready: VecDeque<(&'static str, Value)>,
-    /// What is under way; `None` once it has ended.
-    call: Option<UnderWay>,
+    /// What a language model said and called so far; `None` where the local provider answers.
+    turns: Option<Turns>,
+    /// Cleans the words of its turns.
+    filter: Option<MarkFilter>,
+    /// Calls whose end was told.
+    told: usize,
+    /// What is done next.
+    step: Next,
 }
 
+enum Next {
+    Hear(UnderWay),
+    /// The tools that the model called are to be called.
+    Act,
+    Done,
+}
+
+/// A turn of the model.
 struct UnderWay {
     exchange: Exchange,
     reservation: Reservation,
-    passages: Vec<Passage>,
-    filter: Option<MarkFilter>,
     said: Said,
 }
 
@@ -70,7 +83,20 @@ fn done(stored: &Stored, status: &str, reply: Option<&Reply>) -> Value {
         "provider": reply.map(|reply| &reply.provider),
         "model": reply.map(|reply| &reply.model),
         "usage": reply.map(|reply| &reply.usage),
+        "tool_calls": reply.map(|reply| &reply.tool_calls),
     })
+}
+
+/// Asks the model for its next turn.
+fn ask(question: &Question, stored: &Stored, turns: &Turns) -> Result<UnderWay> {
+    let chosen = question.chosen.as_ref().ok_or_else(calling::no_model)?;
+    let mut chat = turns.chat();
+    chat.stream = true;
+    let who = caller(question, stored);
+    let (call, mut reservation) = calling::prepare(who, "ask", chosen, chat, question.tuning.timeout_ms)?;
+    let exchange = Exchange::start(&Request::Chat(Box::new(call)))?;
+    reservation.set_sent(true);
+    Ok(UnderWay { exchange, reservation, said: Said::default() })
 }
 
 impl Stream {
@@ -79,27 +105,22 @@ impl Stream {
         let found = look_up(&question, None)?;
         let stored = messages::take_turn(&question, false)?;
         let mut ready = VecDeque::new();
-        let Some(chosen) = &question.chosen else {
+        if question.chosen.is_none() {
             ready.push_back(("meta", meta(&question, &stored, found.as_ref().map_or(&[], |found| &found.passages))));
             messages::store(&question, &stored, BEGUN)?;
             let reply = extracting::compose(&question, found.as_ref())?;
             messages::end(&question, &stored, &reply, "done")?;
             ready.push_back(("delta", json!({ "text": reply.text })));
             ready.push_back(("done", done(&stored, "done", Some(&reply))));
-            return Ok(Stream { question, stored, ready, call: None });
-        };
-        let mut prompt = prompt(&question, &stored, found, true)?;
-        prompt.chat.stream = true;
-        ready.push_back(("meta", meta(&question, &stored, &prompt.passages)));
-        let who = caller(&question, &stored);
-        let (call, mut reservation) = calling::prepare(who, "ask", chosen, prompt.chat, question.tuning.timeout_ms)?;
-        let filter = prompting::filter(&question, &prompt.passages);
-        let exchange = Exchange::start(&Request::Chat(Box::new(call)))?;
-        reservation.set_sent(true);
+            return Ok(Stream { question, stored, ready, turns: None, filter: None, told: 0, step: Next::Done });
+        }
+        let turns = Turns::new(&question, prompt(&question, &stored, passages_of(found), true)?);
+        ready.push_back(("meta", meta(&question, &stored, &turns.passages)));
+        let filter = prompting::filter(&question, &turns.passages);
+        let under_way = ask(&question, &stored, &turns)?;
         // While the provider thinks.
         messages::store(&question, &stored, BEGUN)?;
-        let call = UnderWay { exchange, reservation, passages: prompt.passages, filter, said: Said::default() };
-        Ok(Stream { question, stored, ready, call: Some(call) })
+        Ok(Stream { question, stored, ready, turns: Some(turns), filter, told: 0, step: Next::Hear(under_way) })
     }
 
     fn next(&mut self) -> Result<Option<(&'static str, Value)>> {
@@ -107,56 +128,102 @@ impl Stream {
             if let Some(row) = self.ready.pop_front() {
                 return Ok(Some(row));
             }
-            let Some(call) = &mut self.call else { return Ok(None) };
-            match call.exchange.next() {
-                Ok(Step::Item(Item::Events(events))) => {
-                    let mut text = String::new();
-                    for event in events {
-                        call.said.add(&event);
-                        call.reservation.heard(&event);
-                        if let Event::Text(more) = &event {
-                            match &mut call.filter {
-                                Some(filter) => text.push_str(&filter.push(more)),
-                                None => text.push_str(more),
-                            }
-                        }
+            match std::mem::replace(&mut self.step, Next::Done) {
+                Next::Done => return Ok(None),
+                Next::Act => self.act()?,
+                Next::Hear(mut call) => match call.exchange.next() {
+                    Ok(Step::Item(Item::Events(events))) => {
+                        self.hear(&mut call, events);
+                        self.step = Next::Hear(call);
                     }
-                    if !text.is_empty() {
-                        self.ready.push_back(("delta", json!({ "text": text })));
-                    }
-                }
-                Ok(Step::End(Told::Chat(end))) => self.end(*end)?,
-                Ok(_) => return Err(calling::another()),
-                Err(error) => self.fail(None, &error)?,
+                    Ok(Step::End(Told::Chat(end))) => self.end(call, *end)?,
+                    Ok(_) => return Err(calling::another()),
+                    Err(error) => self.fail(&call.said, None, &error)?,
+                },
             }
         }
     }
 
-    fn end(&mut self, end: CallEnd) -> Result<()> {
+    fn hear(&mut self, call: &mut UnderWay, events: Vec<Event>) {
+        let mut text = String::new();
+        for event in events {
+            call.said.add(&event);
+            call.reservation.heard(&event);
+            if let Event::Text(more) = &event {
+                match &mut self.filter {
+                    Some(filter) => text.push_str(&filter.push(more)),
+                    None => text.push_str(more),
+                }
+            }
+        }
+        self.say(text);
+    }
+
+    fn say(&mut self, text: String) {
+        if !text.is_empty() {
+            self.ready.push_back(("delta", json!({ "text": text })));
+        }
+    }
+
+    fn end(&mut self, call: UnderWay, end: CallEnd) -> Result<()> {
+        let UnderWay { reservation, said, .. } = call;
+        reservation.settle(end.usage.input + end.usage.output, end.cost_nanos);
         if let Some(error) = end.error.clone() {
-            return self.fail(Some(end), &error);
+            return self.fail(&said, Some(end.provider), &error);
         }
-        let Some(call) = self.call.take() else { return Ok(()) };
-        call.reservation.settle(end.usage.input + end.usage.output, end.cost_nanos);
-        let rest = call.filter.map(|mut filter| filter.finish()).unwrap_or_default();
-        if !rest.is_empty() {
-            self.ready.push_back(("delta", json!({ "text": rest })));
+        let Some(turns) = &mut self.turns else { return Ok(()) };
+        let has_words = !said.text().trim().is_empty();
+        if turns.heard(said, end) {
+            // Told before they are made: some take their time.
+            for call in turns.open() {
+                let told =
+                    json!({ "id": call.id, "function": call.name, "arguments": call.arguments, "status": "running" });
+                self.ready.push_back(("tool_call", told));
+            }
+            if has_words {
+                self.say("\n\n".into());
+            }
+            self.step = Next::Act;
+            return Ok(());
         }
-        let reply = prompting::reply(&self.question, &call.said.text(), &call.passages, &end);
-        messages::end(&self.question, &self.stored, &reply, "done")?;
-        self.ready.push_back(("done", done(&self.stored, "done", Some(&reply))));
+        self.close()
+    }
+
+    fn act(&mut self) -> Result<()> {
+        let Some(turns) = &mut self.turns else { return Ok(()) };
+        let errands = turns.act(&self.question, &self.stored)?;
+        turns.fetch(&self.question, &errands)?;
+        for call in turns.tool_calls().as_array().into_iter().flatten().skip(self.told) {
+            self.ready.push_back(("tool_call", call.clone()));
+            self.told += 1;
+        }
+        if turns.is_awaiting() {
+            return self.close();
+        }
+        self.step = Next::Hear(ask(&self.question, &self.stored, turns)?);
+        Ok(())
+    }
+
+    /// The model has nothing more to say for now.
+    fn close(&mut self) -> Result<()> {
+        let rest = self.filter.as_mut().map(|filter| filter.finish()).unwrap_or_default();
+        self.say(rest);
+        let Some(turns) = &self.turns else { return Ok(()) };
+        let reply = turns.reply(&self.question)?;
+        let status = finish(&self.question, &self.stored, turns, &reply)?;
+        self.ready.push_back(("done", done(&self.stored, status, Some(&reply))));
         Ok(())
     }
 
     /// The error is a row too: what was said before it stays with the client and in the conversation.
-    fn fail(&mut self, end: Option<CallEnd>, error: &Error) -> Result<()> {
-        let Some(call) = self.call.take() else { return Ok(()) };
-        if let Some(end) = &end {
-            call.reservation.settle(end.usage.input + end.usage.output, end.cost_nanos);
-        }
-        messages::fail(self.question.workspace, self.stored.reply, &call.said.text(), "error", Some(error))?;
+    fn fail(&mut self, said: &Said, provider: Option<String>, error: &Error) -> Result<()> {
+        let (words, calls) = match &self.turns {
+            Some(turns) => (turns.words() + &said.text(), Some(turns.tool_calls())),
+            None => (said.text(), None),
+        };
+        messages::fail(self.question.workspace, self.stored.reply, &words, "error", Some(error), calls)?;
         let mut facts = messages::facts(error);
-        facts["provider"] = end.map(|end| end.provider).into();
+        facts["provider"] = provider.into();
         self.ready.push_back(("error", facts));
         self.ready.push_back(("done", done(&self.stored, "error", None)));
         Ok(())

@@ -1,14 +1,18 @@
 //! A database's worker: takes jobs from the queue and brings them to their end, many at once on one connection to the
 //! gateway, with no transaction open while it waits.
 
+mod calls;
 mod documents;
 mod ledger;
 mod reembeds;
 mod replies;
 mod transaction;
 
+use replies::Fetching;
+
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{CallEnd, Frame, Request};
+use crate::pg::acting::Errand;
 use crate::pg::gateway::Link;
 use crate::pg::indexing::{self, Indexing, Job};
 use crate::pg::reembedding::Reembedding;
@@ -48,6 +52,9 @@ struct Worker {
     most_share: usize,
     reembeds: HashMap<u32, Box<Reembedding>>,
     replies: HashMap<u32, Box<Replying>>,
+    /// Replies that wait for calls of tools, by their message; and these calls.
+    fetching: HashMap<pgrx::Uuid, Fetching>,
+    errands: HashMap<u32, (pgrx::Uuid, Errand)>,
     /// Replies that are whole but could not be stored, because of a lock say.
     unstored: Vec<(Box<Replying>, CallEnd)>,
     /// The request that brings the records of calls.
@@ -56,6 +63,8 @@ struct Worker {
     turn: pgrx::Uuid,
     /// The same for replies.
     reply_turn: pgrx::Uuid,
+    /// The same for calls of tools.
+    call_turn: pgrx::Uuid,
     /// After the gateway ended: one document at a time until one goes through, to find the culprit.
     careful: bool,
     next_look: Instant,
@@ -152,10 +161,13 @@ impl Worker {
             most_share: indexing::TOGETHER,
             reembeds: HashMap::new(),
             replies: HashMap::new(),
+            fetching: HashMap::new(),
+            errands: HashMap::new(),
             unstored: Vec::new(),
             ledger: 0,
             turn: pgrx::Uuid::from_bytes([0; 16]),
             reply_turn: pgrx::Uuid::from_bytes([0; 16]),
+            call_turn: pgrx::Uuid::from_bytes([0; 16]),
             careful: false,
             next_look: now,
             next_cleaning: now + Duration::from_secs(30),
@@ -207,6 +219,8 @@ impl Worker {
                 self.claim_documents();
                 self.claim_reembeds();
                 self.claim_replies();
+                self.expire_calls();
+                self.run_calls();
             }
             self.receive();
             self.write_replies();
@@ -259,7 +273,7 @@ impl Worker {
     }
 
     fn is_idle(&self) -> bool {
-        self.tasks.is_empty() && self.reembeds.is_empty() && self.replies.is_empty()
+        self.tasks.is_empty() && self.reembeds.is_empty() && self.replies.is_empty() && self.fetching.is_empty()
     }
 
     /// Whether there is a gateway of our version; what is claimed without one would be given up as its fault.
@@ -320,6 +334,9 @@ impl Worker {
         if let Some(reply) = self.replies.remove(&frame.id) {
             return self.reply_frame(reply, frame);
         }
+        if let Some((message, errand)) = self.errands.remove(&frame.id) {
+            return self.errand_frame(message, &errand, frame);
+        }
         if let Some(reembed) = self.reembeds.remove(&frame.id) {
             return self.reembed_frame(reembed, frame);
         }
@@ -357,6 +374,10 @@ impl Worker {
             } else {
                 self.reply_again(&reply, 0.0);
             }
+        }
+        self.errands.clear();
+        for (_, fetching) in std::mem::take(&mut self.fetching) {
+            self.reply_again(&fetching.reply, 0.0);
         }
         for (_, reembed) in std::mem::take(&mut self.reembeds) {
             self.give(&reembed.job, 0.0, false);

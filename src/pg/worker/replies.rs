@@ -4,9 +4,17 @@ use super::transaction::{bare_transaction, transaction};
 use super::{Worker, claim, requeue};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{self, CallEnd, Frame, Item, Reply, Tag};
+use crate::pg::acting::Errand;
 use crate::pg::replying::{Next, Replying};
 use crate::pg::{calling, owner, settings, spi};
 use std::time::{Duration, Instant};
+
+/// A reply that waits for calls of tools that the gateway makes.
+pub(super) struct Fetching {
+    pub(super) reply: Box<Replying>,
+    /// How many have not ended.
+    left: usize,
+}
 
 /// A reply is given up after it was tried this often.
 const MOST_ATTEMPTS: i32 = 5;
@@ -14,7 +22,8 @@ const MOST_ATTEMPTS: i32 = 5;
 impl Worker {
     pub(super) fn claim_replies(&mut self) {
         while self.connected() {
-            let room = (settings::REPLY_CONCURRENCY.get() as usize).saturating_sub(self.replies.len());
+            let room =
+                (settings::REPLY_CONCURRENCY.get() as usize).saturating_sub(self.replies.len() + self.fetching.len());
             if room == 0 {
                 return;
             }
@@ -54,6 +63,7 @@ impl Worker {
                 }
                 Err(error) => self.reply_failed(&reply, &error),
             },
+            Ok(Next::Fetch(errands)) => self.fetch(reply, errands),
             Ok(Next::Done) => self.finish(&reply.job, "succeeded", None),
             Err(error)
                 if error.kind == Kind::NotReady && is_transient(&error) && reply.job.attempts < MOST_ATTEMPTS =>
@@ -62,6 +72,69 @@ impl Worker {
                 self.reply_again(&reply, 1.0);
             }
             Err(error) => self.reply_failed(&reply, &error),
+        }
+    }
+
+    /// Sends calls of tools to the gateway; the reply waits for all of them.
+    fn fetch(&mut self, reply: Box<Replying>, errands: Vec<Errand>) {
+        let message = reply.message();
+        let mut fetching = Fetching { reply, left: 0 };
+        for errand in errands {
+            match self.send(&errand.request) {
+                Ok(Some(id)) => {
+                    fetching.left += 1;
+                    self.errands.insert(id, (message, errand));
+                }
+                Ok(None) => {
+                    self.forget_errands(message);
+                    self.reply_again(&fetching.reply, 0.0);
+                    return self.lost();
+                }
+                Err(error) => {
+                    let noted = bare_transaction(|| fetching.reply.fetched(&errand, Err(error)));
+                    if let Err(error) = noted {
+                        self.forget_errands(message);
+                        return self.reply_failed(&fetching.reply, &error);
+                    }
+                }
+            }
+        }
+        self.fetched(fetching);
+    }
+
+    /// Goes on with a reply none of whose errands is under way any more.
+    fn fetched(&mut self, mut fetching: Fetching) {
+        if fetching.left > 0 {
+            self.fetching.insert(fetching.reply.message(), fetching);
+            return;
+        }
+        let next = bare_transaction(|| fetching.reply.fetched_all());
+        self.reply_on(fetching.reply, next);
+    }
+
+    /// Takes the gateway's reply to an errand.
+    pub(super) fn errand_frame(&mut self, message: pgrx::Uuid, errand: &Errand, frame: &Frame) {
+        let Some(mut fetching) = self.fetching.remove(&message) else { return };
+        let reply = match frame.tag {
+            Tag::End => wire::decode::<Reply>(&frame.body),
+            Tag::Error => Err(wire::decode::<Error>(&frame.body).unwrap_or_else(|error| error)),
+            _ => Err(calling::another()),
+        };
+        fetching.left -= 1;
+        match bare_transaction(|| fetching.reply.fetched(errand, reply)) {
+            Ok(()) => self.fetched(fetching),
+            Err(error) => {
+                self.forget_errands(message);
+                self.reply_failed(&fetching.reply, &error);
+            }
+        }
+    }
+
+    /// Errands of a reply that goes on no more.
+    fn forget_errands(&mut self, message: pgrx::Uuid) {
+        let ids: Vec<u32> = self.errands.iter().filter(|(_, (of, _))| *of == message).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.errands.remove(&id);
         }
     }
 
@@ -106,12 +179,16 @@ impl Worker {
 
     pub(super) fn reply_ended(&mut self, mut reply: Box<Replying>, end: CallEnd) {
         let stored = bare_transaction(|| {
-            reply.ended(&end)?;
-            let job = &reply.job;
-            owner::as_owner(|| super::end(job, "succeeded", None))
+            let next = reply.ended(&end)?;
+            if matches!(next, Next::Done) {
+                let job = &reply.job;
+                owner::as_owner(|| super::end(job, "succeeded", None))?;
+            }
+            Ok(next)
         });
         match stored {
-            Ok(()) => {}
+            Ok(Next::Done) => {}
+            Ok(next) => self.reply_on(reply, Ok(next)),
             Err(error) if end.error.is_none() && error.kind == Kind::NotReady => {
                 self.note::<()>(Err(error));
                 self.unstored.push((reply, end));
@@ -193,6 +270,12 @@ impl Worker {
             .filter(|(_, reply)| named.iter().any(|message| *message == reply.message()))
             .map(|(id, _)| *id)
             .collect();
+        for message in &named {
+            if let Some(fetching) = self.fetching.remove(message) {
+                self.forget_errands(*message);
+                self.reply_failed(&fetching.reply, &Error::new(Kind::Cancelled, "the reply was cancelled"));
+            }
+        }
         for id in ids {
             if let Some(link) = &mut self.link {
                 // A connection that is gone is noticed by whoever reads it next.
