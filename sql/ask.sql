@@ -19,11 +19,11 @@ comment on column helper.reply.citations is 'For each mark: number, source_id, c
 comment on column helper.reply.grounded is 'False: the documents do not answer';
 comment on column helper.reply.conversation_id is 'The conversation, made if none was given';
 comment on column helper.reply.message_id is 'The answer''s message';
-comment on column helper.reply.status is 'done';
+comment on column helper.reply.status is 'done, or awaiting_confirmation: the reply goes on by itself when its calls of tools are decided, see helper.confirm';
 comment on column helper.reply.provider is 'Who answered: local extracts sentences and is no language model';
 comment on column helper.reply.model is 'The provider''s model';
 comment on column helper.reply.usage is 'input_tokens, output_tokens, cost';
-comment on column helper.reply.tool_calls is 'Tools that were called; none by the local provider';
+comment on column helper.reply.tool_calls is 'Tools that the model called, in order: id, function, arguments, status (done, error, awaiting_confirmation), call (its id in function_calls), error';
 
 create function helper.answer(
   question text,
@@ -36,7 +36,7 @@ create function helper.answer(
 ) returns helper.reply
 language c volatile parallel unsafe as 'MODULE_PATHNAME', 'answer_question_wrapper';
 comment on function helper.answer(text, uuid, text, boolean, text, uuid, jsonb) is
-  'Answers a question from the documents that the caller may see, with citations, and stores both in a conversation. model is model or provider/model, or local; null takes the default. options: k (passages, 1 to 50), source_types, filter, attachments, busy (wait, refuse), temperature, top_p, max_tokens, stop, timeout_ms. Errors: 22023, 38000, 42501, 42704, 53000, 53400, 55000, 57014';
+  'Answers a question from the documents that the caller may see, with citations, and stores both in a conversation. model is model or provider/model, or local; null takes the default. options: k (passages, 1 to 50), source_types, filter, attachments, tools ("all", or names, product:slug and tag:word: what the model may call as the caller), limits (rounds, calls, seconds, cost), busy (wait, refuse), temperature, top_p, max_tokens, stop, timeout_ms. Errors: 22023, 38000, 42501, 42704, 53000, 53400, 55000, 57014';
 
 create function helper.ask(
   question text,
@@ -62,7 +62,7 @@ create function helper.ask_stream(
 ) returns table (event text, data jsonb)
 language c volatile parallel unsafe rows 100 as 'MODULE_PATHNAME', 'ask_streaming_wrapper';
 comment on function helper.ask_stream(text, uuid, text, boolean, text, uuid, jsonb) is
-  'The same, told step by step: meta, delta (text) as often as words come, error (sqlstate, message, detail, hint), done (status, citations, usage). Call it in the select list, or fetch from a cursor, to get each row as it comes. Errors: as helper.answer, before the first word';
+  'The same, told step by step: meta, delta (text) as often as words come, tool_call (id, function, arguments, status) when a tool is called and when it ended, error (sqlstate, message, detail, hint), done (status, citations, usage). Call it in the select list, or fetch from a cursor, to get each row as it comes. Errors: as helper.answer, before the first word';
 
 create function helper.ask_async(
   question text,
@@ -75,7 +75,7 @@ create function helper.ask_async(
 ) returns uuid
 language c volatile parallel unsafe as 'MODULE_PATHNAME', 'ask_queued_wrapper';
 comment on function helper.ask_async(text, uuid, text, boolean, text, uuid, jsonb) is
-  'The same, answered by the worker after the transaction commits: returns the id of the reply''s message, whose status goes from pending over streaming to done, error or cancelled; each change notifies channel helper_messages with that id. Errors: as helper.answer, but for those of the provider';
+  'The same, answered by the worker after the transaction commits: returns the id of the reply''s message, whose status goes from pending over streaming to done, awaiting_confirmation, error or cancelled; each change notifies channel helper_messages with that id. Errors: as helper.answer, but for those of the provider';
 
 create function helper.complete(
   prompt text,

@@ -275,6 +275,7 @@ const TABLES: &[Table] = &[
     hidden("token_ratios"),
     hidden("usage_deleted"),
     hidden("reply_cancellations"),
+    hidden("reply_states"),
     hidden("_routes"),
     hidden("membership_source"),
     hidden("knowledge_inputs"),
@@ -531,6 +532,10 @@ async fn rows_are_inserted_where_they_belong_and_nowhere_else() {
         ("update helper.providers set base_url = 'https://elsewhere.example'", denied()),
         (
             "insert into helper.reply_cancellations (workspace_id, message_id) values ('$foreign', '$foreign_reply')",
+            denied(),
+        ),
+        (
+            "insert into helper.reply_states (workspace_id, message_id, payload, principal_role, state) values ('$foreign', '$foreign_reply', '{}', 'authenticated', '{}')",
             denied(),
         ),
         ("update helper.conversation_summaries set content = 'Forged'", denied()),

@@ -6,17 +6,19 @@ mod documents;
 mod ledger;
 mod reembeds;
 mod replies;
+mod sent;
 mod transaction;
 
 use replies::Fetching;
 
 use crate::core::error::{Error, Kind, Result};
-use crate::core::wire::{CallEnd, Frame, Request};
+use crate::core::wire::{CallEnd, Frame, Request, ToolReply};
 use crate::pg::acting::Errand;
 use crate::pg::gateway::Link;
 use crate::pg::indexing::{self, Indexing, Job};
 use crate::pg::reembedding::Reembedding;
 use crate::pg::replying::Replying;
+use crate::pg::worker::sent::Sent;
 use crate::pg::worker::transaction::{extension_exists, transaction};
 use crate::pg::{packing, settings, shared, spi, wait};
 use pgrx::JsonB;
@@ -57,6 +59,10 @@ struct Worker {
     errands: HashMap<u32, (pgrx::Uuid, Errand)>,
     /// Replies that are whole but could not be stored, because of a lock say.
     unstored: Vec<(Box<Replying>, CallEnd)>,
+    /// Calls of HTTP tools that were sent.
+    calls: HashMap<u32, Sent>,
+    /// Calls whose answer is here but could not be stored.
+    unstored_calls: Vec<(Sent, ToolReply)>,
     /// The request that brings the records of calls.
     ledger: u32,
     /// Workspace that was served last.
@@ -164,6 +170,8 @@ impl Worker {
             fetching: HashMap::new(),
             errands: HashMap::new(),
             unstored: Vec::new(),
+            calls: HashMap::new(),
+            unstored_calls: Vec::new(),
             ledger: 0,
             turn: pgrx::Uuid::from_bytes([0; 16]),
             reply_turn: pgrx::Uuid::from_bytes([0; 16]),
@@ -187,7 +195,7 @@ impl Worker {
             return Leave::NotNeeded;
         }
         // Whatever runs is what an earlier worker left behind: a database has one.
-        let released = transaction(|| spi::run("select helper._release_leases()", &[]));
+        let released = transaction(|| spi::run("select helper._settle_calls(), helper._release_leases()", &[]));
         self.note(released);
         loop {
             // SAFETY: a flag that the signal handler sets.
@@ -216,6 +224,7 @@ impl Worker {
                 self.give_back();
                 self.cancel_replies();
                 self.store_again();
+                self.store_calls();
                 self.claim_documents();
                 self.claim_reembeds();
                 self.claim_replies();
@@ -273,7 +282,12 @@ impl Worker {
     }
 
     fn is_idle(&self) -> bool {
-        self.tasks.is_empty() && self.reembeds.is_empty() && self.replies.is_empty() && self.fetching.is_empty()
+        self.tasks.is_empty()
+            && self.reembeds.is_empty()
+            && self.replies.is_empty()
+            && self.fetching.is_empty()
+            && self.calls.is_empty()
+            && self.unstored_calls.is_empty()
     }
 
     /// Whether there is a gateway of our version; what is claimed without one would be given up as its fault.
@@ -331,6 +345,9 @@ impl Worker {
         if frame.id == self.ledger {
             return self.record(frame);
         }
+        if let Some(sent) = self.calls.remove(&frame.id) {
+            return self.call_frame(sent, frame);
+        }
         if let Some(reply) = self.replies.remove(&frame.id) {
             return self.reply_frame(reply, frame);
         }
@@ -382,6 +399,7 @@ impl Worker {
         for (_, reembed) in std::mem::take(&mut self.reembeds) {
             self.give(&reembed.job, 0.0, false);
         }
+        self.calls_lost();
         self.careful = true;
         self.next_look = self.next_look.min(self.connect_after.max(Instant::now()));
         let jobs: Vec<Job> = std::mem::take(&mut self.tasks).values().flat_map(Indexing::jobs).cloned().collect();

@@ -10,6 +10,7 @@ mod confirming;
 mod content;
 mod queued;
 mod registry;
+mod remote;
 mod running;
 mod subtransaction;
 
@@ -20,6 +21,7 @@ use crate::pg::{owner, spi};
 use pgrx::Uuid;
 
 pub use queued::{give_up, run_queued};
+pub use remote::{back_to_queue, ended};
 
 /// A tool that may be offered to a model.
 pub struct Offered {
@@ -27,9 +29,6 @@ pub struct Offered {
     pub description: String,
     /// JSON Schema of its arguments.
     pub parameters: String,
-    pub needs_confirmation: bool,
-    pub read_only: bool,
-    pub is_http: bool,
 }
 
 /// A call that a model made in a reply.
@@ -63,8 +62,7 @@ pub enum Outcome {
 pub fn offered(workspace: Uuid, asked: &[String]) -> Result<Vec<Offered>> {
     let all = owner::as_owner(|| {
         spi::change(
-            "select f.function_name, f.product_slug, f.tags, f.description, f.parameters_schema::text, f.requires_confirmation, \
-               f.read_only, f.kind = 'http' \
+            "select f.function_name, f.product_slug, f.tags, f.description, f.parameters_schema::text \
              from helper.functions f \
              where helper._is_switched_on(f, $1) \
                and helper._role_rank(f.minimum_role) <= helper._role_rank(helper.my_role($1)) \
@@ -78,14 +76,7 @@ pub fn offered(workspace: Uuid, asked: &[String]) -> Result<Vec<Offered>> {
                     .iter()
                     .map(|one| tool::is_chosen(std::slice::from_ref(one), &name, product.as_deref(), &tags))
                     .collect();
-                let tool = Offered {
-                    name,
-                    description: row.get(4)?,
-                    parameters: row.get(5)?,
-                    needs_confirmation: row.get(6)?,
-                    read_only: row.get(7)?,
-                    is_http: row.get(8)?,
-                };
+                let tool = Offered { name, description: row.get(4)?, parameters: row.get(5)? };
                 Ok((tool, by))
             },
         )
