@@ -153,7 +153,13 @@ impl Turns {
         let Some(agent) = &mut self.agent else { return Ok(Vec::new()) };
         let mut errands = Vec::new();
         for (at, record) in agent.begun() {
-            if let Some(outcome) = tools::outcome(workspace, Uuid::from_bytes(record))? {
+            let call = Uuid::from_bytes(record);
+            let outcome = if agent.awaiting().iter().any(|(waiting, _)| *waiting == at) {
+                tools::outcome(workspace, call)?
+            } else {
+                Some(tools::take_up(workspace, call)?)
+            };
+            if let Some(outcome) = outcome {
                 note(agent, at, outcome, &mut errands);
             }
         }

@@ -321,6 +321,26 @@ pub fn finish(workspace: Uuid, call: Uuid, reply: Result<Reply>) -> Result<Outco
     outcome(workspace, call)?.ok_or_else(|| Error::bug("a call that was answered has not ended"))
 }
 
+/// See [`super::take_up`].
+pub fn take_up(workspace: Uuid, call: Uuid) -> Result<Outcome> {
+    if let Some(outcome) = outcome(workspace, call)? {
+        return Ok(outcome);
+    }
+    let idempotent = owner::as_owner(|| {
+        spi::first(
+            "select f.idempotent from helper.function_calls c join helper.functions f on f.id = c.function_id \
+             where c.workspace_id = $1 and c.id = $2 and c.status = 'running'",
+            &[workspace.into(), call.into()],
+            |row| row.get::<bool>(1),
+        )
+    })?;
+    if idempotent == Some(true) {
+        return send(workspace, call);
+    }
+    let error = Error::not_ready("the call was under way when the worker ended");
+    finish(workspace, call, Ok(Reply::Tool(Box::new(ToolReply::Failed { error, reached: true }))))
+}
+
 /// See [`super::outcome`].
 pub fn outcome(workspace: Uuid, call: Uuid) -> Result<Option<Outcome>> {
     let found = owner::as_owner(|| {

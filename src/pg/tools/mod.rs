@@ -101,6 +101,11 @@ pub fn finish(workspace: Uuid, call: Uuid, reply: Result<Reply>) -> Result<Outco
     calling::finish(workspace, call, reply)
 }
 
+/// A call of [`begin`] that was to be sent, by somebody who is gone: to be sent again where that does no harm, else uncertain.
+pub fn take_up(workspace: Uuid, call: Uuid) -> Result<Outcome> {
+    calling::take_up(workspace, call)
+}
+
 /// What came of a call, for resuming a turn; `None` where it has not ended.
 pub fn outcome(workspace: Uuid, call: Uuid) -> Result<Option<Outcome>> {
     calling::outcome(workspace, call)
