@@ -3,7 +3,7 @@
 //! The tables it comes from have a trigger that sends an invalidation of `helper.providers` to all sessions, as a change of
 //! its definition would; Postgres sends it when the transaction commits, whoever commits it. A session that reads while the
 //! change is on its way does not keep what it read, and nothing is kept for longer than [`LONGEST`], so that what has no
-//! trigger is seen soon too: a secret in a vault, the ratio of a model's tokens.
+//! trigger is seen soon too: a secret in a vault.
 
 use crate::core::error::{self, Error};
 use pgrx::prelude::*;

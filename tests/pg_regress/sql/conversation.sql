@@ -46,7 +46,9 @@ insert into helper.conversations (workspace_id, user_id, title) values (:'acme',
 insert into helper.conversations (workspace_id, user_id, title) values (:'acme', :'ann', 'For Ann');
 insert into helper.conversations (workspace_id, user_id, title) values (:'bolt', :'abe', 'In Bolt');
 insert into helper.conversations (workspace_id, user_id, message_count) values (:'acme', :'abe', 7);
-insert into helper.conversations (workspace_id, user_id, id) values (:'acme', :'abe', gen_random_uuid());
+-- a client may choose the id, which is a key within the workspace
+insert into helper.conversations (workspace_id, user_id, id, title) values (:'acme', :'abe', '00000000-0000-4000-8000-0000000000c0', 'Chosen');
+delete from helper.conversations c where c.title = 'Chosen';
 select title, user_id = :'abe' as abes, workspace_id = :'acme' as of_acme, message_count from helper.conversations order by id;
 
 -- the extension writes messages, and only where the person holds the conversation
