@@ -6,7 +6,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   -- What an application's own policies need, and what says nothing to a caller without identity.
   v_predicates constant text[] := array['caller_claims', 'caller_role', 'current_user_id', 'is_member', 'my_role', 'my_workspaces'];
-  v_administrators constant text[] := array['attach_table', 'detach_table', 'grant_usage', 'pack_vectors', 'status', 'use_membership'];
+  v_administrators constant text[] := array['attach_table', 'detach_table', 'grant_usage', 'pack_vectors', 'register_function', 'status', 'unregister_function', 'use_membership'];
   v_user_tables constant text[][] := array[
     ['workspaces', 'select, update (name, slug, settings), delete'],
     ['workspace_members', 'select, insert (workspace_id, user_id, role), update (role), delete'],
@@ -28,6 +28,9 @@ declare
     ['usage_records', 'select'],
     ['budgets', 'select'],
     ['modes', 'select'],
+    ['functions', 'select (id, function_name, product_slug, description, parameters_schema, requires_confirmation, kind, minimum_role, approver_role, self_approval, lapse, recheck, timeout_ms, idempotent, max_result_bytes, tags, read_only, pack, enabled, created_at, updated_at)'],
+    ['function_settings', 'select'],
+    ['function_calls', 'select (workspace_id, id, function_id, function_name, user_id, conversation_id, message_id, tool_call_id, arguments, arguments_hash, status, in_queue, idempotency_key, preview, effect_hash, result, error, approver_role, self_approval, decided_by, decided_at, reason, lapses_at, created_at, started_at, finished_at)'],
     ['conversation_summaries', 'select'],
     ['index_progress', 'select'],
     ['jobs', 'select (workspace_id, id, kind, key, status, attempts, error, created_at, started_at, finished_at)']

@@ -11,6 +11,7 @@ create table helper.modes (
   knowledge boolean not null default true,
   k integer not null default 6 constraint modes_k_check check (k between 1 and 50),
   output_schema jsonb constraint modes_output_schema_check check (jsonb_typeof(output_schema) = 'object'),
+  tools text[],
   builtin boolean not null default false,
   created_by uuid,
   updated_at timestamptz not null default clock_timestamp(),
@@ -27,6 +28,7 @@ comment on column helper.modes.max_tokens is 'Tokens of a reply at most; null: t
 comment on column helper.modes.knowledge is 'Whether documents are looked up';
 comment on column helper.modes.k is 'Passages that are looked up';
 comment on column helper.modes.output_schema is 'JSON Schema that the reply must fit; null: words';
+comment on column helper.modes.tools is 'Tools that a model is offered: names, product:slug and tag:word; null: all that the caller may call';
 comment on column helper.modes.builtin is 'Whether it came with the extension';
 comment on column helper.modes.created_by is 'Who set it up';
 comment on column helper.modes.updated_at is 'When it last changed';
@@ -65,15 +67,16 @@ begin
     return;
   end if;
   perform helper._check_options(set_mode.options,
-    array['description', 'model', 'temperature', 'max_tokens', 'knowledge', 'k', 'output_schema'], 'a mode');
+    array['description', 'model', 'temperature', 'max_tokens', 'knowledge', 'k', 'output_schema', 'tools'], 'a mode');
   begin
     insert into helper.modes
-      (workspace_id, name, description, instructions, model, temperature, max_tokens, knowledge, k, output_schema, created_by)
+      (workspace_id, name, description, instructions, model, temperature, max_tokens, knowledge, k, output_schema, tools, created_by)
     values
       (set_mode.workspace, set_mode.name, coalesce(set_mode.options ->> 'description', ''), set_mode.instructions, set_mode.options ->> 'model',
         (set_mode.options ->> 'temperature')::real, (set_mode.options ->> 'max_tokens')::integer,
         coalesce((set_mode.options ->> 'knowledge')::boolean, true), coalesce((set_mode.options ->> 'k')::integer, 6),
-        set_mode.options -> 'output_schema', helper.current_user_id())
+        set_mode.options -> 'output_schema',
+        (select array_agg(t.tool) from jsonb_array_elements_text(set_mode.options -> 'tools') t (tool)), helper.current_user_id())
     on conflict on constraint modes_key do update
     set description = excluded.description,
       instructions = excluded.instructions,
@@ -83,6 +86,7 @@ begin
       knowledge = excluded.knowledge,
       k = excluded.k,
       output_schema = excluded.output_schema,
+      tools = excluded.tools,
       updated_at = clock_timestamp();
   exception
     when data_exception or check_violation then
@@ -91,7 +95,7 @@ begin
 end
 $$;
 comment on function helper.set_mode(text, text, jsonb, uuid) is
-  'Adds or changes a way of answering, for all workspaces (administrators) or one (its admins); instructions null removes it. options: description, model, temperature, max_tokens, knowledge, k, output_schema. Errors: 22023, 42501, 42704';
+  'Adds or changes a way of answering, for all workspaces (administrators) or one (its admins); instructions null removes it. options: description, model, temperature, max_tokens, knowledge, k, output_schema, tools. Errors: 22023, 42501, 42704';
 
 -- What a long conversation said before the turns that still fit into a prompt.
 

@@ -252,6 +252,38 @@ end
 $$;
 comment on function helper._check_options(jsonb, text[], text) is 'Refuses options that nobody reads. Errors: 22023';
 
+create function helper._check_credential(reference text, workspace uuid) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  if reference is not null then
+    if reference !~ '^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+|vault:.+)$' then
+      -- Not shown: it may be the key itself.
+      raise exception using
+        errcode = '22023',
+        message = 'credential is not a reference',
+        hint = 'Use env:NAME, file:/path or vault:name; a key itself goes into the view helper.provider_keys.';
+    end if;
+    if reference like 'vault:%' then
+      if workspace is not null or not helper._has_vault()
+        or not has_table_privilege(helper.caller_role(), to_regclass('vault.decrypted_secrets'), 'select')
+      then
+        raise exception using
+          errcode = '42501',
+          message = 'permission denied to use a secret of the vault',
+          hint = 'The caller must be able to read a superuser''s vault.decrypted_secrets, and the provider be for all workspaces.';
+      end if;
+    elsif workspace is not null or not helper._is_superuser() then
+      -- Anybody else could send any variable or file to a host of theirs.
+      raise exception using
+        errcode = '42501',
+        message = 'permission denied to refer to the server''s environment and files',
+        hint = 'A superuser may; others put the key into the view helper.provider_keys.';
+    end if;
+  end if;
+end
+$$;
+comment on function helper._check_credential(text, uuid) is 'Refuses a reference to a secret that the caller may not use, for what is a workspace''s or, with null, for all. Errors: 22023, 42501';
+
 create function helper.set_provider(
   name text,
   kind text,
@@ -332,31 +364,7 @@ begin
       message = 'permission denied to allow private addresses',
       hint = 'An administrator may, for a provider that is for all workspaces.';
   end if;
-  if set_provider.credential is not null then
-    if set_provider.credential !~ '^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+|vault:.+)$' then
-      -- Not shown: it may be the key itself.
-      raise exception using
-        errcode = '22023',
-        message = 'credential is not a reference',
-        hint = 'Use env:NAME, file:/path or vault:name; a key itself goes into the view helper.provider_keys.';
-    end if;
-    if set_provider.credential like 'vault:%' then
-      if workspace is not null or not helper._has_vault()
-        or not has_table_privilege(helper.caller_role(), to_regclass('vault.decrypted_secrets'), 'select')
-      then
-        raise exception using
-          errcode = '42501',
-          message = 'permission denied to use a secret of the vault',
-          hint = 'The caller must be able to read a superuser''s vault.decrypted_secrets, and the provider be for all workspaces.';
-      end if;
-    elsif workspace is not null or not helper._is_superuser() then
-      -- Anybody else could send any variable or file to a host of theirs.
-      raise exception using
-        errcode = '42501',
-        message = 'permission denied to refer to the server''s environment and files',
-        hint = 'A superuser may; others put the key into the view helper.provider_keys.';
-    end if;
-  end if;
+  perform helper._check_credential(set_provider.credential, set_provider.workspace);
   select p.* into v_old
   from helper.providers p
   where p.workspace_id is not distinct from workspace and p.name = set_provider.name

@@ -5,7 +5,7 @@
 create table helper.jobs (
   workspace_id uuid not null,
   id uuid not null default helper.uuid_v7(),
-  kind text not null constraint jobs_kind_check check (kind in ('index', 'reembed', 'reply')),
+  kind text not null constraint jobs_kind_check check (kind in ('call', 'index', 'reembed', 'reply')),
   key uuid,
   payload jsonb not null default '{}',
   principal_role name not null,
@@ -22,8 +22,8 @@ create table helper.jobs (
 comment on table helper.jobs is 'Work that was asked for and runs later: the durable record';
 comment on column helper.jobs.workspace_id is 'Workspace that the work belongs to';
 comment on column helper.jobs.id is 'Identifier, in order of creation';
-comment on column helper.jobs.kind is 'What is done: index reads a document, cuts it and embeds it; reembed embeds a workspace''s chunks by another model; reply answers a question';
-comment on column helper.jobs.key is 'Jobs with the same key never run at once; for index, the document; for reembed, the workspace; for reply, the conversation';
+comment on column helper.jobs.kind is 'What is done: call runs a tool; index reads a document, cuts it and embeds it; reembed embeds a workspace''s chunks by another model; reply answers a question';
+comment on column helper.jobs.key is 'Jobs with the same key never run at once; for index, the document; for reembed, the workspace; for reply, the conversation; for call, the call';
 comment on column helper.jobs.payload is 'What the kind needs to know';
 comment on column helper.jobs.principal_role is 'Role of the caller who asked';
 comment on column helper.jobs.principal_claims is 'JWT claims of the caller who asked; JSON null when they were malformed';

@@ -13,4 +13,5 @@ pub mod rank;
 pub mod sentence;
 pub mod sentences;
 pub mod terms;
+pub mod tool;
 pub mod wire;

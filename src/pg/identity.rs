@@ -22,7 +22,7 @@ fn caller_role() -> String {
 }
 
 /// A setting that need not exist; empty counts as none.
-fn setting(name: &CStr) -> Option<String> {
+pub fn setting(name: &CStr) -> Option<String> {
     // SAFETY: a lookup by name; the value is copied before anything can change it.
     let value = unsafe {
         let value = pg_sys::GetConfigOption(name.as_ptr(), true, false);

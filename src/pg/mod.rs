@@ -37,6 +37,7 @@ mod spi;
 mod status;
 mod streaming;
 mod terms;
+mod tools;
 mod wait;
 mod wake;
 mod worker;

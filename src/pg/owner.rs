@@ -3,6 +3,7 @@
 
 use crate::core::error::{Error, Result};
 use pgrx::prelude::*;
+use std::ffi::CStr;
 
 struct Restore {
     user: pg_sys::Oid,
@@ -46,10 +47,13 @@ fn owner() -> Result<pg_sys::Oid> {
 /// Does something as the extension's owner, with a search path on which nobody else can put anything. `set role` is
 /// refused inside; an error or a panic gives the caller back.
 pub fn as_owner<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    switched(owner()?, work)
+    switched(owner()?, PATH, work)
 }
 
-fn switched<T>(to: pg_sys::Oid, work: impl FnOnce() -> Result<T>) -> Result<T> {
+/// The search path on which nobody else can put anything.
+const PATH: &CStr = c"pg_catalog, pg_temp";
+
+fn switched<T>(to: pg_sys::Oid, path: &CStr, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let mut user = pg_sys::InvalidOid;
     let mut context = 0;
     // SAFETY: plain getters and setters of the session's user; `Restore` undoes it on every way out.
@@ -59,7 +63,7 @@ fn switched<T>(to: pg_sys::Oid, work: impl FnOnce() -> Result<T>) -> Result<T> {
         pg_sys::SetUserIdAndSecContext(to, context | pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32);
         pg_sys::set_config_option(
             c"search_path".as_ptr(),
-            c"pg_catalog, pg_temp".as_ptr(),
+            path.as_ptr(),
             pg_sys::GucContext::PGC_USERSET,
             pg_sys::GucSource::PGC_S_SESSION,
             pg_sys::GucAction::GUC_ACTION_SAVE,
@@ -76,7 +80,29 @@ fn switched<T>(to: pg_sys::Oid, work: impl FnOnce() -> Result<T>) -> Result<T> {
 pub fn as_caller<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     // SAFETY: a plain getter.
     let caller = unsafe { pg_sys::GetOuterUserId() };
-    switched(caller, work)
+    switched(caller, PATH, work)
+}
+
+/// The same with a search path, for what is not ours. Settings that it changes are given back too.
+pub fn as_caller_with<T>(path: &CStr, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: a plain getter.
+    let caller = unsafe { pg_sys::GetOuterUserId() };
+    switched(caller, path, work)
+}
+
+/// Refuses to act as the caller for whoever could not do so themselves: a security definer function of another role, an
+/// index or a policy that somebody else's statement runs into.
+pub fn check_is_caller() -> Result<()> {
+    // SAFETY: plain getters.
+    let may = unsafe {
+        let (current, caller) = (pg_sys::GetUserId(), pg_sys::GetOuterUserId());
+        !pg_sys::InSecurityRestrictedOperation() && (current == caller || pg_sys::has_privs_of_role(current, caller))
+    };
+    if may {
+        return Ok(());
+    }
+    Err(Error::new(crate::core::error::Kind::NotPermitted, "permission denied to act as the caller")
+        .detail("A security definer function may do so only if its owner is a member of the caller's role."))
 }
 
 struct Leave {

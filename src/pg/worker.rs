@@ -1,6 +1,7 @@
 //! A database's worker: takes jobs from the queue and brings them to their end, many at once on one connection to the
 //! gateway, with no transaction open while it waits.
 
+mod calls;
 mod documents;
 mod ledger;
 mod reembeds;
@@ -56,6 +57,8 @@ struct Worker {
     turn: pgrx::Uuid,
     /// The same for replies.
     reply_turn: pgrx::Uuid,
+    /// The same for calls of tools.
+    call_turn: pgrx::Uuid,
     /// After the gateway ended: one document at a time until one goes through, to find the culprit.
     careful: bool,
     next_look: Instant,
@@ -156,6 +159,7 @@ impl Worker {
             ledger: 0,
             turn: pgrx::Uuid::from_bytes([0; 16]),
             reply_turn: pgrx::Uuid::from_bytes([0; 16]),
+            call_turn: pgrx::Uuid::from_bytes([0; 16]),
             careful: false,
             next_look: now,
             next_cleaning: now + Duration::from_secs(30),
@@ -207,6 +211,8 @@ impl Worker {
                 self.claim_documents();
                 self.claim_reembeds();
                 self.claim_replies();
+                self.expire_calls();
+                self.run_calls();
             }
             self.receive();
             self.write_replies();

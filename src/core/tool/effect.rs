@@ -1,0 +1,1 @@
+//! What a call would change, as rows before and after.

@@ -1,0 +1,117 @@
+//! Approving calls, and seeing beforehand what they would do.
+
+use super::calling::{self, caller, ended, move_call};
+use super::registry::{self, Tool};
+use super::running;
+use super::subtransaction::Fault;
+use crate::core::error::{Error, Kind, Result};
+use crate::pg::report::Reported;
+use crate::pg::{owner, spi};
+use pgrx::prelude::*;
+use pgrx::{JsonB, Uuid};
+use serde_json::json;
+
+/// A call as somebody who approves or runs it needs it.
+pub struct Stored {
+    pub workspace: Uuid,
+    pub id: Uuid,
+    pub name: String,
+    pub arguments: String,
+    pub status: String,
+    pub in_queue: bool,
+    /// The caller made it, as the same role.
+    pub is_own: bool,
+    /// The tool is registered as it was when the call was made.
+    pub is_same: bool,
+    pub effect_hash: Option<Vec<u8>>,
+}
+
+/// Columns of [`Stored`], of a call `c`.
+pub const COLUMNS: &str = "c.workspace_id, c.id, c.function_name, c.arguments::text, c.status, c.in_queue, \
+    c.user_id = helper.current_user_id() and c.principal_role = helper.caller_role(), \
+    exists (select from helper.functions f where f.id = c.function_id and f.updated_at = c.function_version), c.effect_hash";
+
+impl Stored {
+    pub fn read(row: &spi::Row) -> Result<Stored> {
+        Ok(Stored {
+            workspace: row.get(1)?,
+            id: row.get(2)?,
+            name: row.get(3)?,
+            arguments: row.get(4)?,
+            status: row.get(5)?,
+            in_queue: row.get(6)?,
+            is_own: row.opt(7)?.unwrap_or(false),
+            is_same: row.get(8)?,
+            effect_hash: row.opt(9)?,
+        })
+    }
+}
+
+/// The call, if the caller may know of it.
+fn concerned(call: Uuid) -> Result<Stored> {
+    owner::as_owner(|| {
+        let found =
+            spi::change(&format!("select {COLUMNS} from helper._concerned($1) c"), &[call.into()], Stored::read)?;
+        found.into_iter().next().ok_or_else(|| Error::bug("no call"))
+    })
+}
+
+fn facts(call: Uuid) -> Result<JsonB> {
+    owner::as_owner(|| {
+        let found =
+            spi::change("select helper._call_facts(helper._concerned($1))", &[call.into()], |row| row.get::<JsonB>(1))?;
+        found.into_iter().next().ok_or_else(|| Error::bug("no call"))
+    })
+}
+
+/// What a call that was made before its tool changed comes to.
+pub fn outdated() -> Fault {
+    Error::not_ready("the function was registered anew since the call was made").hint("Call it again.").into()
+}
+
+/// Runs a call that has just been moved to `running`, as its caller.
+pub fn run(stored: &Stored, tool: &Tool) -> Result<()> {
+    let outcome =
+        if stored.is_same { running::run(tool, &stored.arguments, stored.workspace)? } else { Err(outdated()) };
+    ended(stored.workspace, stored.id, &outcome)
+}
+
+/// `helper.confirm`.
+#[pg_extern(sql = false, volatile, parallel_unsafe)]
+fn confirm_call(call: Option<Uuid>) -> Reported<JsonB> {
+    owner::check_is_caller()?;
+    if running::is_inside_tool() {
+        return Err(Error::new(Kind::NotPermitted, "a tool cannot approve calls").into());
+    }
+    let call = call.ok_or_else(|| Error::unknown_object("call \"null\" does not exist"))?;
+    let stored = concerned(call)?;
+    owner::as_owner(|| spi::run("select helper._check_approver(helper._concerned($1))", &[call.into()]))?;
+    let decided = json!({ "decided_by": caller()?.to_string() }).to_string();
+    let to = |state: &str| move_call(stored.workspace, stored.id, &["awaiting_confirmation"], state, &decided);
+    let moved = if stored.is_own && !stored.in_queue && stored.status == "awaiting_confirmation" {
+        let tool = registry::find(stored.workspace, &stored.name)?;
+        let moved = to("running")?;
+        if moved {
+            run(&stored, &tool)?;
+        }
+        moved
+    } else {
+        let moved = to("queued")?;
+        if moved {
+            owner::as_owner(|| calling::enqueue(stored.workspace, stored.id))?;
+        }
+        moved
+    };
+    if !moved {
+        owner::as_owner(|| spi::run("select helper._check_approved(helper._concerned($1))", &[call.into()]))?;
+    }
+    Ok(facts(call)?)
+}
+
+/// `helper.preview`.
+#[pg_extern(sql = false, volatile, parallel_unsafe)]
+fn preview_call(call: Option<Uuid>) -> Reported<JsonB> {
+    owner::check_is_caller()?;
+    let call = call.ok_or_else(|| Error::unknown_object("call \"null\" does not exist"))?;
+    Ok(facts(call)?)
+}

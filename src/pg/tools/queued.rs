@@ -1,0 +1,57 @@
+//! Calls that the worker runs, as who made them.
+
+use super::confirming::{self, COLUMNS, Stored, outdated};
+use super::subtransaction::Fault;
+use super::{calling, registry};
+use crate::core::error::{Error, Kind, Result};
+use crate::pg::{owner, spi};
+use pgrx::Uuid;
+use serde_json::json;
+
+/// Runs a queued call, in a transaction of the worker that nothing else is in: what it does, what came of it and the end
+/// of its job are one. Only outside of [`owner::as_owner`].
+pub fn run_queued(workspace: Uuid, call: Uuid) -> Result<()> {
+    let found = owner::as_owner(|| {
+        let found = spi::change(
+            &format!(
+                "select {COLUMNS}, c.principal_role::text, c.principal_claims::text from helper.function_calls c \
+                 where c.workspace_id = $1 and c.id = $2 and c.status = 'queued' for update"
+            ),
+            &[workspace.into(), call.into()],
+            |row| Ok((Stored::read(row)?, row.get::<String>(10)?, row.opt::<String>(11)?)),
+        )?
+        .pop();
+        Ok(found)
+    })?;
+    let Some((stored, role, claims)) = found else { return Ok(()) };
+    if !calling::move_call(workspace, call, &["queued"], "running", "{}")? {
+        return Ok(());
+    }
+    let done = owner::as_principal(&role, claims.as_deref(), || {
+        if !stored.is_same {
+            return calling::ended(workspace, call, &Err(outdated()));
+        }
+        match registry::find(workspace, &stored.name) {
+            Ok(tool) => confirming::run(&stored, &tool),
+            Err(error) => calling::ended(workspace, call, &Err(error.into())),
+        }
+    });
+    match done {
+        // The role is gone, say.
+        Err(error) if error.kind == Kind::NotPermitted => {
+            calling::ended(workspace, call, &Err(error.into()))?;
+        }
+        other => other?,
+    }
+    Ok(())
+}
+
+/// Ends a queued call that could not be run, as the owner.
+pub fn give_up(workspace: Uuid, call: Uuid, error: &Error) -> Result<()> {
+    let fault = Fault::from(error.clone());
+    let facts = json!({ "error": fault.facts() }).to_string();
+    spi::run(
+        "select helper._move_call($1, $2, array['queued'], 'failed', $3::jsonb)",
+        &[workspace.into(), call.into(), facts.into()],
+    )
+}

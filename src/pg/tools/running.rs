@@ -1,0 +1,252 @@
+//! Runs a SQL tool as the caller, in a subtransaction: with their role, claims and row-level security, and no way to
+//! become anybody else. It is the function that was registered, whatever others of its name there are.
+
+use super::registry::{Target, Tool};
+use super::subtransaction::{self, Done, Fault};
+use crate::core::error::{Error, Kind, Result};
+use crate::pg::{identity, owner, spi};
+use pgrx::Uuid;
+use pgrx::prelude::*;
+use serde_json::Value;
+use std::cell::Cell;
+use std::ffi::{CStr, CString};
+use std::time::Duration;
+
+thread_local! {
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Whether a tool is being run in this session.
+pub fn is_inside_tool() -> bool {
+    DEPTH.get() > 0
+}
+
+struct Inside;
+
+impl Inside {
+    fn enter() -> Inside {
+        DEPTH.set(DEPTH.get() + 1);
+        Inside
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        DEPTH.set(DEPTH.get() - 1);
+    }
+}
+
+/// Who the session works for; a tool leaves it as it was.
+#[derive(PartialEq, Eq)]
+struct Identity {
+    user: pg_sys::Oid,
+    context: i32,
+    role: pg_sys::Oid,
+    session: pg_sys::Oid,
+    settings: [Option<String>; 3],
+}
+
+impl Identity {
+    fn now() -> Identity {
+        let mut user = pg_sys::InvalidOid;
+        let mut context = 0;
+        // SAFETY: plain getters.
+        unsafe { pg_sys::GetUserIdAndSecContext(&mut user, &mut context) };
+        Identity {
+            user,
+            context,
+            role: unsafe { pg_sys::GetCurrentRoleId() },
+            session: unsafe { pg_sys::GetSessionUserId() },
+            settings: [c"request.jwt.claims", c"request.jwt.claim.sub", c"helper_ai.workspace"].map(identity::setting),
+        }
+    }
+}
+
+/// What a run came to.
+pub type Outcome = std::result::Result<String, Fault>;
+
+/// Runs a tool; the result is JSON. An error is data, and all that the tool did is taken back.
+pub fn run(tool: &Tool, arguments: &str, workspace: Uuid) -> Result<Outcome> {
+    let target = tool.target.as_ref().ok_or_else(|| Error::bug("a run of what is no SQL function"))?;
+    let time = Duration::from_millis(tool.timeout_ms as u64);
+    Ok(subtransaction::attempt(Some(time), || {
+        let value = call(tool, target, arguments, workspace)?;
+        Ok(Done { value, keep: true })
+    }))
+}
+
+/// Calls the function, inside a subtransaction.
+pub fn call(tool: &Tool, target: &Target, arguments: &str, workspace: Uuid) -> Result<String> {
+    let (sql, arguments) = statement(target, arguments, workspace)?;
+    let path = search_path()?;
+    let before = Identity::now();
+    let result = owner::as_caller_with(&path, || {
+        let inside = Identity::now();
+        let _inside = Inside::enter();
+        let result = execute(&sql, &arguments, target.function)?;
+        // What is still to be checked is checked as the caller, and while it can be taken back.
+        Spi::connect_mut(|client| client.update("set constraints all immediate", None, &[]).map(drop))?;
+        if Identity::now() == inside { Ok(result) } else { Err(changed()) }
+    })?;
+    if Identity::now() != before {
+        return Err(changed());
+    }
+    let result = result.unwrap_or_else(|| "null".into());
+    if result.len() > tool.most_bytes as usize {
+        return Err(Error::new(Kind::OverLimit, "the result is too large")
+            .detail(format!(
+                "It has {} bytes, {} are allowed; what the function did is taken back.",
+                result.len(),
+                tool.most_bytes
+            ))
+            .hint("Ask for less."));
+    }
+    Ok(result)
+}
+
+fn changed() -> Error {
+    Error::new(Kind::NotPermitted, "the function changed who is asking")
+        .detail("A tool must leave role and claims as they are; what it did is taken back.")
+}
+
+/// Where a tool looks for names that it does not qualify, unless it sets a path of its own.
+fn search_path() -> Result<CString> {
+    let extensions =
+        spi::first("select pg_catalog.to_regnamespace('extensions') is not null", &[], |row| row.get::<bool>(1))?;
+    let path = if extensions == Some(true) {
+        c"pg_catalog, public, extensions, pg_temp"
+    } else {
+        c"pg_catalog, public, pg_temp"
+    };
+    Ok(path.to_owned())
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// The statement that calls a function with the arguments that are given, and them.
+fn statement(target: &Target, arguments: &str, workspace: Uuid) -> Result<(String, String)> {
+    let given: Value = serde_json::from_str(arguments).map_err(|_| Error::bug("arguments are not JSON"))?;
+    let given = given.as_object().ok_or_else(|| Error::bug("arguments are not an object"))?;
+    let mut columns = Vec::new();
+    for name in given.keys() {
+        let (name, kind) = target
+            .arguments
+            .iter()
+            .find(|(known, _)| known == name)
+            .ok_or_else(|| Error::bad_argument(format!("the SQL function has no argument \"{name}\"")))?;
+        columns.push((quoted(name), kind.as_str()));
+    }
+    let mut arguments = arguments.to_owned();
+    if target.takes_workspace {
+        columns.push((quoted("workspace"), "pg_catalog.uuid"));
+        let rest = arguments.trim_start().trim_start_matches('{');
+        let comma = if given.is_empty() { "" } else { "," };
+        arguments = format!("{{\"workspace\": \"{workspace}\"{comma}{rest}");
+    }
+    let source = if columns.is_empty() {
+        String::new()
+    } else {
+        let list: Vec<String> = columns.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
+        format!("pg_catalog.jsonb_to_record($1) as helper_arguments ({}), ", list.join(", "))
+    };
+    let list: Vec<String> = columns.iter().map(|(name, _)| format!("{name} => helper_arguments.{name}")).collect();
+    let value = if target.returns_nothing {
+        "null::pg_catalog.text"
+    } else if target.returns_set {
+        "coalesce(pg_catalog.jsonb_agg(pg_catalog.to_jsonb(helper_result)), '[]')::pg_catalog.text"
+    } else {
+        "pg_catalog.to_jsonb(helper_result)::pg_catalog.text"
+    };
+    Ok((format!("select {value} from {source}{}({}) as helper_result", target.name, list.join(", ")), arguments))
+}
+
+/// Runs the statement and returns its one value.
+fn execute(sql: &str, arguments: &str, function: pg_sys::Oid) -> Result<Option<String>> {
+    let sql = CString::new(sql).map_err(|_| Error::bug("a statement holds a NUL"))?;
+    let arguments = CString::new(arguments).map_err(|_| Error::bug("arguments hold a NUL"))?;
+    // A failing statement raises on its own.
+    let failed = || Error::bug("unexpected reply from SPI");
+    Spi::connect_mut(|_| {
+        // SAFETY: inside a connection of SPI; the plan, the rows and the value live until its end, and what is returned
+        // is copied.
+        unsafe {
+            let mut kinds = [pg_sys::JSONBOID];
+            let value = pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(arguments.as_ptr().into())]);
+            let mut values = [value.ok_or_else(failed)?];
+            let plan = pg_sys::SPI_prepare(sql.as_ptr(), 1, kinds.as_mut_ptr());
+            if plan.is_null() {
+                return Err(failed());
+            }
+            check_called(plan, function)?;
+            let status = pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), std::ptr::null(), false, 0);
+            if status != pg_sys::SPI_OK_SELECT as i32 {
+                return Err(failed());
+            }
+            // Once more: it may have been analysed again.
+            check_called(plan, function)?;
+            let table = pg_sys::SPI_tuptable;
+            if table.is_null() || pg_sys::SPI_processed == 0 {
+                return Ok(None);
+            }
+            let text = pg_sys::SPI_getvalue(*(*table).vals, (*table).tupdesc, 1);
+            Ok((!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned()))
+        }
+    })
+}
+
+/// Refuses a statement that calls another function than the one that was registered: one of the same name whose
+/// arguments fit as well or better, that somebody made in the same schema.
+///
+/// # Safety
+/// The plan is one of the present connection of SPI.
+unsafe fn check_called(plan: pg_sys::SPIPlanPtr, function: pg_sys::Oid) -> Result<()> {
+    // SAFETY: the lists and nodes belong to the plan and are only read, each as what its list holds.
+    let called = unsafe {
+        let query = first::<pg_sys::CachedPlanSource>(pg_sys::SPI_plan_get_plan_sources(plan))
+            .and_then(|source| first::<pg_sys::Query>(source.query_list));
+        query
+            .and_then(|query| {
+                let sources =
+                    (0..length(query.rtable)).rev().filter_map(|at| nth::<pg_sys::RangeTblEntry>(query.rtable, at));
+                sources.into_iter().find(|source| source.rtekind == pg_sys::RTEKind::RTE_FUNCTION)
+            })
+            .and_then(|source| first::<pg_sys::RangeTblFunction>(source.functions))
+            .and_then(|called| called.funcexpr.as_ref())
+            .filter(|expression| expression.type_ == pg_sys::NodeTag::T_FuncExpr)
+            .map(|expression| (*(&raw const *expression).cast::<pg_sys::FuncExpr>()).funcid)
+    };
+    if called == Some(function) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::NotPermitted, "another function stands in the place of the one that was registered")
+        .detail("There are several of its name in its schema, and the arguments fit the other one."))
+}
+
+/// Members of a list of Postgres.
+///
+/// # Safety
+/// The list is one, or null.
+unsafe fn length(list: *const pg_sys::List) -> usize {
+    // SAFETY: as above.
+    unsafe { list.as_ref() }.map_or(0, |list| list.length as usize)
+}
+
+/// A member of a list of pointers.
+///
+/// # Safety
+/// The list is one of pointers to such, or null.
+unsafe fn nth<'a, T>(list: *const pg_sys::List, at: usize) -> Option<&'a T> {
+    // SAFETY: as above, and within its length.
+    unsafe { if at < length(list) { (*(*list).elements.add(at)).ptr_value.cast::<T>().as_ref() } else { None } }
+}
+
+/// The first member of a list of pointers.
+///
+/// # Safety
+/// As for [`nth`].
+unsafe fn first<'a, T>(list: *const pg_sys::List) -> Option<&'a T> {
+    // SAFETY: as above.
+    unsafe { nth(list, 0) }
+}

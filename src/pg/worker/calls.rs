@@ -1,0 +1,87 @@
+//! The worker's calls of tools: one at a time between everything else, each in a transaction with what came of it, so
+//! that a worker that is killed has done either all of it or nothing.
+
+use super::transaction::{bare_transaction, transaction};
+use super::{Worker, claim, end, requeue};
+use crate::core::error::{Error, Kind};
+use crate::pg::indexing::Job;
+use crate::pg::{owner, spi, tools};
+use std::time::{Duration, Instant};
+
+/// A call is given up after it was tried this often.
+const MOST_ATTEMPTS: i32 = 5;
+
+impl Worker {
+    /// Runs the next call of each of some workspaces.
+    pub(super) fn run_calls(&mut self) {
+        let turn = self.call_turn;
+        let jobs = transaction(|| claim("call", turn, 8, 1));
+        let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
+        for job in &jobs {
+            self.call_turn = job.workspace;
+            self.run_call(job);
+        }
+        // There may be more, after what others wait for.
+        self.next_look = Instant::now();
+    }
+
+    fn run_call(&mut self, job: &Job) {
+        let done = bare_transaction(|| {
+            durable();
+            tools::run_queued(job.workspace, job.key)?;
+            owner::as_owner(|| end(job, "succeeded", None))
+        });
+        let Err(error) = done else { return };
+        self.note::<()>(Err(error.clone()));
+        if error.kind == Kind::NotReady && job.attempts < MOST_ATTEMPTS {
+            let given = transaction(|| requeue(job, f64::from(job.attempts), true));
+            if self.note(given).is_none() {
+                self.owed.push(job.clone());
+            }
+            return;
+        }
+        let failed = transaction(|| {
+            tools::give_up(job.workspace, job.key, &error)?;
+            end(job, "failed", Some(&error))
+        });
+        if self.note(failed).is_none() {
+            self.owed.push(job.clone());
+        }
+    }
+
+    /// Ends calls that nobody approved in time.
+    pub(super) fn expire_calls(&mut self) {
+        let expired = transaction(|| {
+            let next = spi::change(
+                "select helper._expire_calls(), (select extract(epoch from min(c.lapses_at) - clock_timestamp())::float8 \
+                   from helper.function_calls c where c.status = 'awaiting_confirmation')",
+                &[],
+                |row| row.opt::<f64>(2),
+            )?;
+            Ok(next.into_iter().flatten().next())
+        });
+        if let Some(Some(seconds)) = self.note(expired) {
+            self.next_look = self.next_look.min(Instant::now() + Duration::from_secs_f64(seconds.clamp(0.01, 60.0)));
+        }
+    }
+}
+
+/// What was done for somebody and told to the world is not forgotten in a crash. The other ways of the worker's session
+/// are not for what callers run.
+fn durable() {
+    for (name, value) in [(c"synchronous_commit", c"on"), (c"enable_seqscan", c"on"), (c"lock_timeout", c"0")] {
+        // SAFETY: names and values are constants; what is set here ends with the transaction.
+        unsafe {
+            pgrx::pg_sys::set_config_option(
+                name.as_ptr(),
+                value.as_ptr(),
+                pgrx::pg_sys::GucContext::PGC_SUSET,
+                pgrx::pg_sys::GucSource::PGC_S_SESSION,
+                pgrx::pg_sys::GucAction::GUC_ACTION_LOCAL,
+                true,
+                0,
+                false,
+            );
+        }
+    }
+}
