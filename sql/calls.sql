@@ -99,17 +99,26 @@ begin
     error = coalesce(facts -> 'error', c.error),
     preview = coalesce(facts -> 'preview', c.preview),
     effect_hash = coalesce(decode(facts ->> 'effect_hash', 'hex'), c.effect_hash),
-    decided_by = coalesce((facts ->> 'decided_by')::uuid, c.decided_by),
-    decided_at = case when facts ->> 'decided_by' is null then c.decided_at else v_now end,
+    -- What would do something else than was approved is not approved any more, and may be thought over as long as before.
+    decided_by = case when state <> 'awaiting_confirmation' then coalesce((facts ->> 'decided_by')::uuid, c.decided_by) end,
+    decided_at = case
+      when state = 'awaiting_confirmation' then null
+      when facts ->> 'decided_by' is null then c.decided_at
+      else v_now
+    end,
+    lapses_at = case
+      when c.status = 'running' and state = 'awaiting_confirmation' then v_now + (c.lapses_at - c.created_at)
+      else c.lapses_at
+    end,
     reason = coalesce(facts ->> 'reason', c.reason),
-    started_at = case state when 'running' then v_now else c.started_at end,
+    started_at = case state when 'running' then v_now when 'awaiting_confirmation' then null else c.started_at end,
     finished_at = case when state in ('pending', 'awaiting_confirmation', 'queued', 'running') then null else v_now end
   where c.workspace_id = workspace
     and c.id = call
     and c.status = any (states)
     and case
       when state = 'expired' then c.lapses_at <= v_now
-      when c.status = 'awaiting_confirmation' and state in ('queued', 'running') then c.lapses_at > v_now
+      when c.status = 'awaiting_confirmation' then c.lapses_at > v_now or state = 'cancelled'
       else true
     end;
   if not found then

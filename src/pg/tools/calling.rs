@@ -1,9 +1,9 @@
 //! Making calls: by `helper.call`, and by a model in a reply.
 
 use super::registry::{self, Tool};
-use super::running;
+use super::running::{self, Mode};
 use super::subtransaction::{self, Done, Fault};
-use super::{Made, Outcome, content};
+use super::{Made, Outcome, confirming, content};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::tool;
 use crate::core::wire::Reply;
@@ -202,10 +202,19 @@ fn call_function(
         (None, None) => return Err(Error::unknown_object(format!("function \"{name}\" does not exist")).into()),
     };
     if !tool.needs_confirmation && !in_queue {
-        let outcome = running::run(&tool, &arguments, workspace)?;
-        ended(workspace, id, &outcome)?;
+        let ran = running::run(&tool, &arguments, workspace, Mode::Keep)?;
+        ended(workspace, id, &ran.outcome)?;
     }
+    preview_for_approver(&tool, workspace, id, &arguments)?;
     Ok(id)
+}
+
+/// Who approves somebody else's call cannot run it as them to see what it would do.
+fn preview_for_approver(tool: &Tool, workspace: Uuid, call: Uuid, arguments: &str) -> Result<()> {
+    if tool.needs_confirmation && tool.approver_role.is_some() && tool.target.is_some() {
+        confirming::preview(tool, workspace, call, arguments)?;
+    }
+    Ok(())
 }
 
 fn refused(fault: &Fault) -> Outcome {
@@ -244,11 +253,12 @@ pub fn begin(made: &Made) -> Result<Outcome> {
         Err(fault) => return Ok(refused(&fault)),
     };
     if tool.needs_confirmation {
+        preview_for_approver(&tool, made.workspace, id, &arguments)?;
         return Ok(Outcome::Awaiting { call: id });
     }
-    let outcome = running::run(&tool, &arguments, made.workspace)?;
-    ended(made.workspace, id, &outcome)?;
-    Ok(match outcome {
+    let ran = running::run(&tool, &arguments, made.workspace, Mode::Keep)?;
+    ended(made.workspace, id, &ran.outcome)?;
+    Ok(match ran.outcome {
         Ok(result) => Outcome::Done { call: Some(id), content: result, is_error: false },
         Err(fault) => Outcome::Done { call: Some(id), content: content::of_fault(&fault), is_error: true },
     })

@@ -2,14 +2,15 @@
 
 use super::calling::{self, caller, ended, move_call};
 use super::registry::{self, Tool};
-use super::running;
+use super::running::{self, Mode, Ran};
 use super::subtransaction::Fault;
 use crate::core::error::{Error, Kind, Result};
+use crate::core::tool;
 use crate::pg::report::Reported;
 use crate::pg::{owner, spi};
 use pgrx::prelude::*;
 use pgrx::{JsonB, Uuid};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A call as somebody who approves or runs it needs it.
 pub struct Stored {
@@ -71,9 +72,41 @@ pub fn outdated() -> Fault {
 
 /// Runs a call that has just been moved to `running`, as its caller.
 pub fn run(stored: &Stored, tool: &Tool) -> Result<()> {
-    let outcome =
-        if stored.is_same { running::run(tool, &stored.arguments, stored.workspace)? } else { Err(outdated()) };
-    ended(stored.workspace, stored.id, &outcome)
+    if !stored.is_same {
+        return ended(stored.workspace, stored.id, &Err(outdated()));
+    }
+    let mode = match &stored.effect_hash {
+        Some(hash) if tool.recheck => Mode::Recheck(hash),
+        _ => Mode::Keep,
+    };
+    let ran = running::run(tool, &stored.arguments, stored.workspace, mode)?;
+    if ran.outcome.is_ok() && !ran.is_kept {
+        let facts = shown(&ran, true);
+        move_call(stored.workspace, stored.id, &["running"], "awaiting_confirmation", &facts)?;
+        return Ok(());
+    }
+    ended(stored.workspace, stored.id, &ran.outcome)
+}
+
+/// What a run that was taken back showed, as facts of its call.
+fn shown(ran: &Ran, is_other: bool) -> String {
+    let (result, error) = match &ran.outcome {
+        Ok(result) => (result.as_str(), Value::Null),
+        Err(fault) => ("null", fault.facts()),
+    };
+    let tables = ran.effect.as_ref().map_or(Value::Null, |effect| effect.tables.clone());
+    // An error has no effect, and anything else is another one.
+    let hash = ran.effect.as_ref().map_or([0; 32], |effect| effect.hash);
+    format!(
+        "{{\"effect_hash\": \"{}\", \"preview\": {{\"result\": {result}, \"error\": {error}, \"tables\": {tables}, \"is_other\": {is_other}}}}}",
+        tool::hex(&hash)
+    )
+}
+
+/// Runs a call that waits, takes all of it back, and keeps what it showed.
+pub fn preview(tool: &Tool, workspace: Uuid, call: Uuid, arguments: &str) -> Result<bool> {
+    let ran = running::run(tool, arguments, workspace, Mode::Preview)?;
+    move_call(workspace, call, &["awaiting_confirmation"], "awaiting_confirmation", &shown(&ran, false))
 }
 
 /// `helper.confirm`.
@@ -113,5 +146,29 @@ fn confirm_call(call: Option<Uuid>) -> Reported<JsonB> {
 fn preview_call(call: Option<Uuid>) -> Reported<JsonB> {
     owner::check_is_caller()?;
     let call = call.ok_or_else(|| Error::unknown_object("call \"null\" does not exist"))?;
+    let stored = concerned(call)?;
+    if !stored.is_own {
+        return Err(Error::new(Kind::NotPermitted, "permission denied to run somebody else's call")
+            .hint("What it would do is shown to who may approve it by helper.call_status.")
+            .into());
+    }
+    let tool = registry::find(stored.workspace, &stored.name)?;
+    if tool.target.is_none() {
+        return Err(Error::bad_argument(format!(
+            "function \"{}\" is an HTTP endpoint, which cannot be tried",
+            tool.name
+        ))
+        .into());
+    }
+    if !stored.is_same {
+        return Err(Error::not_ready("the function was registered anew since the call was made")
+            .hint("Call it again.")
+            .into());
+    }
+    if stored.status != "awaiting_confirmation" || !preview(&tool, stored.workspace, call, &stored.arguments)? {
+        owner::as_owner(|| {
+            spi::run("select helper._refuse_decision(helper._concerned($1), 'previewed')", &[call.into()])
+        })?;
+    }
     Ok(facts(call)?)
 }

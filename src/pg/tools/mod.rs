@@ -5,6 +5,7 @@
 //! what was approved or what came of a call is ever taken.
 
 mod calling;
+mod capture;
 mod confirming;
 mod content;
 mod queued;

@@ -1,6 +1,7 @@
 //! Runs a SQL tool as the caller, in a subtransaction: with their role, claims and row-level security, and no way to
 //! become anybody else. It is the function that was registered, whatever others of its name there are.
 
+use super::capture::{Before, Effect};
 use super::registry::{Target, Tool};
 use super::subtransaction::{self, Done, Fault};
 use crate::core::error::{Error, Kind, Result};
@@ -65,18 +66,51 @@ impl Identity {
 /// What a run came to.
 pub type Outcome = std::result::Result<String, Fault>;
 
-/// Runs a tool; the result is JSON. An error is data, and all that the tool did is taken back.
-pub fn run(tool: &Tool, arguments: &str, workspace: Uuid) -> Result<Outcome> {
+/// What is done with what a tool does.
+#[derive(Clone, Copy)]
+pub enum Mode<'a> {
+    /// It stays.
+    Keep,
+    /// It is looked at and taken back.
+    Preview,
+    /// It stays if its effect has this hash.
+    Recheck(&'a [u8]),
+}
+
+/// What a run came to; a result is JSON.
+pub struct Ran {
+    pub outcome: Outcome,
+    /// What it changed, where that was looked at and the run had no error.
+    pub effect: Option<Effect>,
+    pub is_kept: bool,
+}
+
+/// Runs a tool. An error is data, and all that the tool did is taken back.
+pub fn run(tool: &Tool, arguments: &str, workspace: Uuid, mode: Mode) -> Result<Ran> {
     let target = tool.target.as_ref().ok_or_else(|| Error::bug("a run of what is no SQL function"))?;
     let time = Duration::from_millis(tool.timeout_ms as u64);
-    Ok(subtransaction::attempt(Some(time), || {
-        let value = call(tool, target, arguments, workspace)?;
-        Ok(Done { value, keep: true })
-    }))
+    let before = match mode {
+        Mode::Keep => None,
+        Mode::Preview | Mode::Recheck(_) => Some(Before::take()?),
+    };
+    let ran = subtransaction::attempt(Some(time), || {
+        let result = call(tool, target, arguments, workspace)?;
+        let effect = before.as_ref().map(Before::effect).transpose()?;
+        let keep = match (mode, &effect) {
+            (Mode::Recheck(hash), Some(effect)) => effect.hash == hash,
+            (Mode::Preview, _) => false,
+            _ => true,
+        };
+        Ok(Done { value: (result, effect, keep), keep })
+    });
+    Ok(match ran {
+        Ok((result, effect, is_kept)) => Ran { outcome: Ok(result), effect, is_kept },
+        Err(fault) => Ran { outcome: Err(fault), effect: None, is_kept: false },
+    })
 }
 
 /// Calls the function, inside a subtransaction.
-pub fn call(tool: &Tool, target: &Target, arguments: &str, workspace: Uuid) -> Result<String> {
+fn call(tool: &Tool, target: &Target, arguments: &str, workspace: Uuid) -> Result<String> {
     let (sql, arguments) = statement(target, arguments, workspace)?;
     let path = search_path()?;
     let before = Identity::now();
@@ -186,14 +220,65 @@ fn execute(sql: &str, arguments: &str, function: pg_sys::Oid) -> Result<Option<S
             }
             // Once more: it may have been analysed again.
             check_called(plan, function)?;
-            let table = pg_sys::SPI_tuptable;
-            if table.is_null() || pg_sys::SPI_processed == 0 {
-                return Ok(None);
-            }
-            let text = pg_sys::SPI_getvalue(*(*table).vals, (*table).tupdesc, 1);
-            Ok((!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned()))
+            Ok(table_text().into_iter().flatten().next().flatten())
         }
     })
+}
+
+/// Rows of a query that only reads, with one parameter, as text: with an older snapshot, or with all that was done until
+/// now.
+pub fn text_rows(sql: &str, parameter: &str, snapshot: Option<pg_sys::Snapshot>) -> Result<Vec<Vec<Option<String>>>> {
+    let sql = CString::new(sql).map_err(|_| Error::bug("a statement holds a NUL"))?;
+    Spi::connect_mut(|_| {
+        // SAFETY: inside a connection of SPI, whose rows are copied before its end; the snapshot that is pushed is popped,
+        // at an error by the end of the subtransaction.
+        unsafe {
+            match snapshot {
+                Some(snapshot) => pg_sys::PushActiveSnapshot(snapshot),
+                None => {
+                    pg_sys::CommandCounterIncrement();
+                    pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+                }
+            }
+            let mut kinds = [pg_sys::TEXTOID];
+            let parameter = parameter.into_datum().ok_or_else(|| Error::bug("no parameter"))?;
+            let mut values = [parameter];
+            pg_sys::SPI_execute_with_args(
+                sql.as_ptr(),
+                1,
+                kinds.as_mut_ptr(),
+                values.as_mut_ptr(),
+                std::ptr::null(),
+                true,
+                10_000,
+            );
+            let rows = table_text();
+            pg_sys::PopActiveSnapshot();
+            Ok(rows)
+        }
+    })
+}
+
+/// What SPI fetched last, as text.
+///
+/// # Safety
+/// Inside a connection of SPI, after a query.
+unsafe fn table_text() -> Vec<Vec<Option<String>>> {
+    // SAFETY: the table has as many rows and columns as it says.
+    unsafe {
+        let Some(table) = pg_sys::SPI_tuptable.as_ref() else { return Vec::new() };
+        let columns = (*table.tupdesc).natts;
+        (0..pg_sys::SPI_processed as usize)
+            .map(|at| {
+                (1..=columns)
+                    .map(|column| {
+                        let text = pg_sys::SPI_getvalue(*table.vals.add(at), table.tupdesc, column);
+                        (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
+                    })
+                    .collect()
+            })
+            .collect()
+    }
 }
 
 /// Refuses a statement that calls another function than the one that was registered: one of the same name whose

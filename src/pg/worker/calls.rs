@@ -3,7 +3,7 @@
 
 use super::transaction::{bare_transaction, transaction};
 use super::{Worker, claim, end, requeue};
-use crate::core::error::{Error, Kind};
+use crate::core::error::Kind;
 use crate::pg::indexing::Job;
 use crate::pg::{owner, spi, tools};
 use std::time::{Duration, Instant};
