@@ -302,6 +302,13 @@ begin
         hint = 'Pass description => ..., or give the function a comment: a model chooses by it.';
     end if;
   end if;
+  -- What no schema speaks of is nothing that a function takes.
+  if not v_schema ?| array['additionalProperties', 'unevaluatedProperties'] then
+    v_schema := v_schema || case
+      when v_schema ?| array['$ref', 'allOf', 'anyOf', 'oneOf', 'if'] then '{"unevaluatedProperties": false}'
+      else '{"additionalProperties": false}'
+    end::jsonb;
+  end if;
   insert into helper.functions as f
     (function_name, product_slug, description, parameters_schema, requires_confirmation, kind, target, http, credential, minimum_role,
       approver_role, self_approval, lapse, recheck, timeout_ms, idempotent, max_result_bytes, tags, read_only, pack, enabled, created_by)
@@ -353,24 +360,24 @@ end
 $$;
 comment on function helper._register_function(text, text, text, jsonb, text) is 'Adds or changes a tool. Errors: 22023, 42704, 42725';
 
--- Looked for as the caller wrote it, on the search path that statements have by default.
+-- A name without a schema is looked for in public, as statements do, and never on a path that somebody chose.
 create function helper._find_function(target text) returns regprocedure
-language plpgsql stable set search_path = pg_catalog, public, pg_temp as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_found oid[];
+  v_found regprocedure;
 begin
   if target ~ '\(' then
-    v_found := array_remove(array[to_regprocedure(target)::oid], null);
-  elsif to_regproc(target) is not null then
-    v_found := array[to_regproc(target)::oid];
+    v_found := coalesce(to_regprocedure(target), to_regprocedure('public.' || target));
+  else
+    v_found := coalesce(to_regproc(target), to_regproc('public.' || target));
   end if;
-  if coalesce(cardinality(v_found), 0) = 0 then
+  if v_found is null then
     raise exception using
       errcode = '42704',
       message = format('function %s does not exist', target),
       hint = 'Write its schema, and its argument types where there are several of the name: public.f(uuid, text).';
   end if;
-  return v_found[1];
+  return v_found;
 end
 $$;
 comment on function helper._find_function(text) is 'A function by its name, alone or with argument types. Errors: 42704';

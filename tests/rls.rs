@@ -202,6 +202,75 @@ const TABLES: &[Table] = &[
     read_only("budgets", BOUND),
     read_only("modes", SHARED),
     read_only("conversation_summaries", HELD),
+    Table {
+        name: "functions",
+        // Not where endpoints and their keys are.
+        readable: &[
+            "id",
+            "function_name",
+            "product_slug",
+            "description",
+            "parameters_schema",
+            "requires_confirmation",
+            "kind",
+            "minimum_role",
+            "approver_role",
+            "self_approval",
+            "lapse",
+            "recheck",
+            "timeout_ms",
+            "idempotent",
+            "max_result_bytes",
+            "tags",
+            "read_only",
+            "pack",
+            "enabled",
+            "created_at",
+            "updated_at",
+        ],
+        select: EVERYTHING,
+        updatable: &[],
+        update: NOBODY,
+        delete: NOBODY,
+    },
+    read_only("function_settings", MEMBERS),
+    Table {
+        name: "function_calls",
+        // Not whose role and claims they run with.
+        readable: &[
+            "workspace_id",
+            "id",
+            "function_id",
+            "function_name",
+            "user_id",
+            "conversation_id",
+            "message_id",
+            "tool_call_id",
+            "arguments",
+            "arguments_hash",
+            "status",
+            "in_queue",
+            "idempotency_key",
+            "preview",
+            "effect_hash",
+            "result",
+            "error",
+            "approver_role",
+            "self_approval",
+            "decided_by",
+            "decided_at",
+            "reason",
+            "lapses_at",
+            "created_at",
+            "started_at",
+            "finished_at",
+        ],
+        select: USED,
+        updatable: &[],
+        update: NOBODY,
+        delete: NOBODY,
+    },
+    hidden("function_counts"),
     hidden("provider_secrets"),
     hidden("token_ratios"),
     hidden("usage_deleted"),
@@ -465,6 +534,13 @@ async fn rows_are_inserted_where_they_belong_and_nowhere_else() {
             denied(),
         ),
         ("update helper.conversation_summaries set content = 'Forged'", denied()),
+        (
+            "insert into helper.function_settings (workspace_id, function_name, enabled) values ('$ws', 'shout_later', true)",
+            denied(),
+        ),
+        ("update helper.function_calls set status = 'queued', approver_role = null", denied()),
+        ("update helper.functions set requires_confirmation = false", denied()),
+        ("delete from helper.function_counts", denied()),
         ("update helper.conversations set user_id = '$foreign_person'", denied()),
         ("update helper.conversations set workspace_id = '$foreign'", denied()),
         (
@@ -516,6 +592,7 @@ const F: Result<&str, &str> = Ok("f");
 const NULL: Result<&str, &str> = Ok("null");
 const VOID: Result<&str, &str> = Ok("");
 const N36: Result<&str, &str> = Ok("36");
+const WAITS: Result<&str, &str> = Ok("awaiting_confirmation");
 const NOT_READY: Result<&str, &str> = Err("55000");
 /// Not for anon, unknown to everyone else.
 const FOREIGN: [Result<&str, &str>; 6] = [NO, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN];
@@ -882,6 +959,84 @@ const FUNCTIONS: &[Function] = &[
             ("helper.set_mode('brief', 'Be terse.', workspace => '$ws')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
             ("helper.set_mode('brief', null, workspace => '$foreign')", FOREIGN),
             ("helper.set_mode('chat', 'Obey me.')", NEVER),
+        ],
+    },
+    Function {
+        name: "register_function",
+        calls: &[
+            ("helper.register_function('mine', 'shout', 'Mine')", NEVER),
+            ("helper.register_function('shout', 'shout', 'Mine')", NEVER),
+        ],
+    },
+    Function { name: "unregister_function", calls: &[("helper.unregister_function('shout')", NEVER)] },
+    Function {
+        name: "set_function",
+        calls: &[
+            ("helper.set_function('shout', false)", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            (
+                "helper.set_function('shout', limits => '{\"user_per_hour\": 1}', workspace => '$ws')",
+                [NO, UNKNOWN, NO, NO, VOID, VOID],
+            ),
+            ("helper.set_function('shout', true, workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "available_functions",
+        calls: &[
+            (
+                "count(*) filter (where pack is null) from helper.available_functions()",
+                [NO, UNKNOWN, Ok("1"), Ok("2"), Ok("2"), Ok("2")],
+            ),
+            ("count(*) from helper.available_functions('$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "call",
+        calls: &[
+            ("length(helper.call('shout', '{\"what\": \"x\"}')::text)", [NO, UNKNOWN, N36, N36, N36, N36]),
+            ("length(helper.call('shout_later', '{\"what\": \"x\"}')::text)", [NO, UNKNOWN, NO, N36, N36, N36]),
+            ("helper.call('shout', '{\"what\": \"x\"}', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "call_status",
+        calls: &[
+            ("helper.call_status('$call') ->> 'status'", [NO, UNKNOWN, UNKNOWN, WAITS, WAITS, WAITS]),
+            ("helper.call_status('$foreign_call')", FOREIGN),
+            ("helper.call_status(null)", FOREIGN),
+        ],
+    },
+    Function {
+        name: "confirm",
+        calls: &[
+            // It is the member's, and theirs to approve.
+            ("helper.confirm('$call') ->> 'status'", [NO, UNKNOWN, UNKNOWN, Ok("succeeded"), NO, NO]),
+            ("helper.confirm('$foreign_call')", FOREIGN),
+            ("helper.confirm(null)", FOREIGN),
+        ],
+    },
+    Function {
+        name: "preview",
+        calls: &[
+            ("helper.preview('$call') ->> 'status'", [NO, UNKNOWN, UNKNOWN, WAITS, NO, NO]),
+            ("helper.preview('$foreign_call')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "reject",
+        calls: &[
+            (
+                "helper.reject('$call', 'No') ->> 'status'",
+                [NO, UNKNOWN, UNKNOWN, Ok("rejected"), Ok("rejected"), Ok("rejected")],
+            ),
+            ("helper.reject('$foreign_call')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "cancel_call",
+        calls: &[
+            ("helper.cancel_call('$call')", [NO, UNKNOWN, UNKNOWN, T, T, T]),
+            ("helper.cancel_call('$foreign_call')", FOREIGN),
         ],
     },
     Function {

@@ -724,8 +724,8 @@ async fn nobody_gets_a_tool_to_do_more_than_they_may() {
     app.admin
         .run(
             "create schema attic; grant all on schema attic to authenticated; grant create on schema public to authenticated; \
-             create function public.own_name() returns text language sql as 'select current_name()'; \
              create function public.current_name() returns text language sql as $$ select 'true' $$; \
+             create function public.own_name() returns text language sql as 'select current_name()'; \
              select helper.register_function('own_name', 'own_name', 'Name', '{\"requires_confirmation\": false}')",
         )
         .await;

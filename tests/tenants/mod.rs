@@ -49,6 +49,8 @@ pub struct Tenant {
     /// By who added it.
     pub documents: BTreeMap<&'static str, String>,
     pub reply: String,
+    /// The member's call of a tool, which waits for approval.
+    pub call: String,
 }
 
 /// Two tenants on a server of their own.
@@ -71,7 +73,10 @@ impl World {
                  select helper.set_model('shared', 'model'); \
                  select helper.set_default('image', 'shared', 'picture'); \
                  select helper.set_budget(1e9); \
-                 select helper.set_budget(1e6, each_user => true)",
+                 select helper.set_budget(1e6, each_user => true); \
+                 create function public.shout(what text) returns text language sql immutable as $$ select upper(what) $$; \
+                 select helper.register_function('shout', 'shout', 'Shouts', '{\"requires_confirmation\": false, \"minimum_role\": \"viewer\"}'); \
+                 select helper.register_function('shout_later', 'shout', 'Shouts', '{\"lapse\": \"30 days\"}')",
             )
             .await;
         let mut tenants = Vec::new();
@@ -146,6 +151,12 @@ impl World {
                 ))
                 .await;
             admin.run(&format!("select helper.set_budget(1e6, user_id => '{}')", people["admin"])).await;
+            owner.run("select helper.set_function('shout', true, '{\"workspace_per_day\": 1000}')").await;
+            for role in ["viewer", "member", "admin", "owner"] {
+                cluster.user(&people[role]).await.run("select helper.call('shout', '{\"what\": \"hello\"}')").await;
+            }
+            let member = cluster.user(&people["member"]).await;
+            let call = member.one("select helper.call('shout_later', '{\"what\": \"hello\"}')::text", &[]).await;
             for (role, person) in people.iter().filter(|(role, _)| **role != "outsider") {
                 admin
                     .run(&format!(
@@ -157,7 +168,7 @@ impl World {
                     ))
                     .await;
             }
-            tenants.push(Tenant { workspace, people, conversations, documents, reply });
+            tenants.push(Tenant { workspace, people, conversations, documents, reply, call });
         }
         World { cluster, admin, tenants }
     }
@@ -182,6 +193,7 @@ impl World {
             ("$foreign_person", &other.people["member"]),
             ("$foreign_reply", &other.reply),
             ("$foreign_model", &format!("model-{}", ["b", "a"][tenant])),
+            ("$foreign_call", &other.call),
             ("$foreign", &other.workspace),
             ("$colleague_conversation", &own.conversations[colleague]),
             ("$conversation", own.conversations.get(role).unwrap_or(&own.conversations["member"])),
@@ -191,6 +203,7 @@ impl World {
             ("$viewer", &own.people["viewer"]),
             ("$outsider", &own.people["outsider"]),
             ("$reply", &own.reply),
+            ("$call", &own.call),
             ("$ws", &own.workspace),
             ("$me", own.people.get(role).unwrap_or(&none)),
         ] {

@@ -108,9 +108,10 @@ fn fault(caught: &CaughtError, code: Option<i32>, late: Option<Duration>) -> Opt
     let (CaughtError::PostgresError(report)
     | CaughtError::ErrorReport(report)
     | CaughtError::RustPanic { ereport: report, .. }) = caught;
+    let known = report.sql_error_code() as i32;
     let code = match caught {
-        CaughtError::PostgresError(_) => code.unwrap_or(report.sql_error_code() as i32),
-        _ => report.sql_error_code() as i32,
+        CaughtError::PostgresError(_) => code.unwrap_or(known),
+        _ => known,
     };
     let sqlstate = unpacked(code);
     let class = &sqlstate[..2];
@@ -130,10 +131,10 @@ fn fault(caught: &CaughtError, code: Option<i32>, late: Option<Duration>) -> Opt
             Some(Fault { sqlstate, message: "the function failed".into(), detail: None, hint: None })
         }
         _ => {
-            let tells = matches!(class, "22" | "23" | "38" | "53" | "55")
-                || sqlstate.starts_with('P')
-                || sqlstate.starts_with("425")
-                || sqlstate.starts_with("427");
+            // What the function's own author wrote, and what is about its arguments and rows.
+            let tells = code != known
+                || matches!(class, "22" | "23" | "38" | "53" | "55")
+                || ["P", "425", "427"].iter().any(|begin| sqlstate.starts_with(begin));
             Some(Fault {
                 sqlstate,
                 message: report.message().to_owned(),
