@@ -12,6 +12,7 @@ pub mod quantise;
 pub mod rank;
 pub mod sentence;
 pub mod sentences;
+pub mod template;
 pub mod terms;
 pub mod tool;
 pub mod wire;

@@ -9,7 +9,7 @@ use crate::core::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Raised by one whenever a frame's meaning changes.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// The longest frame either side accepts, in bytes: a file of the largest allowed size and its envelope.
 pub const MAX_FRAME: usize = 272 * 1024 * 1024;
@@ -109,6 +109,10 @@ pub enum Request {
         /// The value, as JSON text.
         value: String,
     },
+    /// Calls a tool over HTTP; answered with [`Reply::Tool`], also where it failed.
+    Tool(Box<ToolRequest>),
+    /// Asks a server of the Model Context Protocol for its tools; answered with [`Reply::Mcp`].
+    McpList(Box<Endpoint>),
 }
 
 /// A secret, or where the gateway finds it. It is never shown.
@@ -256,6 +260,134 @@ pub struct EmbedCall {
     pub patient: bool,
     /// Milliseconds in all.
     pub timeout_ms: u64,
+}
+
+/// A server of tools: where requests go, and what goes with each of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Name of the function, or of the server, for messages.
+    pub name: String,
+    /// Scheme, host and port; nothing is sent elsewhere, the credential least of all.
+    pub origin: String,
+    /// Where the request goes, percent-encoded.
+    pub url: String,
+    /// Headers of every request.
+    pub headers: Vec<(String, String)>,
+    /// Its key, sent to that host alone.
+    pub credential: Credential,
+    /// The header that the key goes into.
+    pub credential_header: String,
+    /// What stands before the key, such as `Bearer `.
+    pub credential_prefix: String,
+    /// Whether the host may have a private, loopback or link-local address, and be spoken to without TLS.
+    pub allow_private: bool,
+    /// Milliseconds in all.
+    pub timeout_ms: u64,
+    /// Bytes of a reply that are kept.
+    pub max_bytes: u64,
+}
+
+/// A call of a tool.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ToolRequest {
+    /// The server.
+    pub endpoint: Endpoint,
+    /// What it is asked.
+    pub errand: Errand,
+    /// Sent as `Idempotency-Key`, the same each time.
+    pub idempotency_key: String,
+    /// What was sent twice has the effect of once: a request that failed is sent once more.
+    pub idempotent: bool,
+}
+
+/// What a server of tools is asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Errand {
+    /// One HTTP request.
+    Http {
+        /// Such as `POST`.
+        method: String,
+        /// JSON; `None` where the method has no body.
+        body: Option<String>,
+        /// How it is signed.
+        signature: Option<Signature>,
+    },
+    /// A tool of a server of the Model Context Protocol.
+    Mcp {
+        /// The server's name for the tool.
+        tool: String,
+        /// A JSON object.
+        arguments: String,
+    },
+}
+
+/// How a request is signed: `t=SECONDS,v1=HEX` in a header, HEX the HMAC-SHA256 of seconds since 1970, method, path with
+/// query, and body, with a line feed between two of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Signature {
+    /// The header.
+    pub header: String,
+    /// The key.
+    pub secret: Credential,
+}
+
+/// How a call of a tool ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToolReply {
+    /// The server answered.
+    Answered(ToolAnswer),
+    /// It did not, or not so that it can be read.
+    Failed {
+        /// Why.
+        error: Error,
+        /// The server may have had the request, and done what was asked.
+        reached: bool,
+    },
+}
+
+/// What a server of tools answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolAnswer {
+    /// HTTP status.
+    pub status: u16,
+    /// The answer is the server's own word that it failed.
+    pub is_error: bool,
+    /// It does not know itself whether what was asked is done: a proxy lost the server that does it.
+    pub unsure: bool,
+    /// Media type without parameters, in lower case; empty where the server told none.
+    pub content_type: String,
+    /// The answer's text.
+    pub body: String,
+    /// The answer was longer.
+    pub truncated: bool,
+}
+
+/// What a server of the Model Context Protocol has to offer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct McpServer {
+    /// Revision of the protocol that was agreed on.
+    pub protocol: String,
+    /// What it calls itself.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its tools, in its order.
+    pub tools: Vec<McpTool>,
+}
+
+/// A tool of such a server. All of it is the server's word.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct McpTool {
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub description: String,
+    /// JSON Schema of its arguments.
+    pub input_schema: String,
+    /// It says that it changes nothing.
+    pub read_only: bool,
+    /// It says that what is asked twice is done once.
+    pub idempotent: bool,
 }
 
 /// A document to read and cut.
@@ -412,6 +544,10 @@ pub enum Reply {
     Providers(Vec<ProviderState>),
     /// What is wrong with a JSON value; nothing where it is as its schema says.
     Checked(Vec<Problem>),
+    /// How a call of a tool ended.
+    Tool(Box<ToolReply>),
+    /// What a server of tools has to offer.
+    Mcp(Box<McpServer>),
 }
 
 /// Where a JSON value is not as its schema says.

@@ -210,6 +210,10 @@ impl Gateway {
             Request::EmbedWith(call) => {
                 Ok(Reply::Call(Box::new(self.providers.embed(*call, &Sink::new(id, out.clone())).await)))
             }
+            Request::Tool(request) => Ok(Reply::Tool(Box::new(self.providers.tool(*request).await))),
+            Request::McpList(server) => {
+                self.providers.mcp_tools(*server).await.map(|offer| Reply::Mcp(Box::new(offer)))
+            }
             Request::Providers => Ok(Reply::Providers(self.providers.states())),
             Request::Recorded { database, upto } => {
                 self.providers.ledger().recorded(database, upto);

@@ -8,6 +8,7 @@ mod embedding;
 mod failure;
 mod gemini;
 mod lines;
+pub mod mcp;
 mod ollama;
 mod openai;
 mod reply;

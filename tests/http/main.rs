@@ -1,5 +1,5 @@
-//! Calls of providers against a provider that follows a script: faults, limits, fallback, records, and where the gateway
-//! will not connect to.
+//! Calls of providers and tools against a server that follows a script: faults, limits, fallback, records, and where the
+//! gateway will not connect to.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -8,10 +8,12 @@ mod egress;
 mod embeddings;
 mod faults;
 mod limits;
+mod mcp;
 #[path = "../provider/mod.rs"]
 mod provider;
 mod socket;
 mod tls;
+mod tools;
 
 use helper_ai::core::chat::{Chat, Event, Kind, Message, Purpose, Role, Usage};
 use helper_ai::core::wire::{

@@ -6,7 +6,7 @@ use crate::core::wire::{CallEnd, ChatCall, Item, Outcome, Provider, Route};
 use crate::gateway::http::account::{Account, Guess, Heard};
 use crate::gateway::http::exchange::{Body, Exchange, Reader};
 use crate::gateway::http::fault::Fault;
-use crate::gateway::http::{Providers, Sink, deadline, too_slow};
+use crate::gateway::http::{Addressee, Providers, Sink, deadline, too_slow};
 use crate::provider::{self, Decoder, Failure};
 use std::time::Instant;
 use tokio::time::timeout_at;
@@ -55,7 +55,7 @@ impl Providers {
         let call = provider::chat(provider.kind, &dialect, model, *output_limit, ask.chat)?;
         let ready = match timeout_at(ask.deadline.into(), self.clients.request(provider, call)).await {
             Ok(ready) => ready?,
-            Err(_) => return Err(too_slow(&provider.name, ask.timeout_ms).into()),
+            Err(_) => return Err(too_slow(Addressee::Provider(&provider.name), ask.timeout_ms).into()),
         };
         let most_said = match (ask.chat.max_output_tokens, *output_limit) {
             (Some(asked), 0) => asked,

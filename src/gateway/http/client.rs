@@ -3,7 +3,7 @@
 use crate::core::error::{Error, Result};
 use crate::core::wire::Provider;
 use crate::gateway::http::egress::{self, Lookup, Resolver};
-use crate::gateway::http::{credential, fault::Fault};
+use crate::gateway::http::{Addressee, credential, fault::Fault};
 use crate::provider;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Certificate, Client, Method, Request, Url};
@@ -49,7 +49,7 @@ impl Settings {
 
 /// The client, once for each way to connect: where to, and for how long to try.
 ///
-/// A provider that may have a private address never shares connections with one that may not.
+/// What may have a private address never shares connections with one that may not.
 pub struct Clients {
     settings: Settings,
     made: Mutex<HashMap<(bool, u32), Client>>,
@@ -61,8 +61,9 @@ impl Clients {
         Clients { settings, made: Mutex::default() }
     }
 
-    fn of(&self, provider: &Provider) -> Result<Client> {
-        let key = (provider.allow_private, provider.connect_timeout_ms);
+    /// The client that may connect to private addresses or not, and tries for so many milliseconds.
+    fn of(&self, allow_private: bool, connect_timeout_ms: u32) -> Result<Client> {
+        let key = (allow_private, connect_timeout_ms);
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = made.get(&key) {
             return Ok(client.clone());
@@ -121,14 +122,19 @@ impl Clients {
             headers.insert(named(header)?, value);
         }
         if let Some(auth) = provider::auth(provider.kind)
-            && let Some(key) = credential::header(name, &provider.credential, auth.prefix).await?
+            && let Some(key) = credential::header(Addressee::Provider(name), &provider.credential, auth.prefix).await?
         {
             headers.insert(named(auth.header)?, key);
         }
         let mut request = Request::new(method, url);
         *request.headers_mut() = headers;
         *request.body_mut() = Some(call.body.into());
-        Ok(Ready { client: self.of(provider)?, request })
+        Ok(Ready { client: self.of(provider.allow_private, provider.connect_timeout_ms)?, request })
+    }
+
+    /// A request of another kind, which is complete but for the way to connect.
+    pub fn ready(&self, request: Request, allow_private: bool, connect_timeout_ms: u32) -> Result<Ready> {
+        Ok(Ready { client: self.of(allow_private, connect_timeout_ms)?, request })
     }
 }
 
@@ -143,10 +149,10 @@ pub struct Ready {
 }
 
 impl Ready {
-    /// Sends it to the provider of that name.
-    pub async fn send(&self, provider: &str) -> std::result::Result<reqwest::Response, Fault> {
+    /// Sends it.
+    pub async fn send(&self, to: Addressee<'_>) -> std::result::Result<reqwest::Response, Fault> {
         // The body is bytes, which are shared and not copied.
         let request = self.request.try_clone().ok_or_else(|| Error::bug("a request cannot be sent twice"))?;
-        self.client.execute(request).await.map_err(|error| Fault::of_client(&error, provider, false))
+        self.client.execute(request).await.map_err(|error| Fault::of_client(&error, to, false))
     }
 }

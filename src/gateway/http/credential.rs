@@ -1,16 +1,30 @@
-//! The secret of a provider, found where its credential says.
+//! A secret, found where its credential says.
 
 use crate::core::error::{Error, Result};
 use crate::core::wire::Credential;
+use crate::gateway::http::Addressee;
 use reqwest::header::HeaderValue;
 use std::io::Read;
 
 /// The longest file that a key may be the first line of.
 const FILE_BYTES: u64 = 64 * 1024;
 
-/// The value of the header that the key goes into, marked as a secret; `None` where the provider wants none.
-pub async fn header(provider: &str, credential: &Credential, prefix: &str) -> Result<Option<HeaderValue>> {
-    let missing = |what: String| Error::not_ready(format!("provider \"{provider}\" has no key")).detail(what);
+/// The value of the header that the key goes into, marked as a secret; `None` where none is wanted.
+pub async fn header(to: Addressee<'_>, credential: &Credential, prefix: &str) -> Result<Option<HeaderValue>> {
+    let Some(key) = key(to, credential).await? else { return Ok(None) };
+    let mut value = HeaderValue::try_from([prefix, &key].concat())
+        .map_err(|_| missing(to, "It has characters that a header cannot hold.").hint("Set its credential again."))?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+fn missing(to: Addressee<'_>, what: impl Into<String>) -> Error {
+    Error::not_ready(format!("{to} has no key")).detail(what)
+}
+
+/// The key itself, which is not empty; `None` where none is wanted.
+pub async fn key(to: Addressee<'_>, credential: &Credential) -> Result<Option<String>> {
+    let missing = |what: String| missing(to, what);
     let key = match credential {
         Credential::None => return Ok(None),
         Credential::Key(key) => first_line(key),
@@ -35,13 +49,9 @@ pub async fn header(provider: &str, credential: &Credential, prefix: &str) -> Re
         }
     };
     if key.is_empty() {
-        return Err(missing("It is empty.".into()).hint("Set the provider's credential again."));
+        return Err(missing("It is empty.".into()).hint("Set its credential again."));
     }
-    let mut value = HeaderValue::try_from([prefix, &key].concat()).map_err(|_| {
-        missing("It has characters that a header cannot hold.".into()).hint("Set the provider's credential again.")
-    })?;
-    value.set_sensitive(true);
-    Ok(Some(value))
+    Ok(Some(key))
 }
 
 fn first_line(text: &str) -> String {
@@ -67,7 +77,7 @@ mod tests {
     use crate::core::error::Kind;
 
     async fn of(credential: Credential) -> Result<Option<HeaderValue>> {
-        header("p", &credential, "Bearer ").await
+        header(Addressee::Provider("p"), &credential, "Bearer ").await
     }
 
     #[tokio::test]

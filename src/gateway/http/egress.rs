@@ -1,7 +1,8 @@
 //! Where the gateway may connect to. An address is checked where it is found, and that one is used: a literal in the
-//! provider's URL here, the answers for a name in the resolver that the connection takes its addresses from.
+//! URL here, the answers for a name in the resolver that the connection takes its addresses from.
 
 use crate::core::error::{Error, Kind, Result};
+use crate::gateway::http::Addressee;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -67,20 +68,28 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 
 /// A provider's base URL, read and checked as far as it can be without asking for addresses.
 pub fn base_url(provider: &str, text: &str, allow_private: bool) -> Result<Url> {
-    let bad = |what: &str| Error::bad_argument(format!("base URL of provider \"{provider}\" {what}"));
+    let to = Addressee::Provider(provider);
+    let url = url(to, text, allow_private)?;
+    match url.query().is_some() || url.fragment().is_some() {
+        true => Err(Error::bad_argument(format!("{} of {to} has a query or a fragment", to.url()))),
+        false => Ok(url),
+    }
+}
+
+/// A URL to send to, read and checked as far as it can be without asking for addresses.
+pub fn url(to: Addressee<'_>, text: &str, allow_private: bool) -> Result<Url> {
+    let bad = |what: &str| Error::bad_argument(format!("{} of {to} {what}", to.url()));
     let url = Url::parse(text).map_err(|_| bad("is not a URL"))?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(bad("has a user or a password in it").hint("Give the key as the provider's credential."));
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(bad("has a query or a fragment"));
+        return Err(bad("has a user or a password in it").hint("Give the key as its credential."));
     }
     match url.scheme() {
         "https" => {}
         "http" if allow_private => {}
         "http" => {
-            return Err(bad("is not https")
-                .hint("Plain http is spoken only with providers that an administrator allows private addresses."));
+            return Err(
+                bad("is not https").hint("Plain http is spoken only where an administrator allows private addresses.")
+            );
         }
         _ => return Err(bad("is not https")),
     }
@@ -91,16 +100,16 @@ pub fn base_url(provider: &str, text: &str, allow_private: bool) -> Result<Url> 
         Some(Host::Ipv6(address)) => Some(IpAddr::V6(address)),
     };
     match literal {
-        Some(address) if !allow_private && !is_public(address) => Err(refused(provider)),
+        Some(address) if !allow_private && !is_public(address) => Err(refused(to)),
         _ => Ok(url),
     }
 }
 
-/// The error for a provider whose host may not be connected to.
-pub fn refused(provider: &str) -> Error {
-    Error::new(Kind::NotPermitted, format!("provider \"{provider}\" has an address that is not public"))
+/// The error for a host that may not be connected to.
+pub fn refused(to: Addressee<'_>) -> Error {
+    Error::new(Kind::NotPermitted, format!("{to} has an address that is not public"))
         .detail("Private, loopback, link-local and other special addresses are refused.")
-        .hint("An administrator can allow private addresses for this provider.")
+        .hint("An administrator can allow private addresses for it.")
 }
 
 /// All that a name has for an address is not public.

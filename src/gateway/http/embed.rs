@@ -7,7 +7,7 @@ use crate::gateway::http::account::{Account, Guess, Sent};
 use crate::gateway::http::exchange::{Body, Exchange, Reader};
 use crate::gateway::http::fault::{Fault, Health};
 use crate::gateway::http::share::{Done, Share, Vectors};
-use crate::gateway::http::{Providers, Sink, deadline, tokens, too_slow};
+use crate::gateway::http::{Addressee, Providers, Sink, deadline, tokens, too_slow};
 use crate::provider::{self, Batch, Cause, Failure};
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
@@ -140,7 +140,7 @@ impl Providers {
         let request = provider::embed(provider.kind, model, texts, call.dimensions, call.purpose)?;
         let ready = match timeout_at((*deadline).into(), self.clients.request(provider, request)).await {
             Ok(ready) => ready?,
-            Err(_) => return Err(too_slow(&provider.name, call.timeout_ms).into()),
+            Err(_) => return Err(too_slow(Addressee::Provider(&provider.name), call.timeout_ms).into()),
         };
         let peer = self.peers.of(provider.id);
         let exchange = Exchange {
@@ -173,7 +173,7 @@ async fn await_share(work: &Work, pending: &Pending) -> error::Result<Done> {
     match timeout_at((work.deadline + grace).into(), pending.share.done()).await {
         Ok(Some(done)) => Ok(done),
         Ok(None) => Err(Error::bug("a request for embeddings panicked")),
-        Err(_) => Err(too_slow(&work.call.route.provider.name, work.call.timeout_ms)),
+        Err(_) => Err(too_slow(Addressee::Provider(&work.call.route.provider.name), work.call.timeout_ms)),
     }
 }
 

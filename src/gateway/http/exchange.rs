@@ -6,8 +6,8 @@ use crate::gateway::http::account::Sent;
 use crate::gateway::http::client::Ready;
 use crate::gateway::http::fault::{Fault, Health};
 use crate::gateway::http::peer::{Cooling, Peer};
-use crate::gateway::http::too_slow;
 use crate::gateway::http::turns::Limit;
+use crate::gateway::http::{Addressee, too_slow};
 use crate::provider;
 use reqwest::Response;
 use std::hash::{BuildHasher, Hasher};
@@ -57,6 +57,10 @@ pub struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
+    fn to(&self) -> Addressee<'_> {
+        Addressee::Provider(&self.provider.name)
+    }
+
     /// Sends the request until it is answered, or not worth sending again.
     pub async fn run<R: Reader>(&self, ready: &Ready, reader: &mut R) -> Result<R::Output, Fault> {
         let mut repeated = 0;
@@ -118,7 +122,7 @@ impl Exchange<'_> {
         };
         let result = match timeout_at(self.deadline.into(), exchange).await {
             Ok(result) => result,
-            Err(_) => Err(Fault { lost: true, ..too_slow(&self.provider.name, self.timeout_ms).into() }),
+            Err(_) => Err(Fault { lost: true, ..too_slow(self.to(), self.timeout_ms).into() }),
         };
         if result.as_ref().err().is_none_or(|fault| !fault.lost) {
             self.sent.at_stake.fetch_sub(self.tokens.max(1), Ordering::Relaxed);
@@ -144,13 +148,13 @@ impl Exchange<'_> {
         let provider = self.provider;
         let first_byte = u64::from(provider.connect_timeout_ms) + u64::from(provider.first_byte_timeout_ms);
         let first_byte = began + Duration::from_millis(first_byte);
-        let response = match timeout_at(first_byte.into(), ready.send(&provider.name)).await {
+        let response = match timeout_at(first_byte.into(), ready.send(self.to())).await {
             Ok(response) => response?,
-            Err(_) => return Err(silent(&provider.name, "did not answer")),
+            Err(_) => return Err(silent(self.to(), "did not answer")),
         };
         let idle = Duration::from_millis(u64::from(provider.idle_timeout_ms));
         let most = provider.max_reply_bytes;
-        let mut body = Body { response, name: &provider.name, first: Some(first_byte), idle, most, left: most };
+        let mut body = Body { response, to: self.to(), first: Some(first_byte), idle, most, left: most };
         let status = body.response.status();
         if status.is_success() {
             return match body.response.content_length() {
@@ -204,22 +208,22 @@ impl Exchange<'_> {
 
 /// A wait of any length up to a limit that doubles with each repetition, so that those who failed together do not
 /// come back together.
-fn jitter(first: Duration, repeated: u32) -> Duration {
+pub fn jitter(first: Duration, repeated: u32) -> Duration {
     let most = first.saturating_mul(1 << repeated.min(16)).min(LONGEST_BACKOFF);
     // Every such state has keys of its own.
     let random = std::hash::RandomState::new().build_hasher().finish();
     most.mul_f64(random as f64 / u64::MAX as f64)
 }
 
-fn silent(provider: &str, what: &str) -> Fault {
-    let error = Error::new(Kind::Provider, format!("provider \"{provider}\" {what}")).detail("Nothing came in time.");
+fn silent(to: Addressee<'_>, what: &str) -> Fault {
+    let error = Error::new(Kind::Provider, format!("{to} {what}")).detail("Nothing came in time.");
     Fault { lost: true, ..Fault::passing(error) }
 }
 
 /// A reply's body as it comes.
 pub struct Body<'a> {
     response: Response,
-    name: &'a str,
+    to: Addressee<'a>,
     /// When its first part has to be there, while it is not.
     first: Option<Instant>,
     idle: Duration,
@@ -233,8 +237,8 @@ impl Body<'_> {
         let idle = Instant::now() + self.idle;
         let until = self.first.take().map_or(idle, |first| first.max(idle));
         let part = match timeout_at(until.into(), self.response.chunk()).await {
-            Ok(part) => part.map_err(|error| Fault::of_client(&error, self.name, true))?,
-            Err(_) => return Err(silent(self.name, "broke off its reply")),
+            Ok(part) => part.map_err(|error| Fault::of_client(&error, self.to, true))?,
+            Err(_) => return Err(silent(self.to, "broke off its reply")),
         };
         let length = part.as_ref().map_or(0, |part| part.len() as u64);
         self.left = self.left.checked_sub(length).ok_or_else(|| self.too_long())?;
@@ -249,7 +253,7 @@ impl Body<'_> {
     }
 
     fn too_long(&self) -> Fault {
-        let error = Error::new(Kind::OverLimit, format!("reply of provider \"{}\" is too long", self.name))
+        let error = Error::new(Kind::OverLimit, format!("reply of {} is too long", self.to))
             .detail(format!("Allowed are {} bytes.", self.most));
         Fault { health: Health::Well, lost: true, ..Fault::from(error) }
     }

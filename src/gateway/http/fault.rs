@@ -1,6 +1,7 @@
 //! Why a request to a provider came to nothing, and what may be done about it.
 
 use crate::core::error::{Error, Kind};
+use crate::gateway::http::Addressee;
 use crate::gateway::http::egress::{self, NoAddress, NotPublic};
 use crate::provider::{Cause, Failure};
 use std::error::Error as _;
@@ -79,19 +80,19 @@ impl Fault {
     }
 
     /// What the HTTP client says. Its own words may hold the URL, so that none of them is repeated.
-    pub fn of_client(error: &reqwest::Error, provider: &str, began: bool) -> Fault {
+    pub fn of_client(error: &reqwest::Error, to: Addressee<'_>, began: bool) -> Fault {
         let mut source: Option<&(dyn std::error::Error + 'static)> = error.source();
         let mut why = None;
         while let Some(cause) = source {
             if cause.is::<NotPublic>() {
-                return Fault::from(egress::refused(provider));
+                return Fault::from(egress::refused(to));
             }
             if cause.is::<NoAddress>() {
                 why = Some("Its name has no address.");
             }
             if let Some(io) = cause.downcast_ref::<std::io::Error>() {
                 why = why.or(io_reason(io));
-                if let Some(error) = of_tls(io, provider) {
+                if let Some(error) = of_tls(io, to) {
                     return Fault { again: false, ..Fault::passing(error) };
                 }
             }
@@ -103,11 +104,11 @@ impl Fault {
             _ => "The connection broke off.",
         });
         let message = match (error.is_connect(), began) {
-            (true, _) => format!("cannot connect to provider \"{provider}\""),
-            (_, false) => format!("provider \"{provider}\" did not answer"),
-            (_, true) => format!("provider \"{provider}\" broke off its reply"),
+            (true, _) => format!("cannot connect to {to}"),
+            (_, false) => format!("{to} did not answer"),
+            (_, true) => format!("{to} broke off its reply"),
         };
-        let hint = "Try again later; check that the provider is there and the base URL is right.";
+        let hint = format!("Try again later; check that it is there and its {} is right.", to.url());
         let lost = !error.is_connect();
         Fault { lost, ..Fault::passing(Error::new(Kind::Provider, message).detail(why).hint(hint)) }
     }
@@ -115,11 +116,11 @@ impl Fault {
 
 /// An error of TLS that no repetition changes. The library's own is within others and not ours to name, so that it is
 /// known by how it is written.
-fn of_tls(error: &std::io::Error, provider: &str) -> Option<Error> {
+fn of_tls(error: &std::io::Error, to: Addressee<'_>) -> Option<Error> {
     let written = format!("{error:?}");
     if written.contains("InvalidContentType") {
-        let error = Error::new(Kind::Provider, format!("cannot connect to provider \"{provider}\""));
-        return Some(error.detail("It does not speak TLS.").hint("Check its base URL."));
+        let error = Error::new(Kind::Provider, format!("cannot connect to {to}"));
+        return Some(error.detail("It does not speak TLS.").hint(format!("Check its {}.", to.url())));
     }
     let (_, reason) = written.split_once("InvalidCertificate(")?;
     let reasons = [
@@ -129,8 +130,8 @@ fn of_tls(error: &std::io::Error, provider: &str) -> Option<Error> {
         ("NotValidYet", "It is not valid yet."),
         ("Expired", "It has expired."),
     ];
-    let error = Error::new(Kind::Provider, format!("certificate of provider \"{provider}\" is not valid"))
-        .hint("Check its base URL, and the certificate authorities that the gateway trusts.");
+    let error = Error::new(Kind::Provider, format!("certificate of {to} is not valid"))
+        .hint(format!("Check its {}, and the certificate authorities that the gateway trusts.", to.url()));
     let known = reasons.into_iter().find(|(name, _)| reason.starts_with(name));
     Some(match known {
         Some((_, sentence)) => error.detail(sentence),

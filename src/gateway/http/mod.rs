@@ -1,6 +1,6 @@
-//! Calls of providers: requests of the database in, replies of language models out, and a record of each.
+//! Calls of providers and tools: requests of the database in, replies out, and a record of each call of a model.
 //!
-//! One client with pooled connections, one retry loop, one set of limits for each provider. A key is looked up here and
+//! One client with pooled connections; for providers one retry loop, and one set of limits for each. A key is looked up here and
 //! goes into one header; it never comes into an error or a log line. Whatever is dropped ends its request at once.
 
 mod account;
@@ -13,9 +13,11 @@ mod embed;
 mod exchange;
 mod fault;
 mod ledger;
+mod mcp;
 mod peer;
 mod share;
 pub mod tokens;
+mod tool;
 mod turns;
 
 pub use client::Settings;
@@ -86,8 +88,40 @@ fn deadline(began: Instant, timeout_ms: u64) -> Instant {
     began + Duration::from_millis(timeout_ms.min(DAY))
 }
 
+/// Whom a request is sent to, as messages name it.
+#[derive(Clone, Copy, Debug)]
+pub enum Addressee<'a> {
+    /// A provider of models.
+    Provider(&'a str),
+    /// The server of a function.
+    Function(&'a str),
+    /// A server of the Model Context Protocol.
+    Mcp(&'a str),
+}
+
+impl Addressee<'_> {
+    /// What its address is called where it is set.
+    pub fn url(self) -> &'static str {
+        match self {
+            Addressee::Provider(_) => "base URL",
+            Addressee::Function(_) | Addressee::Mcp(_) => "URL",
+        }
+    }
+}
+
+impl std::fmt::Display for Addressee<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Addressee::Provider(name) => write!(f, "provider \"{name}\""),
+            Addressee::Function(name) => write!(f, "function \"{name}\""),
+            Addressee::Mcp(name) => write!(f, "MCP server \"{name}\""),
+        }
+    }
+}
+
 /// A call that took all the time it had.
-fn too_slow(end: &str, timeout_ms: u64) -> Error {
-    Error::new(crate::core::error::Kind::Cancelled, format!("call of provider \"{end}\" took too long"))
-        .detail(format!("Allowed are {timeout_ms} ms, with the time to wait for a turn."))
+fn too_slow(to: Addressee<'_>, timeout_ms: u64) -> Error {
+    let turn = if matches!(to, Addressee::Provider(_)) { ", with the time to wait for a turn" } else { "" };
+    Error::new(crate::core::error::Kind::Cancelled, format!("call of {to} took too long"))
+        .detail(format!("Allowed are {timeout_ms} ms{turn}."))
 }
