@@ -72,6 +72,7 @@ create unique index function_calls_idempotency_key_idx on helper.function_calls 
 create index function_calls_message_id_idx on helper.function_calls (message_id, workspace_id) where message_id is not null;
 create index function_calls_conversation_id_idx on helper.function_calls (conversation_id, workspace_id) where conversation_id is not null;
 create index function_calls_user_id_id_idx on helper.function_calls (user_id, id);
+create index function_calls_running_idx on helper.function_calls (id) where status = 'running';
 create index function_calls_lapses_at_idx on helper.function_calls (lapses_at) where status = 'awaiting_confirmation';
 
 alter table helper.function_calls enable row level security;
@@ -171,6 +172,38 @@ begin
 end
 $$;
 comment on function helper._expire_calls() is 'Ends calls that nobody approved in time, and says how many';
+
+-- What is still seen to run when a worker begins was sent by one before it: whether the request or its answer was lost,
+-- nobody knows.
+create function helper._settle_calls() returns bigint
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_count bigint := 0;
+  v_call record;
+  v_state text;
+begin
+  for v_call in
+    select c.workspace_id, c.id, c.in_queue, coalesce(f.idempotent, false) as idempotent
+    from helper.function_calls c
+    left join helper.functions f on f.id = c.function_id
+    where c.status = 'running'
+    for update of c skip locked
+  loop
+    v_state := case when not v_call.idempotent then 'uncertain' when v_call.in_queue then 'queued' else 'failed' end;
+    v_count := v_count + helper._move_call(v_call.workspace_id, v_call.id, array['running'], v_state,
+      case when v_state = 'queued' then '{}' else jsonb_build_object('error', jsonb_build_object(
+        'sqlstate', '55000',
+        'message', 'the server ended during the call',
+        'hint', case v_state
+          when 'failed' then 'Call the function again.'
+          else 'Whether the tool has done it is not known: look there before it is called again.'
+        end)) end)::integer;
+  end loop;
+  return v_count;
+end
+$$;
+comment on function helper._settle_calls() is
+  'Ends calls that a worker which is gone had sent, or has them sent again where a repetition does no harm, and says how many; called when a worker begins';
 
 -- Which call, and who may do what with it
 

@@ -195,6 +195,11 @@ create function helper._check_schema(schema jsonb) returns void
 language c volatile parallel unsafe as 'MODULE_PATHNAME', 'check_schema_wrapper';
 comment on function helper._check_schema(jsonb) is 'Refuses what is no JSON Schema of an object. Errors: 22023, 55000';
 
+create function helper._check_request(form jsonb, schema jsonb) returns void
+language c stable strict parallel safe as 'MODULE_PATHNAME', 'check_request_wrapper';
+comment on function helper._check_request(jsonb, jsonb) is
+  'Refuses a request (method, url, headers, body) that arguments of this schema do not fit, or that could go to another host. Errors: 22023';
+
 create function helper._qualified(target regprocedure) returns text
 language sql stable strict set search_path = pg_catalog, pg_temp as $$
   select format('%I.%I(%s)', n.nspname, p.proname, (
@@ -243,7 +248,7 @@ language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 declare
   v_flags constant text[] := array['requires_confirmation', 'self_approval', 'recheck', 'idempotent', 'read_only', 'allow_private', 'enabled'];
   v_numbers constant text[] := array['timeout_ms', 'max_result_bytes'];
-  v_texts constant text[] := array['product', 'minimum_role', 'approver_role', 'lapse', 'method', 'credential'];
+  v_texts constant text[] := array['product', 'minimum_role', 'approver_role', 'lapse', 'method', 'credential', 'credential_header', 'credential_prefix'];
   v_objects constant text[] := array['parameters_schema', 'headers', 'signature'];
   v_option record;
 begin
@@ -280,7 +285,7 @@ begin
       message = format('function name "%s" is not valid', _register_function.name),
       hint = 'Use at most 64 letters, digits, "_" and "-", the first a letter.';
   end if;
-  if _register_function.target ~* '^https?://' then
+  if _register_function.target ~* '^(https?://|mcp:)' then
     v_http := helper._function_request(_register_function.target, v_options);
     if v_schema is null or v_description is null then
       raise exception using
@@ -386,33 +391,35 @@ comment on function helper._find_function(text) is 'A function by its name, alon
 create function helper._function_request(url text, options jsonb) returns jsonb
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_method text := upper(coalesce(options ->> 'method', 'POST'));
+  v_mcp text[] := regexp_match(url, '^mcp:([^/]+)/(.+)$');
+  v_form jsonb;
 begin
-  if url !~* '^https?://[^/?#@[:space:]{}]+([/?][^#[:space:]]*)?$' then
-    raise exception using
-      errcode = '22023',
-      message = 'the address of the endpoint is not valid',
-      hint = 'It is http or https and a host, then perhaps a path and a query with placeholders such as {name}; no user and no fragment.';
-  end if;
-  if v_method not in ('GET', 'POST', 'PUT', 'PATCH', 'DELETE') then
-    raise exception using errcode = '22023', message = format('method "%s" is not known', v_method),
-      hint = 'Methods are GET, POST, PUT, PATCH and DELETE.';
+  if url like 'mcp:%' then
+    if not exists (select from helper.mcp_servers s where s.name = v_mcp[1]) then
+      raise exception using errcode = '42704', message = format('MCP server "%s" does not exist', v_mcp[1]);
+    end if;
+    return jsonb_build_object('server', v_mcp[1], 'tool', v_mcp[2]);
   end if;
   if options -> 'parameters_schema' is not null then
     perform helper._check_schema(options -> 'parameters_schema');
   end if;
   perform helper._check_credential(options ->> 'credential', null);
   perform helper._check_credential(options -> 'signature' ->> 'secret', null);
-  return jsonb_strip_nulls(jsonb_build_object(
-    'method', v_method,
-    'url', url,
-    'headers', options -> 'headers',
-    'body', options -> 'body',
-    'signature', options -> 'signature',
-    'allow_private', coalesce((options -> 'allow_private')::boolean, false)));
+  perform helper._check_options(coalesce(options -> 'signature', '{}'), array['algorithm', 'header', 'secret'], 'a signature');
+  if coalesce(options -> 'signature' ->> 'algorithm', 'hmac-sha256') <> 'hmac-sha256' or options -> 'signature' ->> 'secret' is null and options ? 'signature' then
+    raise exception using
+      errcode = '22023',
+      message = 'option "signature" of a function is not valid',
+      hint = 'It has secret (env:NAME, file:/path or vault:name), and perhaps header and algorithm, which is hmac-sha256.';
+  end if;
+  select jsonb_object_agg(o.key, o.value) into v_form
+  from jsonb_each(options || jsonb_build_object('url', url)) o
+  where o.key in ('method', 'url', 'headers', 'body', 'signature', 'allow_private', 'credential_header', 'credential_prefix');
+  perform helper._check_request(v_form, options -> 'parameters_schema');
+  return v_form;
 end
 $$;
-comment on function helper._function_request(text, jsonb) is 'The request of an HTTP tool, checked. Errors: 22023, 42501';
+comment on function helper._function_request(text, jsonb) is 'The request of an HTTP tool, checked. Errors: 22023, 42501, 42704';
 
 create function helper.register_function(name text, target text, description text default null, options jsonb default '{}') returns uuid
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -425,7 +432,7 @@ begin
 end
 $$;
 comment on function helper.register_function(text, text, text, jsonb) is
-  'Makes a SQL function, or an HTTP endpoint by its URL, a tool, or changes one, and returns its id. description: the function''s comment where null. options: product, tags, parameters_schema (made from the arguments where absent), requires_confirmation (true), minimum_role (member), approver_role, self_approval (true), lapse (1 hour), recheck (true), timeout_ms (30000), max_result_bytes (65536), read_only, enabled; for endpoints method, headers, body, credential, signature, idempotent, allow_private. For administrators. Errors: 22023, 42501, 42704';
+  'Makes a SQL function, or an HTTP endpoint by its URL, a tool, or changes one, and returns its id. description: the function''s comment where null. options: product, tags, parameters_schema (made from the arguments where absent), requires_confirmation (true), minimum_role (member), approver_role, self_approval (true), lapse (1 hour), recheck (true), timeout_ms (30000), max_result_bytes (65536), read_only, enabled; for endpoints method (POST), headers and body with places such as {{name}} for arguments, as {name} in the URL, credential with credential_header (authorization) and credential_prefix (Bearer), signature (secret, header), idempotent, allow_private. For administrators. Errors: 22023, 42501, 42704';
 
 create function helper.unregister_function(name text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$

@@ -6,7 +6,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   -- What an application's own policies need, and what says nothing to a caller without identity.
   v_predicates constant text[] := array['caller_claims', 'caller_role', 'current_user_id', 'is_member', 'my_role', 'my_workspaces'];
-  v_administrators constant text[] := array['attach_table', 'detach_table', 'grant_usage', 'pack_vectors', 'register_function', 'status', 'unregister_function', 'use_membership'];
+  v_administrators constant text[] := array['add_mcp_server', 'attach_table', 'detach_table', 'grant_usage', 'pack_vectors', 'refresh_mcp_server', 'register_function', 'remove_mcp_server', 'status', 'unregister_function', 'use_membership'];
   v_user_tables constant text[][] := array[
     ['workspaces', 'select, update (name, slug, settings), delete'],
     ['workspace_members', 'select, insert (workspace_id, user_id, role), update (role), delete'],

@@ -1,7 +1,8 @@
-//! Tools: the JSON Schema of their arguments, what an approval is for, and what an effect comes to. Descriptions and rows
-//! come in, schemas and hashes go out; nothing is run here.
+//! Tools: the JSON Schema of their arguments, what an approval is for, what an effect and a server's answer come to.
+//! Descriptions, rows and answers come in; nothing is run here.
 
 pub mod effect;
+pub mod remote;
 pub mod schema;
 
 use sha2::{Digest, Sha256};

@@ -181,6 +181,12 @@ fn credential(name: &str, kind: &str, reference: Option<String>, secret: Option<
                 .hint("Give it one with helper.set_provider(credential => ...) or the view helper.provider_keys.")),
         };
     };
+    self::secret(&format!("provider \"{name}\""), &reference)
+}
+
+/// The secret that a reference (`env:NAME`, `file:/path`, `vault:name`) stands for, or where the gateway finds it; of what
+/// it is the secret is for messages. As the owner.
+pub fn secret(whose: &str, reference: &str) -> Result<Credential> {
     match reference.split_once(':') {
         Some(("env", variable)) => Ok(Credential::Env(variable.to_owned())),
         Some(("file", path)) => Ok(Credential::File(path.to_owned())),
@@ -188,7 +194,7 @@ fn credential(name: &str, kind: &str, reference: Option<String>, secret: Option<
         Some(("vault", _))
             if spi::first("select helper._has_vault()", &[], |row| row.get::<bool>(1))? != Some(true) =>
         {
-            Err(Error::not_ready(format!("there is no vault for provider \"{name}\"")))
+            Err(Error::not_ready(format!("there is no vault for {whose}")))
         }
         Some(("vault", secret)) => spi::first(
             "select s.decrypted_secret::text from vault.decrypted_secrets s where s.name = $1",
@@ -197,7 +203,7 @@ fn credential(name: &str, kind: &str, reference: Option<String>, secret: Option<
         )?
         .flatten()
         .map(Credential::Key)
-        .ok_or_else(|| Error::not_ready(format!("vault has no secret \"{secret}\" for provider \"{name}\""))),
+        .ok_or_else(|| Error::not_ready(format!("vault has no secret \"{secret}\" for {whose}"))),
         _ => Err(Error::bug("a credential of unknown kind")),
     }
 }

@@ -6,14 +6,16 @@ mod documents;
 mod ledger;
 mod reembeds;
 mod replies;
+mod sent;
 mod transaction;
 
 use crate::core::error::{Error, Kind, Result};
-use crate::core::wire::{CallEnd, Frame, Request};
+use crate::core::wire::{CallEnd, Frame, Request, ToolReply};
 use crate::pg::gateway::Link;
 use crate::pg::indexing::{self, Indexing, Job};
 use crate::pg::reembedding::Reembedding;
 use crate::pg::replying::Replying;
+use crate::pg::worker::sent::Sent;
 use crate::pg::worker::transaction::{extension_exists, transaction};
 use crate::pg::{packing, settings, shared, spi, wait};
 use pgrx::JsonB;
@@ -51,6 +53,10 @@ struct Worker {
     replies: HashMap<u32, Box<Replying>>,
     /// Replies that are whole but could not be stored, because of a lock say.
     unstored: Vec<(Box<Replying>, CallEnd)>,
+    /// Calls of HTTP tools that were sent.
+    calls: HashMap<u32, Sent>,
+    /// Calls whose answer is here but could not be stored.
+    unstored_calls: Vec<(Sent, ToolReply)>,
     /// The request that brings the records of calls.
     ledger: u32,
     /// Workspace that was served last.
@@ -156,6 +162,8 @@ impl Worker {
             reembeds: HashMap::new(),
             replies: HashMap::new(),
             unstored: Vec::new(),
+            calls: HashMap::new(),
+            unstored_calls: Vec::new(),
             ledger: 0,
             turn: pgrx::Uuid::from_bytes([0; 16]),
             reply_turn: pgrx::Uuid::from_bytes([0; 16]),
@@ -179,7 +187,7 @@ impl Worker {
             return Leave::NotNeeded;
         }
         // Whatever runs is what an earlier worker left behind: a database has one.
-        let released = transaction(|| spi::run("select helper._release_leases()", &[]));
+        let released = transaction(|| spi::run("select helper._settle_calls(), helper._release_leases()", &[]));
         self.note(released);
         loop {
             // SAFETY: a flag that the signal handler sets.
@@ -208,6 +216,7 @@ impl Worker {
                 self.give_back();
                 self.cancel_replies();
                 self.store_again();
+                self.store_calls();
                 self.claim_documents();
                 self.claim_reembeds();
                 self.claim_replies();
@@ -265,7 +274,11 @@ impl Worker {
     }
 
     fn is_idle(&self) -> bool {
-        self.tasks.is_empty() && self.reembeds.is_empty() && self.replies.is_empty()
+        self.tasks.is_empty()
+            && self.reembeds.is_empty()
+            && self.replies.is_empty()
+            && self.calls.is_empty()
+            && self.unstored_calls.is_empty()
     }
 
     /// Whether there is a gateway of our version; what is claimed without one would be given up as its fault.
@@ -323,6 +336,9 @@ impl Worker {
         if frame.id == self.ledger {
             return self.record(frame);
         }
+        if let Some(sent) = self.calls.remove(&frame.id) {
+            return self.call_frame(sent, frame);
+        }
         if let Some(reply) = self.replies.remove(&frame.id) {
             return self.reply_frame(reply, frame);
         }
@@ -367,6 +383,7 @@ impl Worker {
         for (_, reembed) in std::mem::take(&mut self.reembeds) {
             self.give(&reembed.job, 0.0, false);
         }
+        self.calls_lost();
         self.careful = true;
         self.next_look = self.next_look.min(self.connect_after.max(Instant::now()));
         let jobs: Vec<Job> = std::mem::take(&mut self.tasks).values().flat_map(Indexing::jobs).cloned().collect();

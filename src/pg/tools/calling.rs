@@ -3,10 +3,10 @@
 use super::registry::{self, Tool};
 use super::running::{self, Mode};
 use super::subtransaction::{self, Done, Fault};
-use super::{Made, Outcome, confirming, content};
+use super::{Made, Outcome, confirming, content, remote};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::tool;
-use crate::core::wire::Reply;
+use crate::core::wire::{Reply, Request, ToolReply};
 use crate::pg::report::Reported;
 use crate::pg::{identity, owner, searching, shared, spi};
 use pgrx::prelude::*;
@@ -241,6 +241,7 @@ pub fn begin(made: &Made) -> Result<Outcome> {
         conversation: Some(made.conversation),
         message: Some(made.message),
         tool_call_id: Some(made.tool_call_id),
+        in_queue: tool.target.is_none() && tool.needs_confirmation,
         ..Origin::default()
     };
     // The limit on calls is an error that the model may hear of.
@@ -256,12 +257,28 @@ pub fn begin(made: &Made) -> Result<Outcome> {
         preview_for_approver(&tool, made.workspace, id, &arguments)?;
         return Ok(Outcome::Awaiting { call: id });
     }
+    if tool.target.is_none() {
+        return send(made.workspace, id);
+    }
     let ran = running::run(&tool, &arguments, made.workspace, Mode::Keep)?;
     ended(made.workspace, id, &ran.outcome)?;
     Ok(match ran.outcome {
         Ok(result) => Outcome::Done { call: Some(id), content: result, is_error: false },
         Err(fault) => Outcome::Done { call: Some(id), content: content::of_fault(&fault), is_error: true },
     })
+}
+
+/// A call of an HTTP tool, to be sent; one that cannot be has failed.
+fn send(workspace: Uuid, call: Uuid) -> Result<Outcome> {
+    match owner::as_owner(|| remote::request(workspace, call)) {
+        Ok(request) => Ok(Outcome::Send { call, request: Box::new(Request::Tool(Box::new(request))) }),
+        Err(error) => {
+            let fault = Fault::from(error);
+            let content = content::of_fault(&fault);
+            ended(workspace, call, &Err(fault))?;
+            Ok(Outcome::Done { call: Some(call), content, is_error: true })
+        }
+    }
 }
 
 /// Whether a model may do something about an error.
@@ -294,8 +311,14 @@ fn read(arguments: &str) -> Result<String> {
 }
 
 /// See [`super::finish`].
-pub fn finish(_workspace: Uuid, _call: Uuid, reply: Result<Reply>) -> Result<Outcome> {
-    reply.and(Err(Error::bug("the gateway's reply is no tool's")))
+pub fn finish(workspace: Uuid, call: Uuid, reply: Result<Reply>) -> Result<Outcome> {
+    let reply = match reply {
+        Ok(Reply::Tool(reply)) => *reply,
+        Ok(_) => return Err(crate::pg::calling::another()),
+        Err(error) => ToolReply::Failed { error, reached: true },
+    };
+    owner::as_owner(|| remote::ended(workspace, call, reply))?;
+    outcome(workspace, call)?.ok_or_else(|| Error::bug("a call that was answered has not ended"))
 }
 
 /// See [`super::outcome`].

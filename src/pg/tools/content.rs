@@ -16,12 +16,17 @@ pub fn of_fault(fault: &Fault) -> String {
 /// An error as it was stored, in words.
 pub fn of_facts(facts: &Value) -> String {
     let text = |name: &str| facts.get(name).and_then(Value::as_str).map(str::to_owned);
-    of_fault(&Fault {
+    let fault = of_fault(&Fault {
         sqlstate: text("sqlstate").unwrap_or_else(|| "XX000".into()),
         message: text("message").unwrap_or_else(|| "the function failed".into()),
         detail: text("detail"),
         hint: text("hint"),
-    })
+    });
+    match facts.get("answer") {
+        Some(Value::String(answer)) => format!("{fault}\nAnswer: {answer}"),
+        Some(answer) => format!("{fault}\nAnswer: {answer}"),
+        None => fault,
+    }
 }
 
 /// What became of a call that was never run to its end, in words.

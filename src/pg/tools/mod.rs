@@ -10,6 +10,7 @@ mod confirming;
 mod content;
 mod queued;
 mod registry;
+mod remote;
 mod running;
 mod subtransaction;
 
@@ -20,6 +21,7 @@ use crate::pg::{owner, spi};
 use pgrx::Uuid;
 
 pub use queued::{give_up, run_queued};
+pub use remote::{back_to_queue, ended};
 
 /// A tool that may be offered to a model.
 pub struct Offered {

@@ -2,15 +2,17 @@
 
 use super::confirming::{self, COLUMNS, Stored, outdated};
 use super::subtransaction::Fault;
-use super::{calling, registry};
+use super::{calling, registry, remote};
 use crate::core::error::{Error, Kind, Result};
+use crate::core::wire::ToolRequest;
 use crate::pg::{owner, spi};
 use pgrx::Uuid;
 use serde_json::json;
 
 /// Runs a queued call, in a transaction of the worker that nothing else is in: what it does, what came of it and the end
-/// of its job are one. Only outside of [`owner::as_owner`].
-pub fn run_queued(workspace: Uuid, call: Uuid) -> Result<()> {
+/// of its job are one. One of an HTTP tool is returned as running, to be sent when the transaction is committed; where
+/// that cannot be, it is an error and the call waits. Only outside of [`owner::as_owner`].
+pub fn run_queued(workspace: Uuid, call: Uuid, can_send: bool) -> Result<Option<Box<ToolRequest>>> {
     let found = owner::as_owner(|| {
         let found = spi::change(
             &format!(
@@ -23,15 +25,20 @@ pub fn run_queued(workspace: Uuid, call: Uuid) -> Result<()> {
         .pop();
         Ok(found)
     })?;
-    let Some((stored, role, claims)) = found else { return Ok(()) };
+    let Some((stored, role, claims)) = found else { return Ok(None) };
     if !calling::move_call(workspace, call, &["queued"], "running", "{}")? {
-        return Ok(());
+        return Ok(None);
     }
+    let mut is_remote = false;
     let done = owner::as_principal(&role, claims.as_deref(), || {
         if !stored.is_same {
             return calling::ended(workspace, call, &Err(outdated()));
         }
         match registry::find(workspace, &stored.name) {
+            Ok(tool) if tool.target.is_none() => {
+                is_remote = true;
+                Ok(())
+            }
             Ok(tool) => confirming::run(&stored, &tool),
             Err(error) => calling::ended(workspace, call, &Err(error.into())),
         }
@@ -43,7 +50,16 @@ pub fn run_queued(workspace: Uuid, call: Uuid) -> Result<()> {
         }
         other => other?,
     }
-    Ok(())
+    if !is_remote {
+        return Ok(None);
+    }
+    if !can_send {
+        return Err(Error::not_ready("calls of HTTP tools wait for the gateway, or for others of the workspace"));
+    }
+    match owner::as_owner(|| remote::request(workspace, call)) {
+        Ok(request) => Ok(Some(Box::new(request))),
+        Err(error) => calling::ended(workspace, call, &Err(error.into())).map(|()| None),
+    }
 }
 
 /// Ends a queued call that could not be run, as the owner.

@@ -1,5 +1,5 @@
-//! The worker's calls of tools: one at a time between everything else, each in a transaction with what came of it, so
-//! that a worker that is killed has done either all of it or nothing.
+//! The worker's calls of tools: of SQL functions one at a time between everything else, each in a transaction with what
+//! came of it, so that a worker that is killed has done either all of it or nothing.
 
 use super::transaction::{bare_transaction, transaction};
 use super::{Worker, claim, end, requeue};
@@ -9,7 +9,7 @@ use crate::pg::{owner, spi, tools};
 use std::time::{Duration, Instant};
 
 /// A call is given up after it was tried this often.
-const MOST_ATTEMPTS: i32 = 5;
+pub(super) const MOST_ATTEMPTS: i32 = 5;
 
 impl Worker {
     /// Runs the next call of each of some workspaces.
@@ -26,12 +26,20 @@ impl Worker {
     }
 
     fn run_call(&mut self, job: &Job) {
+        let can_send = self.can_send(job.workspace);
         let done = bare_transaction(|| {
             durable();
-            tools::run_queued(job.workspace, job.key)?;
-            owner::as_owner(|| end(job, "succeeded", None))
+            let request = tools::run_queued(job.workspace, job.key, can_send)?;
+            if request.is_none() {
+                owner::as_owner(|| end(job, "succeeded", None))?;
+            }
+            Ok(request)
         });
-        let Err(error) = done else { return };
+        let error = match done {
+            Ok(None) => return,
+            Ok(Some(request)) => return self.send_call(job, *request),
+            Err(error) => error,
+        };
         self.note::<()>(Err(error.clone()));
         if error.kind == Kind::NotReady && job.attempts < MOST_ATTEMPTS {
             let given = transaction(|| requeue(job, f64::from(job.attempts), true));
@@ -68,7 +76,7 @@ impl Worker {
 
 /// What was done for somebody and told to the world is not forgotten in a crash. The other ways of the worker's session
 /// are not for what callers run.
-fn durable() {
+pub(super) fn durable() {
     for (name, value) in [(c"synchronous_commit", c"on"), (c"enable_seqscan", c"on"), (c"lock_timeout", c"0")] {
         // SAFETY: names and values are constants; what is set here ends with the transaction.
         unsafe {
