@@ -20,7 +20,7 @@ use crate::core::wire::{Reply, Request};
 use crate::pg::{owner, spi};
 use pgrx::Uuid;
 
-pub use queued::{give_up, run_queued};
+pub use queued::{Queued, give_up, run_queued};
 pub use remote::{back_to_queue, ended};
 
 /// A tool that may be offered to a model.
