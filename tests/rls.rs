@@ -271,6 +271,7 @@ const TABLES: &[Table] = &[
         delete: NOBODY,
     },
     hidden("function_counts"),
+    hidden("mcp_servers"),
     hidden("provider_secrets"),
     hidden("token_ratios"),
     hidden("usage_deleted"),
@@ -704,6 +705,9 @@ const FUNCTIONS: &[Function] = &[
             ("helper.delete_workspace('$foreign')", FOREIGN),
         ],
     },
+    Function { name: "add_mcp_server", calls: &[("helper.add_mcp_server('s', 'https://api.example.com/mcp')", NEVER)] },
+    Function { name: "refresh_mcp_server", calls: &[("helper.refresh_mcp_server('s')", NEVER)] },
+    Function { name: "remove_mcp_server", calls: &[("helper.remove_mcp_server('s')", NEVER)] },
     Function {
         name: "use_membership",
         calls: &[("helper.use_membership(null)", NEVER), ("helper.use_membership('helper.workspace_members')", NEVER)],

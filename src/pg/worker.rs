@@ -63,6 +63,8 @@ struct Worker {
     calls: HashMap<u32, Sent>,
     /// Calls whose answer is here but could not be stored.
     unstored_calls: Vec<(Sent, ToolReply)>,
+    /// When calls are looked at again that could not be sent.
+    calls_again: Instant,
     /// The request that brings the records of calls.
     ledger: u32,
     /// Workspace that was served last.
@@ -172,6 +174,7 @@ impl Worker {
             unstored: Vec::new(),
             calls: HashMap::new(),
             unstored_calls: Vec::new(),
+            calls_again: now,
             ledger: 0,
             turn: pgrx::Uuid::from_bytes([0; 16]),
             reply_turn: pgrx::Uuid::from_bytes([0; 16]),

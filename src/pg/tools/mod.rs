@@ -20,7 +20,7 @@ use crate::core::wire::{Reply, Request};
 use crate::pg::{owner, spi};
 use pgrx::Uuid;
 
-pub use queued::{give_up, run_queued};
+pub use queued::{Queued, give_up, run_queued};
 pub use remote::{back_to_queue, ended};
 
 /// A tool that may be offered to a model.
@@ -76,7 +76,11 @@ pub fn offered(workspace: Uuid, asked: &[String]) -> Result<Vec<Offered>> {
                     .iter()
                     .map(|one| tool::is_chosen(std::slice::from_ref(one), &name, product.as_deref(), &tags))
                     .collect();
-                let tool = Offered { name, description: row.get(4)?, parameters: row.get(5)? };
+                let tool = Offered {
+                    name,
+                    description: row.get(4)?,
+                    parameters: row.get(5)?,
+                };
                 Ok((tool, by))
             },
         )

@@ -9,34 +9,47 @@ use crate::pg::{owner, spi};
 use pgrx::Uuid;
 use serde_json::json;
 
+/// What became of a queued call.
+pub enum Queued {
+    /// It has ended.
+    Ended,
+    /// It is running; to be sent when the transaction is committed.
+    Send(Box<ToolRequest>),
+    /// It still waits, as nothing can be sent now.
+    Later,
+}
+
 /// Runs a queued call, in a transaction of the worker that nothing else is in: what it does, what came of it and the end
-/// of its job are one. One of an HTTP tool is returned as running, to be sent when the transaction is committed; where
-/// that cannot be, it is an error and the call waits. Only outside of [`owner::as_owner`].
-pub fn run_queued(workspace: Uuid, call: Uuid, can_send: bool) -> Result<Option<Box<ToolRequest>>> {
+/// of its job are one. Only outside of [`owner::as_owner`].
+pub fn run_queued(workspace: Uuid, call: Uuid, can_send: bool) -> Result<Queued> {
     let found = owner::as_owner(|| {
         let found = spi::change(
             &format!(
-                "select {COLUMNS}, c.principal_role::text, c.principal_claims::text from helper.function_calls c \
+                "select {COLUMNS}, c.principal_role::text, c.principal_claims::text, \
+                   exists (select from helper.functions f where f.id = c.function_id and f.kind = 'http') from helper.function_calls c \
                  where c.workspace_id = $1 and c.id = $2 and c.status = 'queued' for update"
             ),
             &[workspace.into(), call.into()],
-            |row| Ok((Stored::read(row)?, row.get::<String>(10)?, row.opt::<String>(11)?)),
+            |row| Ok((Stored::read(row)?, row.get::<String>(10)?, row.opt::<String>(11)?, row.get::<bool>(12)?)),
         )?
         .pop();
         Ok(found)
     })?;
-    let Some((stored, role, claims)) = found else { return Ok(None) };
-    if !calling::move_call(workspace, call, &["queued"], "running", "{}")? {
-        return Ok(None);
+    let Some((stored, role, claims, is_remote)) = found else { return Ok(Queued::Ended) };
+    if is_remote && !can_send {
+        return Ok(Queued::Later);
     }
-    let mut is_remote = false;
+    if !calling::move_call(workspace, call, &["queued"], "running", "{}")? {
+        return Ok(Queued::Ended);
+    }
+    let mut may_be_sent = false;
     let done = owner::as_principal(&role, claims.as_deref(), || {
         if !stored.is_same {
             return calling::ended(workspace, call, &Err(outdated()));
         }
         match registry::find(workspace, &stored.name) {
             Ok(tool) if tool.target.is_none() => {
-                is_remote = true;
+                may_be_sent = true;
                 Ok(())
             }
             Ok(tool) => confirming::run(&stored, &tool),
@@ -50,15 +63,12 @@ pub fn run_queued(workspace: Uuid, call: Uuid, can_send: bool) -> Result<Option<
         }
         other => other?,
     }
-    if !is_remote {
-        return Ok(None);
-    }
-    if !can_send {
-        return Err(Error::not_ready("calls of HTTP tools wait for the gateway, or for others of the workspace"));
+    if !may_be_sent {
+        return Ok(Queued::Ended);
     }
     match owner::as_owner(|| remote::request(workspace, call)) {
-        Ok(request) => Ok(Some(Box::new(request))),
-        Err(error) => calling::ended(workspace, call, &Err(error.into())).map(|()| None),
+        Ok(request) => Ok(Queued::Send(Box::new(request))),
+        Err(error) => calling::ended(workspace, call, &Err(error.into())).map(|()| Queued::Ended),
     }
 }
 

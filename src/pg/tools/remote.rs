@@ -23,9 +23,10 @@ const SIGNATURE: &str = "x-signature";
 ///
 /// Errors: 22023 an argument does not fit its place, 53400 the URL grows too long, 55000 the key or the tool is gone.
 pub fn request(workspace: Uuid, call: Uuid) -> Result<ToolRequest> {
-    let found = spi::first(
+    // What was inserted a moment ago is seen too.
+    let found = spi::change(
         "select f.function_name, f.http, coalesce(s.options operator(pg_catalog.||) pg_catalog.jsonb_build_object('url', s.url), f.http), \
-           case when s.id is null then f.credential else s.credential end, f.timeout_ms, f.max_result_bytes, c.arguments, f.idempotent \
+           case when s.id is null then f.credential else s.credential end, f.timeout_ms, f.max_result_bytes, c.arguments::text, f.idempotent \
          from helper.function_calls c join helper.functions f on f.id = c.function_id \
          left join helper.mcp_servers s on s.name = f.http ->> 'server' \
          where c.workspace_id = $1 and c.id = $2 and f.kind = 'http'",
@@ -39,22 +40,39 @@ pub fn request(workspace: Uuid, call: Uuid) -> Result<ToolRequest> {
                 credential: row.opt(4)?,
                 limits: (whole(row.get(5)?), whole(row.get(6)?)),
             };
-            let (endpoint, errand) = tool.asked(row.get::<JsonB>(7)?.0)?;
-            Ok(ToolRequest { endpoint, errand, idempotency_key: call.to_string(), idempotent: row.get(8)? })
+            Ok((tool, row.get::<String>(7)?, row.get::<bool>(8)?))
         },
     )?;
-    found.ok_or_else(|| Error::not_ready("the function of the call does not exist any more"))
+    let (tool, arguments, idempotent) =
+        found.into_iter().next().ok_or_else(|| Error::not_ready("the function of the call does not exist any more"))?;
+    let (endpoint, errand) = tool.asked(read(&arguments)?)?;
+    Ok(ToolRequest { endpoint, errand, idempotency_key: call.to_string(), idempotent })
+}
+
+/// Arguments as they were approved, to the last digit.
+fn read(arguments: &str) -> Result<Value> {
+    let value: Value = serde_json::from_str(arguments).map_err(|_| Error::bug("arguments are not JSON"))?;
+    let same = spi::first(
+        "select $1::pg_catalog.jsonb operator(pg_catalog.=) $2::pg_catalog.jsonb",
+        &[arguments.into(), value.to_string().into()],
+        |row| row.get::<bool>(1),
+    )?;
+    match same {
+        Some(true) => Ok(value),
+        _ => Err(Error::bad_argument("an argument has a number with more digits than can be sent")
+            .hint("Pass it as a text.")),
+    }
 }
 
 /// Stores what came of a call that was sent, as the owner.
 pub fn ended(workspace: Uuid, call: Uuid, reply: ToolReply) -> Result<()> {
-    let idempotent = spi::first(
+    let idempotent = spi::change(
         "select f.idempotent from helper.function_calls c join helper.functions f on f.id = c.function_id \
          where c.workspace_id = $1 and c.id = $2",
         &[workspace.into(), call.into()],
         |row| row.get::<bool>(1),
     )?;
-    let (state, name, facts) = match remote::end(reply, idempotent == Some(true)) {
+    let (state, name, facts) = match remote::end(reply, idempotent.first() == Some(&true)) {
         End::Succeeded(result) => ("succeeded", "result", result),
         End::Failed(error) => ("failed", "error", error),
         End::Uncertain(error) => ("uncertain", "error", error),

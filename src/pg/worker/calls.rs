@@ -5,15 +5,22 @@ use super::transaction::{bare_transaction, transaction};
 use super::{Worker, claim, end, requeue};
 use crate::core::error::Kind;
 use crate::pg::indexing::Job;
-use crate::pg::{owner, spi, tools};
+use crate::pg::tools::{self, Queued};
+use crate::pg::{owner, spi};
 use std::time::{Duration, Instant};
 
 /// A call is given up after it was tried this often.
 pub(super) const MOST_ATTEMPTS: i32 = 5;
 
+/// Seconds until a call that could not be sent is looked at again.
+const PAUSE: f64 = 0.25;
+
 impl Worker {
     /// Runs the next call of each of some workspaces.
     pub(super) fn run_calls(&mut self) {
+        if self.calls_again > Instant::now() {
+            self.next_look = self.next_look.min(self.calls_again);
+        }
         let turn = self.call_turn;
         let jobs = transaction(|| claim("call", turn, 8, 1));
         let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
@@ -29,15 +36,21 @@ impl Worker {
         let can_send = self.can_send(job.workspace);
         let done = bare_transaction(|| {
             durable();
-            let request = tools::run_queued(job.workspace, job.key, can_send)?;
-            if request.is_none() {
-                owner::as_owner(|| end(job, "succeeded", None))?;
+            let queued = tools::run_queued(job.workspace, job.key, can_send)?;
+            match queued {
+                Queued::Ended => owner::as_owner(|| end(job, "succeeded", None))?,
+                Queued::Later => owner::as_owner(|| requeue(job, PAUSE, false))?,
+                Queued::Send(_) => {}
             }
-            Ok(request)
+            Ok(queued)
         });
         let error = match done {
-            Ok(None) => return,
-            Ok(Some(request)) => return self.send_call(job, *request),
+            Ok(Queued::Send(request)) => return self.send_call(job, *request),
+            Ok(Queued::Later) => {
+                self.calls_again = Instant::now() + Duration::from_secs_f64(PAUSE);
+                return;
+            }
+            Ok(Queued::Ended) => return,
             Err(error) => error,
         };
         self.note::<()>(Err(error.clone()));
