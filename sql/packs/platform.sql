@@ -313,5 +313,3 @@ comment on function helper.get_activity(timestamptz, integer, uuid) is
 @param since from this time on; a week ago unless given
 @param limit how many at most, up to 200
 Errors: 42501, 42704';
-
-drop function helper._share_table(regclass, text, text);

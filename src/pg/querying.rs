@@ -20,7 +20,7 @@ const MOST_ROWS: i32 = 1000;
 const STATEMENT_TIMEOUT: c_int = 3;
 
 // SAFETY: as in utils/timeout.h; none of them raises.
-unsafe extern "C" {
+unsafe extern "C-unwind" {
     fn enable_timeout_after(id: c_int, delay_ms: c_int);
     fn enable_timeout_at(id: c_int, at: pg_sys::TimestampTz);
     fn disable_timeout(id: c_int, keep_indicator: bool);
