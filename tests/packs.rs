@@ -27,9 +27,13 @@ async fn pretend(world: &World, tenant: usize, role: &str) -> Session {
 async fn rows_of(session: &Session, tables: &[String], workspace: &str) -> String {
     let each: Vec<String> = tables
         .iter()
-        .map(|table| format!("select '{table}' || t::text as line from helper.{table} t where t.workspace_id = '{workspace}'"))
+        .map(|table| {
+            format!("select '{table}' || t::text as line from helper.{table} t where t.workspace_id = '{workspace}'")
+        })
         .collect();
-    session.one(&format!("select md5(string_agg(x.line, '|' order by x.line)) from ({}) x", each.join(" union all ")), &[]).await
+    session
+        .one(&format!("select md5(string_agg(x.line, '|' order by x.line)) from ({}) x", each.join(" union all ")), &[])
+        .await
 }
 
 async fn tables_with_tenants(session: &Session) -> Vec<String> {
@@ -49,16 +53,12 @@ async fn tables_with_tenants(session: &Session) -> Vec<String> {
 async fn install_all(world: &World) {
     for tenant in 0..2 {
         let admin = world.be(tenant, "admin").await;
-        admin
-            .run("select helper.install_pack(p.pack) from helper.list_packs() p where p.pack <> 'builtin'")
-            .await;
+        admin.run("select helper.install_pack(p.pack) from helper.list_packs() p where p.pack <> 'builtin'").await;
     }
 }
 
 async fn call(session: &Session, action: &Action, arguments: &Value) -> Value {
-    session
-        .one("select helper.call_status(helper.call($1, $2))", &[&action.name, arguments])
-        .await
+    session.one("select helper.call_status(helper.call($1, $2))", &[&action.name, arguments]).await
 }
 
 #[tokio::test]
@@ -77,7 +77,10 @@ async fn every_tool_works_for_who_may_call_it_after_a_preview_and_for_nobody_els
     assert_eq!(registered, expected, "every tool has an action that tries it");
     let asking: BTreeSet<String> = world
         .admin
-        .query("select f.function_name from helper.functions f where f.requires_confirmation and f.pack is not null", &[])
+        .query(
+            "select f.function_name from helper.functions f where f.requires_confirmation and f.pack is not null",
+            &[],
+        )
         .await
         .unwrap()
         .iter()
@@ -197,11 +200,14 @@ async fn what_waits_in_the_outbox_is_given_out_once_and_never_goes_back() {
     let member = world.be(0, "member").await;
     let contact = &world.tenants[0].things["contact"];
     // Nothing of what the world was made with is left waiting.
-    one.run("select helper.finish_whatsapp(c.workspace_id, c.message_id, 400) from helper.claim_whatsapp(1000) c").await;
+    one.run("select helper.finish_whatsapp(c.workspace_id, c.message_id, 400) from helper.claim_whatsapp(1000) c")
+        .await;
     for n in 0..20 {
         member.run(&format!("select helper.queue_whatsapp('{contact}', 'Message {n}')")).await;
     }
-    member.run(&format!("select helper.queue_whatsapp('{contact}', 'Later', send_at => now() + interval '1 hour')")).await;
+    member
+        .run(&format!("select helper.queue_whatsapp('{contact}', 'Later', send_at => now() + interval '1 hour')"))
+        .await;
     let taken = async |session: &Session| -> Vec<String> {
         let rows = session.query("select c.message_id::text from helper.claim_whatsapp(7) c", &[]).await.unwrap();
         rows.iter().map(|row| row.get(0)).collect()
@@ -269,7 +275,8 @@ async fn what_waits_in_the_outbox_is_given_out_once_and_never_goes_back() {
     assert_eq!(told["deliveries"], 0);
     assert_eq!(state(4).await, "sending false");
     // A sender that was lost
-    one.run("update helper.wa_outbox set claimed_at = claimed_at - interval '6 minutes' where status = 'sending'").await;
+    one.run("update helper.wa_outbox set claimed_at = claimed_at - interval '6 minutes' where status = 'sending'")
+        .await;
     assert!(taken(&two).await.is_empty(), "what may have been sent is not sent again");
     assert_eq!(state(4).await, "uncertain false");
 }
@@ -324,7 +331,9 @@ async fn nobody_forges_what_is_sent_or_who_it_is_from() {
     assert_eq!(member.error(&submission).await.code().code(), "42501");
     // Contacts of others are none.
     let foreign = &world.tenants[1].things["contact"];
-    let sql = format!("insert into helper.wa_outbox (workspace_id, kind, contact_id, body) values ('{ws}', 'text', '{foreign}', 'x')");
+    let sql = format!(
+        "insert into helper.wa_outbox (workspace_id, kind, contact_id, body) values ('{ws}', 'text', '{foreign}', 'x')"
+    );
     assert_eq!(member.error(&sql).await.code().code(), "42704");
     // A number that another workspace has cannot be taken over.
     let taken = world.admin.error(&format!("select helper.set_whatsapp_number('{ws}', '102', '+6281200000099')")).await;
@@ -338,7 +347,9 @@ async fn a_query_reads_what_its_caller_sees_and_does_nothing_else() {
     let run = async |query: &str| -> Result<Value, String> {
         match member.query_one("select helper.query_data($1)::jsonb", &[&query]).await {
             Ok(row) => Ok(row.get(0)),
-            Err(error) => Err(error.as_db_error().unwrap_or_else(|| panic!("{query}: {error}")).code().code().to_owned()),
+            Err(error) => {
+                Err(error.as_db_error().unwrap_or_else(|| panic!("{query}: {error}")).code().code().to_owned())
+            }
         }
     };
     let mine = run("select c.phone from helper.contacts c order by 1").await.unwrap();
@@ -391,7 +402,11 @@ async fn a_query_reads_what_its_caller_sees_and_does_nothing_else() {
     assert_eq!(run("values (1), (2)").await.unwrap()["row_count"], 2);
     // Sizes
     let many = run("select g, repeat('x', 1000) as filler from generate_series(1, 1000) g").await.unwrap();
-    assert!((60..66).contains(&many["row_count"].as_i64().unwrap()) && many["truncated"] == true, "{}", many["row_count"]);
+    assert!(
+        (60..66).contains(&many["row_count"].as_i64().unwrap()) && many["truncated"] == true,
+        "{}",
+        many["row_count"]
+    );
     let wide = run("select repeat('x', 1000000) as x").await.unwrap();
     assert_eq!((wide["row_count"].as_i64(), wide["truncated"].as_bool()), (Some(0), Some(true)));
     // The transaction is as it was, and role and claims too.
@@ -408,7 +423,11 @@ async fn a_query_that_takes_too_long_ends_and_the_callers_own_timeout_stays() {
     let begin = Instant::now();
     let ended = member.error(&format!("select helper.query_data('{endless}')")).await;
     assert_eq!(ended.code().code(), "57014");
-    assert!(begin.elapsed() > Duration::from_secs(9) && begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+    assert!(
+        begin.elapsed() > Duration::from_secs(9) && begin.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        begin.elapsed()
+    );
     // A shorter one of the caller's counts.
     member.run("set statement_timeout = '300ms'").await;
     let begin = Instant::now();
@@ -422,9 +441,8 @@ async fn a_query_that_takes_too_long_ends_and_the_callers_own_timeout_stays() {
     member.run("reset statement_timeout").await;
     // As a tool it fails, and what stands around it goes on.
     member.run("begin").await;
-    let made: Value = member
-        .one("select helper.call_status(helper.call('query_data', $1))", &[&json!({ "query": endless })])
-        .await;
+    let made: Value =
+        member.one("select helper.call_status(helper.call('query_data', $1))", &[&json!({ "query": endless })]).await;
     assert_eq!((&made["status"], &made["error"]["sqlstate"]), (&json!("failed"), &json!("57014")), "{made}");
     member.run("select helper.create_note('still here'); commit").await;
 }
@@ -451,7 +469,10 @@ async fn an_invitation_is_for_the_address_that_it_names() {
         .session("postgres", "authenticated", &json!({ "sub": outsider, "email": "joe@example.com" }))
         .await;
     assert_eq!(joe.one::<String>(&accept, &[]).await, world.tenants[0].workspace);
-    assert_eq!(joe.one::<String>("select helper.my_role($1::text::uuid)", &[&world.tenants[0].workspace]).await, "viewer");
+    assert_eq!(
+        joe.one::<String>("select helper.my_role($1::text::uuid)", &[&world.tenants[0].workspace]).await,
+        "viewer"
+    );
     assert_eq!(joe.error(&accept).await.code().code(), "42704", "once");
 }
 
@@ -462,7 +483,9 @@ async fn reports_are_made_when_they_are_due_once_each() {
     let report = &world.tenants[0].things["report"];
     member.run(&format!("select helper.schedule_report('{report}', '09:00', 'Asia/Jakarta')")).await;
     assert_eq!(member.one::<i32>("select helper.run_due_reports()", &[]).await, 0);
-    member.run(&format!("update helper.reports set next_run_at = now() - interval '3 days' where id = '{report}'")).await;
+    member
+        .run(&format!("update helper.reports set next_run_at = now() - interval '3 days' where id = '{report}'"))
+        .await;
     assert_eq!(member.one::<i32>("select helper.run_due_reports()", &[]).await, 1);
     assert_eq!(member.one::<i32>("select helper.run_due_reports()", &[]).await, 0);
     let next: bool = member
@@ -478,10 +501,7 @@ async fn reports_are_made_when_they_are_due_once_each() {
         ("monthly", "UTC", "2026-12-01 09:00Z", "2027-01-01 09:00Z"),
     ] {
         let fits: bool = member
-            .one(
-                &format!("select helper.next_report_at('{kind}', '09:00', '{zone}', '{after}') = '{expected}'"),
-                &[],
-            )
+            .one(&format!("select helper.next_report_at('{kind}', '09:00', '{zone}', '{after}') = '{expected}'"), &[])
             .await;
         assert!(fits, "{kind} in {zone} after {after}");
     }
@@ -532,11 +552,32 @@ async fn a_dump_keeps_all_that_the_packs_hold() {
     assert!(loaded.status.success() && loaded.stderr.is_empty(), "{loaded:?}");
     let restored = world.cluster.connect("restored", "postgres").await;
     for table in [
-        "notes", "reminders", "notifications", "wa_numbers", "contacts", "wa_threads", "wa_messages", "wa_templates", "wa_broadcasts",
-        "wa_outbox", "leads", "lead_activities", "follow_ups", "products", "recommendations", "funnels", "funnel_stages", "funnel_events",
-        "reports", "report_editions", "invitations", "function_settings",
+        "notes",
+        "reminders",
+        "notifications",
+        "wa_numbers",
+        "contacts",
+        "wa_threads",
+        "wa_messages",
+        "wa_templates",
+        "wa_broadcasts",
+        "wa_outbox",
+        "leads",
+        "lead_activities",
+        "follow_ups",
+        "products",
+        "recommendations",
+        "funnels",
+        "funnel_stages",
+        "funnel_events",
+        "reports",
+        "report_editions",
+        "invitations",
+        "function_settings",
     ] {
-        let print = format!("select count(*) || coalesce(md5(string_agg(t::text, '|' order by t::text)), '') from helper.{table} t");
+        let print = format!(
+            "select count(*) || coalesce(md5(string_agg(t::text, '|' order by t::text)), '') from helper.{table} t"
+        );
         let (was, is): (String, String) = (world.admin.one(&print, &[]).await, restored.one(&print, &[]).await);
         assert!(!was.starts_with('0'), "{table} is empty");
         assert_eq!(was, is, "{table}");

@@ -377,14 +377,7 @@ const TABLES: &[Table] = &[
         delete: KEPT_BY_ADMINS,
     },
     read_only("recommendations", MEMBERS),
-    Table {
-        name: "funnels",
-        readable: &[],
-        select: MEMBERS,
-        updatable: &[],
-        update: NOBODY,
-        delete: KEPT_BY_ADMINS,
-    },
+    Table { name: "funnels", readable: &[], select: MEMBERS, updatable: &[], update: NOBODY, delete: KEPT_BY_ADMINS },
     read_only("funnel_stages", MEMBERS),
     read_only("funnel_events", MEMBERS),
     Table {
@@ -1265,7 +1258,10 @@ const FUNCTIONS: &[Function] = &[
             ("helper.is_colleague('$foreign_person', '$foreign')", FOREIGN),
         ],
     },
-    Function { name: "with_tags", calls: &[("helper.with_tags('{b,a}', '{c}', '{a}') = '{b,c}'", [NO, T, T, T, T, T])] },
+    Function {
+        name: "with_tags",
+        calls: &[("helper.with_tags('{b,a}', '{c}', '{a}') = '{b,c}'", [NO, T, T, T, T, T])],
+    },
     Function {
         name: "normalize_phone",
         calls: &[("helper.normalize_phone('0812 3456 7890', 'ID') = '+6281234567890'", [NO, T, T, T, T, T])],
@@ -1277,7 +1273,10 @@ const FUNCTIONS: &[Function] = &[
             ("helper.contact_phone('0812 3456 7890', '$foreign')", FOREIGN),
         ],
     },
-    Function { name: "parse_csv", calls: &[("count(*) from helper.parse_csv('a,b')", [NO, Ok("1"), Ok("1"), Ok("1"), Ok("1"), Ok("1")])] },
+    Function {
+        name: "parse_csv",
+        calls: &[("count(*) from helper.parse_csv('a,b')", [NO, Ok("1"), Ok("1"), Ok("1"), Ok("1"), Ok("1")])],
+    },
     Function { name: "csv_field", calls: &[("helper.csv_field('=1') = '\"''=1\"'", [NO, T, T, T, T, T])] },
     Function {
         name: "contact_for",
@@ -1291,7 +1290,10 @@ const FUNCTIONS: &[Function] = &[
         calls: &[
             ("helper.queue_whatsapp('$contact', 'Hi') ->> 'status' = 'queued'", [NO, UNKNOWN, NO, T, T, T]),
             ("helper.queue_whatsapp('$foreign_contact', 'Hi')", [NO, UNKNOWN, NO, UNKNOWN, UNKNOWN, UNKNOWN]),
-            ("helper.queue_whatsapp('$contact', template_id => '$foreign_template')", [NO, UNKNOWN, NO, UNKNOWN, UNKNOWN, UNKNOWN]),
+            (
+                "helper.queue_whatsapp('$contact', template_id => '$foreign_template')",
+                [NO, UNKNOWN, NO, UNKNOWN, UNKNOWN, UNKNOWN],
+            ),
             ("helper.queue_whatsapp('$foreign_contact', 'Hi', workspace => '$foreign')", FOREIGN),
         ],
     },
@@ -1308,10 +1310,7 @@ const FUNCTIONS: &[Function] = &[
     Function {
         name: "workspace_metrics",
         calls: &[
-            (
-                "sum(m.value) > 0 from helper.workspace_metrics('-infinity', 'infinity') m",
-                [NO, UNKNOWN, T, T, T, T],
-            ),
+            ("sum(m.value) > 0 from helper.workspace_metrics('-infinity', 'infinity') m", [NO, UNKNOWN, T, T, T, T]),
             ("count(*) from helper.workspace_metrics('-infinity', 'infinity', '$foreign')", FOREIGN),
         ],
     },
@@ -1425,10 +1424,17 @@ async fn every_function_does_what_each_role_may() {
                 };
                 let mut tries = vec![(action.sql(&arguments, ""), refusal)];
                 if !is_for_all {
-                    tries.push((action.sql(&arguments, &foreign), Some(if *role == "anon" { "42501" } else { "42704" })));
+                    tries.push((
+                        action.sql(&arguments, &foreign),
+                        Some(if *role == "anon" { "42501" } else { "42704" }),
+                    ));
                 }
                 // Things of the other tenant are as good as none. A phone number is nobody's, the rest has no meaning there.
-                if may && shares != world.fill(action.arguments, tenant, role) && !shares.contains("$foreign") && !action.arguments.contains("$phone") {
+                if may
+                    && shares != world.fill(action.arguments, tenant, role)
+                    && !shares.contains("$foreign")
+                    && !action.arguments.contains("$phone")
+                {
                     tries.push((action.sql(&shares, ""), Some("42704")));
                 }
                 for (sql, expected) in tries {

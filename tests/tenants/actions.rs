@@ -80,7 +80,11 @@ pub const ACTIONS: &[Action] = &[
         r#"{"query": "select count(*) as contacts from helper.contacts"}"#,
         "r = '{\"rows\": [{\"contacts\": 2}], \"row_count\": 1, \"truncated\": false}'",
     ),
-    read("generate_report", r#"{"report_type": "weekly", "metrics": ["leads_added"]}"#, "r ->> 'content' ~ 'leads added'"),
+    read(
+        "generate_report",
+        r#"{"report_type": "weekly", "metrics": ["leads_added"]}"#,
+        "r ->> 'content' ~ 'leads added'",
+    ),
     // meta_hub
     write(
         "send_whatsapp_message",
@@ -115,7 +119,11 @@ pub const ACTIONS: &[Action] = &[
         "exists (select from helper.wa_templates t join helper.wa_outbox o on o.template_id = t.id and o.kind = 'submission' \
          where t.name = 'order_sent' and t.status = 'pending' and o.request #>> '{body,name}' = 'order_sent')",
     ),
-    read("get_template_analytics", r#"{"template_id": "$template"}"#, "r ->> 'name' = 'greeting' and r ->> 'sent' = '0'"),
+    read(
+        "get_template_analytics",
+        r#"{"template_id": "$template"}"#,
+        "r ->> 'name' = 'greeting' and r ->> 'sent' = '0'",
+    ),
     write(
         "create_contact",
         r#"{"phone_number": "+62 811 3333 4444", "name": "Dewi", "tags": ["new"]}"#,
@@ -163,7 +171,11 @@ pub const ACTIONS: &[Action] = &[
         r#"{"thread_id": "$thread"}"#,
         "exists (select from helper.wa_threads t where t.id = '$thread' and t.status = 'closed' and t.closed_at is not null)",
     ),
-    read("get_conversation_analytics", r#"{"group_by": "week"}"#, "(r ->> 'opened')::int >= 1 and r ->> 'group_by' = 'week'"),
+    read(
+        "get_conversation_analytics",
+        r#"{"group_by": "week"}"#,
+        "(r ->> 'opened')::int >= 1 and r ->> 'group_by' = 'week'",
+    ),
     // crm
     write(
         "add_lead",
@@ -203,7 +215,11 @@ pub const ACTIONS: &[Action] = &[
         "exists (select from helper.lead_activities a where a.lead_id = '$lead' and a.content = 'No answer')",
     ),
     read("get_pipeline", "{}", "r #> '{stages,0}' @> '{\"stage\": \"new\", \"leads\": 1}'"),
-    read("get_ai_insights", r#"{"data_source": "sales"}"#, "r -> 'attention' @> '[{\"what\": \"overdue_follow_ups\", \"number\": 1}]'"),
+    read(
+        "get_ai_insights",
+        r#"{"data_source": "sales"}"#,
+        "r -> 'attention' @> '[{\"what\": \"overdue_follow_ups\", \"number\": 1}]'",
+    ),
     // marketplace
     read("search_products", r#"{"query": "gayo coffee", "max_price": 90000}"#, "r #>> '{products,0,id}' = '$product'"),
     write(
@@ -238,7 +254,11 @@ pub const ACTIONS: &[Action] = &[
         r#"{"funnel_id": "$funnel", "stage": "buy", "subject": "somebody"}"#,
         "r = '{\"recorded\": true}' and exists (select from helper.funnel_events e where e.subject = 'somebody')",
     ),
-    read("get_funnel_metrics", r#"{"funnel_id": "$funnel"}"#, "r #> '{stages,0}' @> '{\"stage\": \"see\", \"subjects\": 1}'"),
+    read(
+        "get_funnel_metrics",
+        r#"{"funnel_id": "$funnel"}"#,
+        "r #> '{stages,0}' @> '{\"stage\": \"see\", \"subjects\": 1}'",
+    ),
     write(
         "create_report",
         r#"{"title": "Sales", "report_type": "weekly", "timezone": "Asia/Jakarta"}"#,
@@ -260,7 +280,11 @@ pub const ACTIONS: &[Action] = &[
         r#"{"email": "New@Example.com", "role": "member"}"#,
         "exists (select from helper.invitations i where i.email = 'new@example.com' and i.status = 'pending' and i.invited_by = '$me')",
     ),
-    read("list_members", "{}", "r #> '{members,0}' @> '{\"role\": \"owner\", \"user_id\": \"$owner\"}' and jsonb_array_length(r -> 'members') = 4"),
+    read(
+        "list_members",
+        "{}",
+        "r #> '{members,0}' @> '{\"role\": \"owner\", \"user_id\": \"$owner\"}' and jsonb_array_length(r -> 'members') = 4",
+    ),
     manage(
         "change_member_role",
         r#"{"user_id": "$viewer", "role": "member"}"#,
@@ -271,7 +295,11 @@ pub const ACTIONS: &[Action] = &[
         r#"{"title": "Door", "content": "The code is on the wall", "pinned": true}"#,
         "exists (select from helper.notes n where n.title = 'Door' and n.shared and n.pinned)",
     ),
-    read("search_workspace", r#"{"query": "coffee"}"#, "r #> '{found,0}' @> '{\"kind\": \"product\", \"id\": \"$product\"}'"),
+    read(
+        "search_workspace",
+        r#"{"query": "coffee"}"#,
+        "r #> '{found,0}' @> '{\"kind\": \"product\", \"id\": \"$product\"}'",
+    ),
     read("get_activity", "{}", "r -> 'activity' @> '[{\"what\": \"product added\", \"id\": \"$product\"}]'"),
 ];
 

@@ -125,7 +125,8 @@ async fn furnish(
     manager.run("select helper.send_broadcast('Hello all', '{vip}')").await;
     keep("lead", &format!("select helper.add_lead('Prospect', contact_id => '{other}') ->> 'id'")).await;
     let lead: String = member.one("select l.id::text from helper.leads l", &[]).await;
-    keep("follow_up", &format!("select helper.create_follow_up('{lead}', 'Call', now() - interval '1 day') ->> 'id'")).await;
+    keep("follow_up", &format!("select helper.create_follow_up('{lead}', 'Call', now() - interval '1 day') ->> 'id'"))
+        .await;
     keep("product", "select helper.create_product('Coffee', 'From Gayo', 50000) ->> 'id'").await;
     keep("funnel", "select helper.create_funnel('Shop', '{see,buy}') ->> 'id'").await;
     keep("report", "select helper.create_report('Figures', 'daily') ->> 'report_id'").await;
