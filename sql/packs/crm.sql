@@ -270,6 +270,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_workspace uuid := helper.workspace_for('member', workspace);
   v_lead helper.leads;
+  v_contact uuid;
 begin
   select l.* into v_lead
   from helper.leads l
@@ -282,13 +283,13 @@ begin
     raise exception using errcode = '55000', message = format('lead is %s already', v_lead.stage);
   end if;
   if v_lead.contact_id is null and v_lead.phone is not null then
-    v_lead.contact_id := helper.contact_for(v_lead.phone, v_workspace);
+    v_contact := helper.contact_for(v_lead.phone, v_workspace);
     update helper.contacts c
     set name = coalesce(c.name, v_lead.name), email = coalesce(c.email, v_lead.email)
-    where c.workspace_id = v_workspace and c.id = v_lead.contact_id;
+    where c.workspace_id = v_workspace and c.id = v_contact;
   end if;
   update helper.leads l
-  set stage = 'won', contact_id = v_lead.contact_id, value = coalesce(convert_lead.value, l.value)
+  set stage = 'won', contact_id = coalesce(l.contact_id, v_contact), value = coalesce(convert_lead.value, l.value)
   where l.workspace_id = v_workspace and l.id = v_lead.id
   returning l.* into v_lead;
   insert into helper.lead_activities (workspace_id, lead_id, kind, content)

@@ -42,7 +42,7 @@ create table helper.contacts (
   created_at timestamptz not null default clock_timestamp(),
   updated_at timestamptz not null default clock_timestamp(),
   primary key (workspace_id, id),
-  constraint contacts_phone_key unique (workspace_id, phone)
+  constraint contacts_phone_key unique (phone, workspace_id)
 );
 comment on table helper.contacts is 'People who a workspace is in touch with';
 comment on column helper.contacts.workspace_id is 'The workspace';
@@ -100,7 +100,7 @@ create table helper.wa_messages (
   sent_at timestamptz not null,
   created_at timestamptz not null default clock_timestamp(),
   primary key (workspace_id, id),
-  constraint wa_messages_wa_message_id_key unique (workspace_id, wa_message_id),
+  constraint wa_messages_wa_message_id_key unique (wa_message_id, workspace_id),
   constraint wa_messages_thread_fkey foreign key (workspace_id, thread_id) references helper.wa_threads (workspace_id, id) on delete cascade
 );
 create index wa_messages_thread_id_sent_at_idx on helper.wa_messages (thread_id, sent_at);
@@ -130,7 +130,7 @@ create table helper.wa_templates (
   created_by uuid not null default helper.current_user_id(),
   created_at timestamptz not null default clock_timestamp(),
   primary key (workspace_id, id),
-  constraint wa_templates_name_key unique (workspace_id, name, language)
+  constraint wa_templates_name_key unique (name, language, workspace_id)
 );
 comment on table helper.wa_templates is 'Message templates, which WhatsApp has to approve';
 comment on column helper.wa_templates.workspace_id is 'The workspace';
@@ -571,7 +571,7 @@ Errors: 22023, 42501, 42704, 55000';
 create function helper.schedule_message(
   contact_id uuid,
   message text,
-  scheduled_for timestamp,
+  scheduled_for text,
   timezone text default 'UTC',
   workspace uuid default null
 ) returns jsonb
@@ -586,20 +586,24 @@ begin
       message = format('time zone "%s" is not known', timezone),
       hint = 'Use a name such as Asia/Jakarta.';
   end if;
-  v_at := scheduled_for at time zone timezone;
+  -- A cast to timestamp would read over an offset that is written down.
+  v_at := case
+    when scheduled_for ~ ':[0-9.]+ *(Z|[-+][0-9]{2}(:?[0-9]{2})?)$' then scheduled_for::timestamptz
+    else scheduled_for::timestamp at time zone timezone
+  end;
   if v_at is null or v_at <= clock_timestamp() then
     raise exception using errcode = '22023', message = format('%s in %s is past', scheduled_for, timezone);
   end if;
   return helper.queue_whatsapp(schedule_message.contact_id, body => message, send_at => v_at, workspace => v_workspace);
 end
 $$;
-comment on function helper.schedule_message(uuid, text, timestamp, text, uuid) is
+comment on function helper.schedule_message(uuid, text, text, text, uuid) is
   'Sends a text to a contact by WhatsApp at a time.
 @param contact_id the contact
 @param message the text
-@param scheduled_for date and time there, such as 2027-01-31T09:00
-@param timezone the time zone''s name, such as Asia/Jakarta
-Errors: 22023, 23514, 42501, 42704, 55000';
+@param scheduled_for date and time, such as 2027-01-31T09:00, or with an offset 2027-01-31T09:00+07:00
+@param timezone the time zone''s name, such as Asia/Jakarta, where there is no offset
+Errors: 22007, 22023, 23514, 42501, 42704, 55000';
 
 create function helper.cancel_message(message_id uuid, workspace uuid default null) returns jsonb
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -724,8 +728,7 @@ begin
   left join helper.wa_outbox o on o.workspace_id = t.workspace_id
     and o.template_id = t.id
     and o.kind = 'template'
-    and o.created_at >= coalesce(start_date, '-infinity')
-    and o.created_at < coalesce(end_date + 1, 'infinity')
+    and (o.created_at at time zone 'UTC')::date between coalesce(start_date, '-infinity') and coalesce(end_date, 'infinity')
   where t.workspace_id = v_workspace and t.id = get_template_analytics.template_id
   group by t.id, t.name, t.status;
   if not found then
@@ -737,7 +740,7 @@ $$;
 comment on function helper.get_template_analytics(uuid, date, date, uuid) is
   'How often a template was sent, delivered and read.
 @param template_id the template
-@param start_date first day
+@param start_date first day, by UTC
 @param end_date last day
 Errors: 42501, 42704';
 
