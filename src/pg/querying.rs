@@ -112,6 +112,9 @@ fn the_select(text: &str) -> Result<String> {
         }
         let raw: *mut pg_sys::RawStmt = (*(*statements).elements).ptr_value.cast();
         let (from, length) = ((*raw).stmt_location.max(0) as usize, (*raw).stmt_len.max(0) as usize);
+        if (*(*raw).stmt).type_ != pg_sys::NodeTag::T_SelectStmt {
+            return Err(not_a_select("query is not a select"));
+        }
         let query = pg_sys::parse_analyze_fixedparams(raw, source.as_ptr(), ptr::null(), 0, ptr::null_mut());
         if (*query).commandType != pg_sys::CmdType::CMD_SELECT || (*query).hasModifyingCTE || (*query).hasForUpdate {
             return Err(not_a_select("query is not a select that only reads"));
