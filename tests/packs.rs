@@ -400,6 +400,25 @@ async fn a_query_reads_what_its_caller_sees_and_does_nothing_else() {
     assert_eq!(run("table helper.contacts;").await.unwrap()["row_count"], 2);
     assert_eq!(run("select 'a;b' as x -- ) q; delete").await.unwrap()["rows"][0]["x"], "a;b");
     assert_eq!(run("values (1), (2)").await.unwrap()["row_count"], 2);
+    // A function of somebody's that runs a text, and says that it is stable
+    world
+        .admin
+        .run(
+            "create function public.run_text(statement text) returns text language plpgsql stable as \
+             $$ declare v text; begin execute statement into v; return v; end $$",
+        )
+        .await;
+    assert_eq!(run("select public.run_text('select 1')").await.unwrap()["rows"][0]["run_text"], "1");
+    for (inner, code) in [
+        ("select set_config(''request.jwt.claims'', ''{}'', true)", "25000"),
+        ("select set_config(''role'', ''service_role'', true)", "25000"),
+        ("select set_config(''transaction_read_only'', ''off'', true)", "25000"),
+        ("delete from helper.notes returning 1", "0A000"),
+        ("select helper.create_note(''x'')", "25006"),
+    ] {
+        assert_eq!(run(&format!("select public.run_text('{inner}')")).await, Err(code.to_owned()), "{inner}");
+    }
+    assert_eq!(world.fingerprints().await, before);
     // Sizes
     let many = run("select g, repeat('x', 1000) as filler from generate_series(1, 1000) g").await.unwrap();
     assert!(
@@ -505,6 +524,33 @@ async fn reports_are_made_when_they_are_due_once_each() {
             .await;
         assert!(fits, "{kind} in {zone} after {after}");
     }
+}
+
+#[tokio::test]
+async fn a_phone_number_has_one_form_however_it_is_written() {
+    let cluster = cluster::Cluster::shared().await;
+    let admin = cluster.admin().await;
+    for (written, region, expected) in [
+        ("0812 3456 7890", Some("ID"), Some("+6281234567890")),
+        ("62812 3456 7890", Some("ID"), Some("+6281234567890")),
+        ("0062 812 3456 7890", Some("ID"), Some("+6281234567890")),
+        ("+62 (0)812-3456-7890", None, Some("+6281234567890")),
+        ("tel:+62-812-3456-7890", None, Some("+6281234567890")),
+        ("(021) 555 1234", Some("ID"), Some("+62215551234")),
+        ("020 7946 0958", Some("GB"), Some("+442079460958")),
+        ("+44 20 7946 0958", Some("ID"), Some("+442079460958")),
+        // A zero that belongs to the number
+        ("+39 06 6982 1234", None, Some("+390669821234")),
+        ("0812 3456 7890", None, None),
+        ("+999999999999", None, None),
+        ("123", Some("ID"), None),
+        ("hello", Some("ID"), None),
+        ("", Some("ID"), None),
+    ] {
+        let row = admin.query_one("select helper.normalize_phone($1, $2)", &[&written, &region]).await.unwrap();
+        assert_eq!(row.get::<_, Option<&str>>(0), expected, "{written} in {region:?}");
+    }
+    assert_eq!(admin.error("select helper.normalize_phone('1', 'XX')").await.code().code(), "22023");
 }
 
 #[tokio::test]

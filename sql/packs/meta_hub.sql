@@ -661,7 +661,9 @@ begin
   from helper.contacts c
   where c.workspace_id = v_workspace
     and c.accepts_broadcasts
-    and (send_broadcast.recipient_tags is null or c.tags && send_broadcast.recipient_tags);
+    and (send_broadcast.recipient_tags is null or c.tags && send_broadcast.recipient_tags)
+  -- Contacts are held in one order, so that two broadcasts do not wait for each other.
+  order by c.id;
   get diagnostics v_count = row_count;
   if v_count = 0 then
     raise exception using errcode = '22023', message = 'no contact has these tags and accepts broadcasts';

@@ -59,14 +59,16 @@ impl Drop for Deadline {
     }
 }
 
-/// Makes the transaction read-only until it is dropped. What runs meanwhile calls nothing volatile and so cannot undo it.
+/// Makes the transaction read-only until it is dropped, and has Postgres take what runs for a parallel operation: then it
+/// refuses, at any depth, whatever would write or change a setting, the caller's role and claims among them. Functions
+/// that run a text as SQL and are not volatile, as some extensions have, could do so otherwise.
 struct ReadOnly {
     level: c_int,
 }
 
 impl ReadOnly {
     fn begin() -> ReadOnly {
-        // SAFETY: a level of settings that `drop` ends.
+        // SAFETY: a level of settings and an operation that `drop` ends, in the reverse order.
         unsafe {
             let level = pg_sys::NewGUCNestLevel();
             pg_sys::set_config_option(
@@ -79,6 +81,7 @@ impl ReadOnly {
                 0,
                 false,
             );
+            pg_sys::EnterParallelMode();
             ReadOnly { level }
         }
     }
@@ -86,9 +89,10 @@ impl ReadOnly {
 
 impl Drop for ReadOnly {
     fn drop(&mut self) {
-        // SAFETY: when an error is on its way out, the end of its transaction does this, and would find the level gone.
+        // SAFETY: when an error is on its way out, the end of its transaction does this, and would find both gone.
         unsafe {
             if !std::thread::panicking() {
+                pg_sys::ExitParallelMode();
                 pg_sys::AtEOXact_GUC(false, self.level);
             }
         }
