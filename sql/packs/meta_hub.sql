@@ -219,7 +219,7 @@ comment on column helper.wa_outbox.template_id is 'The template';
 comment on column helper.wa_outbox.broadcast_id is 'The broadcast that it is a part of';
 comment on column helper.wa_outbox.body is 'The text';
 comment on column helper.wa_outbox.parameters is 'What fills the template''s placeholders: an array, or an object by name';
-comment on column helper.wa_outbox.request is 'The request to the Cloud API, made when the row is added: method, path, body';
+comment on column helper.wa_outbox.request is 'The request to the Cloud API, made when the row is added: method, path, body; claim_whatsapp adds the identifier';
 comment on column helper.wa_outbox.status is 'queued; sending: claimed by a sender; sent, delivered, read: as WhatsApp says; failed: see error; uncertain: the sender was lost, it is not sent again; cancelled';
 comment on column helper.wa_outbox.attempts is 'Times that it was claimed';
 comment on column helper.wa_outbox.wa_message_id is 'WhatsApp''s id of it';
@@ -435,8 +435,7 @@ begin
       'messaging_product', 'whatsapp',
       'recipient_type', 'individual',
       'to', v_phone,
-      'type', new.kind,
-      'biz_opaque_callback_data', new.id)
+      'type', new.kind)
       || case new.kind
         when 'text' then jsonb_build_object('text', jsonb_build_object('preview_url', false, 'body', new.body))
         else jsonb_build_object('template', jsonb_strip_nulls(jsonb_build_object(
@@ -1375,7 +1374,10 @@ language sql volatile security definer set search_path = pg_catalog, pg_temp as 
   set status = 'sending', claimed_at = clock_timestamp(), attempts = o.attempts + 1
   from due d
   where o.workspace_id = d.workspace_id and o.id = d.id
-  returning o.workspace_id, o.id, o.request
+  -- WhatsApp gives the identifier back in the webhook, also where its reply was lost.
+  returning o.workspace_id, o.id, case o.kind
+    when 'submission' then o.request
+    else jsonb_set(o.request, '{body,biz_opaque_callback_data}', to_jsonb(o.id)) end
 $$;
 comment on function helper.claim_whatsapp(integer) is
   'Requests of the outbox that are due, each given out once: commit, send them to the Cloud API, and tell finish_whatsapp what it replied. For the application''s service';

@@ -9,7 +9,8 @@ create table helper.invitations (
   status text not null default 'pending' constraint invitations_status_check check (status in ('pending', 'accepted', 'revoked')),
   invited_by uuid not null default helper.current_user_id(),
   created_at timestamptz not null default clock_timestamp(),
-  expires_at timestamptz not null default clock_timestamp() + interval '7 days',
+  -- The end of a day, so that a preview shows the same as what follows.
+  expires_at timestamptz not null default date_trunc('day', clock_timestamp(), 'UTC') + interval '8 days',
   accepted_by uuid,
   primary key (workspace_id, id),
   constraint invitations_id_key unique (id)
