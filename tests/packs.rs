@@ -511,6 +511,17 @@ async fn reports_are_made_when_they_are_due_once_each() {
         .one("select bool_and(r.next_run_at > now() and r.next_run_at <= now() + interval '1 day') from helper.reports r", &[])
         .await;
     assert!(next);
+    // One that cannot be made holds up no other.
+    member
+        .run(&format!(
+            "update helper.reports set next_run_at = now() - interval '1 hour' where id = '{report}'; \
+             insert into helper.reports (workspace_id, title, report_type, timezone) values ('{}', 'Wrong', 'daily', 'Mars'); \
+             update helper.reports set run_at = '09:00', next_run_at = now() - interval '2 hours' where title = 'Wrong'",
+            world.tenants[0].workspace
+        ))
+        .await;
+    assert_eq!(member.one::<i32>("select helper.run_due_reports()", &[]).await, 1);
+    assert_eq!(member.one::<i32>("select helper.run_due_reports()", &[]).await, 0);
     // The time of day stays where clocks change.
     for (kind, zone, after, expected) in [
         ("daily", "Europe/Berlin", "2026-03-28 12:00Z", "2026-03-29 07:00Z"),

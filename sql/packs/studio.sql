@@ -457,7 +457,14 @@ begin
     order by r.next_run_at
     for update skip locked
   loop
-    perform helper.run_report(v_report.id, v_workspace);
+    begin
+      perform helper.run_report(v_report.id, v_workspace);
+    exception
+      when invalid_parameter_value then
+        -- Written by hand, with a figure or a time zone that there is not: it must not hold up the others.
+        update helper.reports r set next_run_at = null where r.workspace_id = v_workspace and r.id = v_report.id;
+        continue;
+    end;
     update helper.reports r
     set next_run_at = helper.next_report_at(v_report.report_type, v_report.run_at, v_report.timezone, clock_timestamp())
     where r.workspace_id = v_workspace and r.id = v_report.id;
