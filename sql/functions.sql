@@ -53,7 +53,7 @@ comment on column helper.functions.idempotent is 'Whether the endpoint does a re
 comment on column helper.functions.max_result_bytes is 'Bytes of a result at most';
 comment on column helper.functions.tags is 'Words by which tools are chosen, as tag:word';
 comment on column helper.functions.read_only is 'Whether it changes nothing';
-comment on column helper.functions.pack is 'Pack that it came with; null: registered here';
+comment on column helper.functions.pack is 'Pack that it came with; builtin: it came with the extension and is on in every workspace; null: registered here';
 comment on column helper.functions.enabled is 'Whether it may be called at all';
 comment on column helper.functions.created_by is 'Who registered it';
 comment on column helper.functions.created_at is 'When it was registered';
@@ -76,7 +76,7 @@ create index function_settings_function_name_idx on helper.function_settings (fu
 comment on table helper.function_settings is 'Tools that a workspace switched on or off, and its limits for them';
 comment on column helper.function_settings.workspace_id is 'The workspace';
 comment on column helper.function_settings.function_name is 'The tool; by name, as a pack''s tools have other ids after a restore';
-comment on column helper.function_settings.enabled is 'On or off; null: off for tools of packs, on for others';
+comment on column helper.function_settings.enabled is 'On or off; null: off for tools of packs, on for built-in ones and others';
 comment on column helper.function_settings.user_per_hour is 'Calls of each person in an hour; null: no limit';
 comment on column helper.function_settings.user_per_day is 'Calls of each person in a day; null: no limit';
 comment on column helper.function_settings.workspace_per_hour is 'Calls of all in an hour; null: no limit';
@@ -506,7 +506,7 @@ create function helper._is_switched_on(function helper.functions, workspace uuid
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select function.enabled and coalesce(
     (select s.enabled from helper.function_settings s where s.workspace_id = workspace and s.function_name = function.function_name),
-    function.pack is null)
+    function.pack is null or function.pack = 'builtin')
 $$;
 comment on function helper._is_switched_on(helper.functions, uuid) is 'Whether a tool is on in a workspace';
 

@@ -7,6 +7,8 @@ declare
   -- What an application's own policies need, and what says nothing to a caller without identity.
   v_predicates constant text[] := array['caller_claims', 'caller_role', 'current_user_id', 'is_member', 'my_role', 'my_workspaces'];
   v_administrators constant text[] := array['add_mcp_server', 'attach_table', 'detach_table', 'grant_usage', 'pack_vectors', 'refresh_mcp_server', 'register_function', 'remove_mcp_server', 'status', 'unregister_function', 'use_membership'];
+  -- What speaks for the WhatsApp Cloud API, whichever workspace it is about.
+  v_services constant text[] := array['claim_whatsapp', 'finish_whatsapp', 'set_whatsapp_number', 'whatsapp_status'];
   v_user_tables constant text[][] := array[
     ['workspaces', 'select, update (name, slug, settings), delete'],
     ['workspace_members', 'select, insert (workspace_id, user_id, role), update (role), delete'],
@@ -33,7 +35,28 @@ declare
     ['function_calls', 'select (workspace_id, id, function_id, function_name, user_id, conversation_id, message_id, tool_call_id, arguments, arguments_hash, status, in_queue, idempotency_key, preview, effect_hash, result, error, approver_role, self_approval, decided_by, decided_at, reason, lapses_at, created_at, started_at, finished_at)'],
     ['conversation_summaries', 'select'],
     ['index_progress', 'select'],
-    ['jobs', 'select (workspace_id, id, kind, key, status, attempts, error, created_at, started_at, finished_at)']
+    ['jobs', 'select (workspace_id, id, kind, key, status, attempts, error, created_at, started_at, finished_at)'],
+    ['notes', 'select, insert (workspace_id, shared, pinned, title, content, tags), update (shared, pinned, title, content, tags), delete'],
+    ['reminders', 'select, insert (workspace_id, title, description, due_at, related_to), update (title, description, due_at, related_to, done_at), delete'],
+    ['notifications', 'select, insert (workspace_id, user_id, title, body), update (read_at)'],
+    ['wa_numbers', 'select'],
+    ['contacts', 'select, insert (workspace_id, phone, name, email, tags, accepts_broadcasts), update (name, email, tags, accepts_broadcasts), delete'],
+    ['wa_threads', 'select, update (status, assigned_to, tags, closed_at)'],
+    ['wa_messages', 'select'],
+    ['wa_templates', 'select, insert (workspace_id, name, category, language, header, body, footer)'],
+    ['wa_broadcasts', 'select, insert (workspace_id, message, template_id, recipient_tags)'],
+    ['wa_outbox', 'select, insert (workspace_id, kind, contact_id, template_id, broadcast_id, body, parameters, send_at)'],
+    ['leads', 'select, insert (workspace_id, contact_id, name, email, phone, company, source, value), update (contact_id, name, email, phone, company, source, stage, value, score, assigned_to), delete'],
+    ['lead_activities', 'select, insert (workspace_id, lead_id, kind, content, occurred_at)'],
+    ['follow_ups', 'select, insert (workspace_id, lead_id, title, due_at, assigned_to), update (title, due_at, assigned_to, outcome, completed_at)'],
+    ['products', 'select, insert (workspace_id, name, description, price, category, images, stock), update (name, description, price, category, images, stock, active), delete'],
+    ['recommendations', 'select, insert (workspace_id, product_id, contact_id, reason)'],
+    ['funnels', 'select, insert (workspace_id, name, description), delete'],
+    ['funnel_stages', 'select, insert (workspace_id, funnel_id, ordinal, name)'],
+    ['funnel_events', 'select, insert (workspace_id, funnel_id, stage_id, subject, occurred_at)'],
+    ['reports', 'select, insert (workspace_id, title, report_type, metrics, timezone), update (title, metrics, timezone, run_at, next_run_at), delete'],
+    ['report_editions', 'select, insert (workspace_id, report_id, start_date, end_date, content)'],
+    ['invitations', 'select, insert (workspace_id, email, role, message), delete']
   ];
   -- A service keeps people and workspaces in step with where they come from.
   v_service_tables constant text[][] := array[
@@ -59,6 +82,7 @@ begin
       and left(p.proname, 1) <> '_'
       and case
         when p.proname = any (v_administrators) then level = 'administrator'
+        when p.proname = any (v_services) then level in ('service', 'administrator')
         else level <> 'anon' or p.proname = any (v_predicates)
       end
   loop
@@ -76,7 +100,7 @@ begin
 end
 $$;
 comment on function helper._grant(name, text) is
-  'Grants a role what a level needs: anon (predicates only), user, service (user, and keeping people and workspaces) or administrator (user, and the administrator''s functions). Errors: 22023';
+  'Grants a role what a level needs: anon (predicates only), user, service (user, keeping people and workspaces, and the WhatsApp Cloud API) or administrator (user, and the administrator''s functions). Errors: 22023';
 
 create function helper.grant_usage(role regrole) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$

@@ -282,9 +282,12 @@ async fn every_sql_block_runs_and_prints_what_the_page_says() {
 fn table(heading: &str) -> Vec<Vec<String>> {
     let text = std::fs::read_to_string(root().join("README.md")).unwrap();
     let (_, section) = text.split_once(&format!("\n## {heading}\n")).unwrap_or_else(|| panic!("no heading {heading}"));
-    let section = section.split("\n## ").next().unwrap();
-    section
-        .lines()
+    rows(section.split("\n## ").next().unwrap())
+}
+
+/// Rows of tables that begin with something in backticks.
+fn rows(text: &str) -> Vec<Vec<String>> {
+    text.lines()
         .filter(|line| line.starts_with("| `"))
         .map(|line| {
             let line = line.trim_matches('|').replace("\\|", "\u{1}");
@@ -299,7 +302,7 @@ fn code(cell: &str) -> &str {
 }
 
 #[tokio::test]
-async fn the_readme_lists_every_function_and_who_may_call_it() {
+async fn the_readme_or_the_page_of_packs_lists_every_function_and_who_may_call_it() {
     let cluster = Cluster::shared().await;
     let granted = cluster
         .admin()
@@ -317,7 +320,7 @@ async fn the_readme_lists_every_function_and_who_may_call_it() {
              from pg_proc p
              join pg_depend d on d.classid = 'pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e'
              join pg_extension e on e.oid = d.refobjid and e.extname = 'helper_ai'
-             where left(p.proname, 1) <> '_' and not has_function_privilege('authenticated', p.oid, 'execute')",
+             where left(p.proname, 1) <> '_' and not has_function_privilege('service_role', p.oid, 'execute')",
             &[],
         )
         .await
@@ -328,14 +331,18 @@ async fn the_readme_lists_every_function_and_who_may_call_it() {
             let who = match row.get::<_, String>(1).as_str() {
                 "anon,authenticated,service_role" => "everyone",
                 "authenticated,service_role" => "users",
+                "service_role" => "services",
                 "" => "administrators",
                 other => panic!("{} is granted to {other}", row.get::<_, String>(0)),
             };
             (row.get(0), who)
         })
         .collect();
+    // Those of the packs have a page of their own.
+    let packs = std::fs::read_to_string(root().join("docs/packs.md")).unwrap();
     let listed: BTreeMap<String, String> = table("Functions")
         .into_iter()
+        .chain(rows(&packs))
         .map(|row| (code(&row[0]).split('(').next().unwrap().to_owned(), row.last().unwrap().clone()))
         .collect();
     let granted: BTreeMap<String, String> = granted.into_iter().map(|(name, who)| (name, who.to_owned())).collect();

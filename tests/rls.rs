@@ -9,7 +9,8 @@ mod cluster;
 mod tenants;
 
 use std::collections::BTreeSet;
-use tenants::{Outcome, ROLES, World, attempt, rehearse};
+use tenants::actions::ACTIONS;
+use tenants::{Outcome, ROLES, World, attempt, rank, rehearse};
 
 /// What is expected of one table. A predicate says which rows; `None` means that the statement itself is refused.
 struct Table {
@@ -108,6 +109,29 @@ const LEAVING: [Option<&str>; 6] = [
     // The last owner stays, so that the statement on all rows fails.
     Some("error 55000"),
 ];
+
+/// Those from member up may change what everyone in the workspace sees.
+const WRITTEN: [Option<&str>; 6] = {
+    const ALL: Option<&str> = Some("workspace_id = '$ws'");
+    [None, Some("false"), Some("false"), ALL, ALL, ALL]
+};
+const KEPT_BY_ADMINS: [Option<&str>; 6] = {
+    const ALL: Option<&str> = Some("workspace_id = '$ws'");
+    [None, Some("false"), Some("false"), Some("false"), ALL, ALL]
+};
+const NOTED: [Option<&str>; 6] = {
+    const SEEN: Option<&str> = Some("workspace_id = '$ws' and (shared or user_id = '$me')");
+    [None, Some("false"), SEEN, SEEN, SEEN, SEEN]
+};
+/// One's own, as long as one is more than a viewer.
+const HELD_BY_MEMBERS: [Option<&str>; 6] = {
+    const MINE: Option<&str> = Some("workspace_id = '$ws' and user_id = '$me'");
+    [None, Some("false"), Some("false"), MINE, MINE, MINE]
+};
+const TOLD: [Option<&str>; 6] = {
+    const MINE: Option<&str> = Some("workspace_id = '$ws' and (user_id = '$me' or created_by = '$me')");
+    [None, Some("false"), MINE, MINE, MINE, MINE]
+};
 
 const fn hidden(name: &'static str) -> Table {
     Table { name, readable: &[], select: NOBODY, updatable: &[], update: NOBODY, delete: NOBODY }
@@ -272,6 +296,108 @@ const TABLES: &[Table] = &[
     },
     hidden("function_counts"),
     hidden("mcp_servers"),
+    Table {
+        name: "notes",
+        readable: &[],
+        select: NOTED,
+        updatable: &["shared", "pinned", "title", "content", "tags"],
+        update: HELD_BY_MEMBERS,
+        delete: HELD_BY_MEMBERS,
+    },
+    Table {
+        name: "reminders",
+        readable: &[],
+        select: HOLDER,
+        updatable: &["title", "description", "due_at", "related_to", "done_at"],
+        update: HELD_BY_MEMBERS,
+        delete: HELD_BY_MEMBERS,
+    },
+    Table {
+        name: "notifications",
+        readable: &[],
+        select: TOLD,
+        updatable: &["read_at"],
+        update: HOLDER,
+        delete: NOBODY,
+    },
+    Table {
+        name: "contacts",
+        readable: &[],
+        select: MEMBERS,
+        updatable: &["name", "email", "tags", "accepts_broadcasts"],
+        update: WRITTEN,
+        delete: KEPT_BY_ADMINS,
+    },
+    Table {
+        name: "wa_threads",
+        readable: &[],
+        select: MEMBERS,
+        updatable: &["status", "assigned_to", "tags", "closed_at"],
+        update: WRITTEN,
+        delete: NOBODY,
+    },
+    read_only("wa_numbers", MEMBERS),
+    read_only("wa_messages", MEMBERS),
+    read_only("wa_templates", MEMBERS),
+    read_only("wa_broadcasts", MEMBERS),
+    read_only("wa_outbox", MEMBERS),
+    Table {
+        name: "leads",
+        readable: &[],
+        select: MEMBERS,
+        updatable: &[
+            "contact_id",
+            "name",
+            "email",
+            "phone",
+            "company",
+            "source",
+            "stage",
+            "value",
+            "score",
+            "assigned_to",
+        ],
+        update: WRITTEN,
+        delete: KEPT_BY_ADMINS,
+    },
+    read_only("lead_activities", MEMBERS),
+    Table {
+        name: "follow_ups",
+        readable: &[],
+        select: MEMBERS,
+        updatable: &["title", "due_at", "assigned_to", "outcome", "completed_at"],
+        update: WRITTEN,
+        delete: NOBODY,
+    },
+    Table {
+        name: "products",
+        readable: &[],
+        select: MEMBERS,
+        updatable: &["name", "description", "price", "category", "images", "stock", "active"],
+        update: WRITTEN,
+        delete: KEPT_BY_ADMINS,
+    },
+    read_only("recommendations", MEMBERS),
+    Table { name: "funnels", readable: &[], select: MEMBERS, updatable: &[], update: NOBODY, delete: KEPT_BY_ADMINS },
+    read_only("funnel_stages", MEMBERS),
+    read_only("funnel_events", MEMBERS),
+    Table {
+        name: "reports",
+        readable: &[],
+        select: MEMBERS,
+        updatable: &["title", "metrics", "timezone", "run_at", "next_run_at"],
+        update: WRITTEN,
+        delete: KEPT_BY_ADMINS,
+    },
+    read_only("report_editions", MEMBERS),
+    Table {
+        name: "invitations",
+        readable: &[],
+        select: KEPT_BY_ADMINS,
+        updatable: &[],
+        update: NOBODY,
+        delete: KEPT_BY_ADMINS,
+    },
     hidden("provider_secrets"),
     hidden("token_ratios"),
     hidden("usage_deleted"),
@@ -1125,6 +1251,119 @@ const FUNCTIONS: &[Function] = &[
             ("count(*) from helper.search_conversations('refunds', '$foreign')", FOREIGN),
         ],
     },
+    Function {
+        name: "workspace_for",
+        calls: &[
+            ("helper.workspace_for('viewer')", [NO, UNKNOWN, Ok("$ws"), Ok("$ws"), Ok("$ws"), Ok("$ws")]),
+            ("helper.workspace_for('admin', '$ws')", [NO, UNKNOWN, NO, NO, Ok("$ws"), Ok("$ws")]),
+            ("helper.workspace_for('viewer', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "is_colleague",
+        calls: &[
+            ("helper.is_colleague('$owner')", [NO, UNKNOWN, T, T, T, T]),
+            ("helper.is_colleague('$foreign_person')", [NO, UNKNOWN, F, F, F, F]),
+            ("helper.is_colleague('$foreign_person', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "with_tags",
+        calls: &[("helper.with_tags('{b,a}', '{c}', '{a}') = '{b,c}'", [NO, T, T, T, T, T])],
+    },
+    Function {
+        name: "normalize_phone",
+        calls: &[("helper.normalize_phone('0812 3456 7890', 'ID') = '+6281234567890'", [NO, T, T, T, T, T])],
+    },
+    Function {
+        name: "contact_phone",
+        calls: &[
+            ("helper.contact_phone('0812 3456 7890') = '+6281234567890'", [NO, UNKNOWN, T, T, T, T]),
+            ("helper.contact_phone('0812 3456 7890', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "parse_csv",
+        calls: &[("count(*) from helper.parse_csv('a,b')", [NO, Ok("1"), Ok("1"), Ok("1"), Ok("1"), Ok("1")])],
+    },
+    Function { name: "csv_field", calls: &[("helper.csv_field('=1') = '\"''=1\"'", [NO, T, T, T, T, T])] },
+    Function {
+        name: "contact_for",
+        calls: &[
+            ("helper.contact_for('$phone') = '$contact'", [NO, UNKNOWN, NO, T, T, T]),
+            ("helper.contact_for('$phone', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "queue_whatsapp",
+        calls: &[
+            ("helper.queue_whatsapp('$contact', 'Hi') ->> 'status' = 'queued'", [NO, UNKNOWN, NO, T, T, T]),
+            ("helper.queue_whatsapp('$foreign_contact', 'Hi')", [NO, UNKNOWN, NO, UNKNOWN, UNKNOWN, UNKNOWN]),
+            (
+                "helper.queue_whatsapp('$contact', template_id => '$foreign_template')",
+                [NO, UNKNOWN, NO, UNKNOWN, UNKNOWN, UNKNOWN],
+            ),
+            ("helper.queue_whatsapp('$foreign_contact', 'Hi', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "set_whatsapp_number",
+        calls: &[("helper.set_whatsapp_number('$ws', '77', '+6281200000077')", NEVER)],
+    },
+    Function { name: "claim_whatsapp", calls: &[("count(*) from helper.claim_whatsapp()", NEVER)] },
+    Function { name: "finish_whatsapp", calls: &[("helper.finish_whatsapp('$ws', '$message', 200)", NEVER)] },
+    Function {
+        name: "whatsapp_status",
+        calls: &[("helper.whatsapp_status('{\"object\": \"whatsapp_business_account\", \"entry\": []}')", NEVER)],
+    },
+    Function {
+        name: "workspace_metrics",
+        calls: &[
+            ("sum(m.value) > 0 from helper.workspace_metrics('-infinity', 'infinity') m", [NO, UNKNOWN, T, T, T, T]),
+            ("count(*) from helper.workspace_metrics('-infinity', 'infinity', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "next_report_at",
+        calls: &[(
+            "helper.next_report_at('daily', '09:00', 'UTC', '2026-01-01 09:00Z') = '2026-01-02 09:00Z'",
+            [NO, T, T, T, T, T],
+        )],
+    },
+    Function {
+        name: "run_due_reports",
+        calls: &[
+            ("helper.run_due_reports()", [NO, UNKNOWN, NO, Ok("0"), Ok("0"), Ok("0")]),
+            ("helper.run_due_reports('$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        // Nobody in these tests has a claim email.
+        name: "accept_invitation",
+        calls: &[("helper.accept_invitation(helper.uuid_v7())", FOREIGN)],
+    },
+    Function {
+        name: "install_pack",
+        calls: &[
+            ("helper.install_pack('crm')", [NO, UNKNOWN, NO, NO, Ok("11"), Ok("11")]),
+            ("helper.install_pack('none')", [NO, UNKNOWN, NO, NO, UNKNOWN, UNKNOWN]),
+            ("helper.install_pack('crm', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "uninstall_pack",
+        calls: &[
+            ("helper.uninstall_pack('crm')", [NO, UNKNOWN, NO, NO, Ok("11"), Ok("11")]),
+            ("helper.uninstall_pack('crm', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "list_packs",
+        calls: &[
+            ("count(*) from helper.list_packs()", [NO, UNKNOWN, Ok("6"), Ok("6"), Ok("6"), Ok("6")]),
+            ("count(*) from helper.list_packs('$foreign')", FOREIGN),
+        ],
+    },
     Function { name: "version", calls: &[("helper.version() = '0.1.0'", [NO, T, T, T, T, T])] },
     Function { name: "pack_vectors", calls: &[("helper.pack_vectors()", NEVER)] },
     Function {
@@ -1158,7 +1397,8 @@ async fn every_function_does_what_each_role_may() {
     let functions: Vec<(String, String, bool)> = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
     let public: BTreeSet<&str> =
         functions.iter().map(|(name, ..)| name.as_str()).filter(|name| !name.starts_with('_')).collect();
-    let expected: BTreeSet<&str> = FUNCTIONS.iter().map(|function| function.name).collect();
+    let actions = ACTIONS.iter().map(|action| action.name);
+    let expected: BTreeSet<&str> = FUNCTIONS.iter().map(|function| function.name).chain(actions).collect();
     assert_eq!(public, expected, "every function of the schema has an expectation");
     let before = world.fingerprints().await;
     let mut wrong = Vec::new();
@@ -1173,6 +1413,50 @@ async fn every_function_does_what_each_role_may() {
                     checks += 1;
                     if outcome != Err("42501".into()) {
                         wrong.push(format!("tenant {tenant}, {role}: {sql} gave {outcome:?}"));
+                    }
+                }
+            }
+            // A tool of a pack does the same for whoever calls it without the registry.
+            for action in ACTIONS {
+                let arguments = world.fill(action.arguments, tenant, role);
+                let shares = world.fill(&action.arguments.replace('$', "$foreign_"), tenant, role);
+                let foreign = world.fill("workspace => '$foreign'", tenant, role);
+                let may = *role != "anon" && rank(role) >= rank(action.minimum);
+                let is_for_all = ["describe_data", "query_data"].contains(&action.name);
+                let refusal = match *role {
+                    "anon" => Some("42501"),
+                    "outsider" if !is_for_all => Some("42704"),
+                    _ if !may && !is_for_all => Some("42501"),
+                    // It is the member's.
+                    "admin" | "owner" if action.name == "complete_reminder" => Some("42704"),
+                    _ => None,
+                };
+                let mut tries = vec![(action.sql(&arguments, ""), refusal)];
+                if !is_for_all {
+                    tries.push((
+                        action.sql(&arguments, &foreign),
+                        Some(if *role == "anon" { "42501" } else { "42704" }),
+                    ));
+                }
+                // Things of the other tenant are as good as none. A phone number is nobody's, the rest has no meaning there.
+                if may
+                    && shares != world.fill(action.arguments, tenant, role)
+                    && !shares.contains("$foreign")
+                    && !action.arguments.contains("$phone")
+                {
+                    tries.push((action.sql(&shares, ""), Some("42704")));
+                }
+                for (sql, expected) in tries {
+                    let outcome = rehearse(&session, &format!("select {sql}")).await;
+                    checks += 1;
+                    let fine = match expected {
+                        // A row that would refer to another tenant's is refused by its foreign key.
+                        Some("42704") => matches!(&outcome, Err(code) if code == "42704" || code == "23503"),
+                        Some(code) => outcome == Err(code.to_owned()),
+                        None => outcome.is_ok(),
+                    };
+                    if !fine {
+                        wrong.push(format!("tenant {tenant}, {role}: {sql} gave {outcome:?}, expected {expected:?}"));
                     }
                 }
             }

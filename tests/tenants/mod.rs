@@ -1,7 +1,9 @@
-//! Two tenants with six roles each, their documents, conversations, attached tables, providers and budgets, and a way to try statements as
-//! anybody.
+//! Two tenants with six roles each, their documents, conversations, attached tables, providers, budgets, contacts, leads
+//! and so on, and a way to try statements as anybody.
 
 #![allow(dead_code)]
+
+pub mod actions;
 
 use crate::cluster::{Cluster, Session};
 use serde_json::json;
@@ -10,6 +12,11 @@ use tokio_postgres::SimpleQueryMessage;
 
 /// Roles in the order of every list of expectations below.
 pub const ROLES: [&str; 6] = ["anon", "outsider", "viewer", "member", "admin", "owner"];
+
+/// Place of a role in it.
+pub fn rank(role: &str) -> usize {
+    ROLES.iter().position(|known| *known == role).unwrap()
+}
 
 /// What a statement came to: the first column of the first row, or how many rows it changed; or its SQLSTATE.
 pub type Outcome = Result<String, String>;
@@ -51,6 +58,8 @@ pub struct Tenant {
     pub reply: String,
     /// The member's call of a tool, which waits for approval.
     pub call: String,
+    /// Rows that packs' tools work on, by what they are.
+    pub things: BTreeMap<&'static str, String>,
 }
 
 /// Two tenants on a server of their own.
@@ -61,6 +70,87 @@ pub struct World {
 }
 
 const HANDBOOK: &str = "# Refunds\n\nRefunds are paid within 30 days to the card that was used. Ask support for a return label.\n\n# Shipping\n\nOrders ship on the next working day. Parcels to islands take two days longer.";
+
+/// Fills the tables of the packs, by their own functions where there is one.
+async fn furnish(
+    cluster: &Cluster,
+    admin: &Session,
+    tenant: &str,
+    workspace: &str,
+    people: &BTreeMap<&'static str, String>,
+) -> BTreeMap<&'static str, String> {
+    let digit = if tenant == "a" { 1 } else { 2 };
+    let phone = format!("+62812555500{digit}0");
+    admin
+        .run(&format!(
+            "select helper.set_whatsapp_number('{workspace}', '10{digit}', '+62 812 0000 000{digit}', '90{digit}', 'ID'); \
+             set timezone = 'UTC'"
+        ))
+        .await;
+    let manager = cluster.user(&people["admin"]).await;
+    manager
+        .run(
+            "select helper.create_template('greeting', 'UTILITY', 'id', 'Halo {{name}}'); \
+             select helper.create_workspace_note('Wifi', 'The password is long.'); \
+             select helper.invite_team_member('invited@example.com'); \
+             select helper.set_function('create_note', limits => '{\"user_per_day\": 1000}')",
+        )
+        .await;
+    let told = json!({ "object": "whatsapp_business_account", "entry": [{ "id": format!("90{digit}"), "changes": [
+        { "field": "message_template_status_update", "value":
+            { "event": "APPROVED", "message_template_name": "greeting", "message_template_language": "id" } },
+        { "field": "messages", "value": {
+            "metadata": { "phone_number_id": format!("10{digit}") },
+            "contacts": [{ "wa_id": phone.trim_start_matches('+'), "profile": { "name": "Ani" } }],
+            "messages": [{ "from": phone.trim_start_matches('+'), "id": format!("wamid.in{digit}"), "timestamp": "1790000000",
+                "type": "text", "text": { "body": "Is it open?" } }] } }] }] });
+    let taken: serde_json::Value = admin.one("select helper.whatsapp_status($1)", &[&told]).await;
+    assert_eq!(taken, json!({ "deliveries": 0, "messages": 1, "templates": 1 }));
+    let member = cluster.user(&people["member"]).await;
+    let mut things = BTreeMap::from([("phone", phone.clone())]);
+    let mut keep = async |name: &'static str, sql: &str| {
+        let id: String = member.one(sql, &[]).await;
+        things.insert(name, id);
+    };
+    keep("contact", &format!("select helper.contact_for('{phone}')::text")).await;
+    let contact: String = member.one(&format!("select helper.contact_for('{phone}')::text"), &[]).await;
+    keep("other_contact", &format!("select helper.create_contact('+62812555500{digit}1', 'Budi') ->> 'id'")).await;
+    let other: String = member.one("select c.id::text from helper.contacts c where c.name = 'Budi'", &[]).await;
+    member
+        .run(&format!("select helper.tag_contact('{contact}', '{{vip}}'); select helper.create_note('Mine alone')"))
+        .await;
+    keep("thread", "select t.id::text from helper.wa_threads t").await;
+    keep("template", "select t.id::text from helper.wa_templates t").await;
+    keep("message", &format!("select helper.queue_whatsapp('{contact}', 'Yes, until six.') ->> 'message_id'")).await;
+    manager.run("select helper.send_broadcast('Hello all', '{vip}')").await;
+    keep("lead", &format!("select helper.add_lead('Prospect', contact_id => '{other}') ->> 'id'")).await;
+    let lead: String = member.one("select l.id::text from helper.leads l", &[]).await;
+    keep("follow_up", &format!("select helper.create_follow_up('{lead}', 'Call', now() - interval '1 day') ->> 'id'"))
+        .await;
+    keep("product", "select helper.create_product('Coffee', 'From Gayo', 50000) ->> 'id'").await;
+    keep("funnel", "select helper.create_funnel('Shop', '{see,buy}') ->> 'id'").await;
+    keep("report", "select helper.create_report('Figures', 'daily') ->> 'report_id'").await;
+    member
+        .run(&format!(
+            "select helper.log_activity('{lead}', 'note', 'Likes coffee'); \
+             select helper.create_recommendation(p.id, '{contact}') from helper.products p; \
+             select helper.record_funnel_event(f.id, 'see', 'visitor') from helper.funnels f"
+        ))
+        .await;
+    // One for each, viewers too, who cannot make their own.
+    for role in ["viewer", "member", "admin", "owner"] {
+        let person = &people[role];
+        admin
+            .run(&format!(
+                "insert into helper.reminders (workspace_id, user_id, title, due_at) values ('{workspace}', '{person}', 'Something', '2099-01-01'); \
+                 insert into helper.notifications (workspace_id, user_id, title, created_by) values ('{workspace}', '{person}', 'Hello', '{}')",
+                people["owner"]
+            ))
+            .await;
+    }
+    keep("reminder", "select r.id::text from helper.reminders r").await;
+    things
+}
 
 impl World {
     pub async fn new() -> World {
@@ -168,7 +258,8 @@ impl World {
                     ))
                     .await;
             }
-            tenants.push(Tenant { workspace, people, conversations, documents, reply, call });
+            let things = furnish(&cluster, &admin, tenant, &workspace, &people).await;
+            tenants.push(Tenant { workspace, people, conversations, documents, reply, call, things });
         }
         World { cluster, admin, tenants }
     }
@@ -185,10 +276,19 @@ impl World {
     pub fn fill(&self, sql: &str, tenant: usize, role: &str) -> String {
         let (own, other) = (&self.tenants[tenant], &self.tenants[1 - tenant]);
         let mut sql = sql.to_owned();
+        for (name, value) in &other.things {
+            sql = sql.replace(&format!("$foreign_{name}"), value);
+        }
+        for (name, value) in &own.things {
+            sql = sql.replace(&format!("${name}"), value);
+        }
         let none = String::from("00000000-0000-7000-8000-000000000000");
         let colleague = if role == "member" { "admin" } else { "member" };
         for (name, value) in [
             ("$foreign_document", &other.documents["member"]),
+            ("$foreign_member_document", &other.documents["member"]),
+            ("$foreign_owner", &other.people["owner"]),
+            ("$foreign_viewer", &other.people["viewer"]),
             ("$foreign_conversation", &other.conversations["member"]),
             ("$foreign_person", &other.people["member"]),
             ("$foreign_reply", &other.reply),
