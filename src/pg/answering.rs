@@ -46,14 +46,18 @@ pub fn caller(question: &Question, stored: &Stored) -> Caller {
 }
 
 /// The prompt of a stored question.
-pub fn prompt(question: &Question, stored: &Stored, found: Option<Found>, may_ask: bool) -> Result<Prompt> {
+pub fn prompt(question: &Question, stored: &Stored, found: Option<Found>) -> Result<Prompt> {
     let chosen = question.chosen.as_ref().ok_or_else(calling::no_model)?;
     let history = match question.conversation {
         Some(conversation) => messages::history(question.workspace, conversation, stored.question)?,
         None => History::default(),
     };
     let passages = found.map(|found| found.passages).unwrap_or_default();
-    let prompt = prompting::build(question, chosen, caller(question, stored), history, passages, may_ask)?;
+    kept(question, stored, prompting::build(question, chosen, caller(question, stored), history, passages)?)
+}
+
+/// A prompt whose new summary, if it has one, is kept for the questions to come.
+pub fn kept(question: &Question, stored: &Stored, prompt: Prompt) -> Result<Prompt> {
     if let Some((content, covers_to, by)) = &prompt.summary {
         messages::summarised(question.workspace, stored.conversation, content, *covers_to, by)?;
     }
@@ -67,7 +71,7 @@ fn respond(arguments: Arguments) -> Result<(Stored, Reply)> {
     let reply = match &question.chosen {
         None => extracting::compose(&question, found.as_ref())?,
         Some(chosen) => {
-            let Prompt { chat, passages, .. } = prompt(&question, &stored, found, true)?;
+            let Prompt { chat, passages, .. } = prompt(&question, &stored, found)?;
             let who = caller(&question, &stored);
             let (call, reservation) = calling::prepare(who, "ask", chosen, chat, question.tuning.timeout_ms)?;
             let (said, end) = calling::run(call, reservation, |_: &Event| Ok(()))?;

@@ -88,7 +88,7 @@ impl Stream {
             ready.push_back(("done", done(&stored, "done", Some(&reply))));
             return Ok(Stream { question, stored, ready, call: None });
         };
-        let mut prompt = prompt(&question, &stored, found, true)?;
+        let mut prompt = prompt(&question, &stored, found)?;
         prompt.chat.stream = true;
         ready.push_back(("meta", meta(&question, &stored, &prompt.passages)));
         let who = caller(&question, &stored);
