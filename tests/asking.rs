@@ -157,6 +157,32 @@ async fn a_reply_that_nobody_waits_for_has_the_model_fold_as_well() {
 }
 
 #[tokio::test]
+async fn a_model_that_knows_no_temperature_is_told_none() {
+    let place = Place::new().await;
+    for (name, options) in [("plain", "{}"), ("fixed", r#"{"temperature": false}"#)] {
+        place.admin.run(&format!("select helper.set_model('claude', '{name}', options => '{options}')")).await;
+        let call = format!(
+            r#"select helper.complete('Hello', model => 'claude/{name}', options => '{{"temperature": 0.5, "top_p": 0.9, "max_tokens": 10}}')"#
+        );
+        place.ann.one::<String>(&call, &[]).await;
+        let body = place.server.seen().pop().unwrap().json();
+        let told = (body.get("temperature").is_some(), body.get("top_p").is_some());
+        assert_eq!(told, (name == "plain", name == "plain"), "{body}");
+        assert_eq!(body["max_tokens"], 10);
+    }
+    // Nor one that takes the place of another, and it alone.
+    place.admin.run("select helper.set_default('chat', 'open', 'm', fallback => '{claude/fixed}')").await;
+    place.server.next(Answer::status(500, "{}"));
+    place.ann.one::<String>(r#"select helper.complete('Hello', options => '{"temperature": 0.5}')"#, &[]).await;
+    let seen = place.server.seen();
+    let told: Vec<bool> = seen[seen.len() - 2..].iter().map(|seen| seen.json().get("temperature").is_some()).collect();
+    assert_eq!(told, [true, false]);
+    let error =
+        place.admin.error(r#"select helper.set_model('claude', 'fixed', options => '{"temperature": 0.5}')"#).await;
+    assert_eq!(error.code().code(), "22023", "{error:?}");
+}
+
+#[tokio::test]
 async fn words_reach_the_client_as_they_are_spoken() {
     let place = Place::new().await;
     place.server.answer_by(|_| {
