@@ -102,6 +102,7 @@ create table helper.knowledge_models (
   model text not null,
   provider_id uuid,
   provider_model text,
+  dimensions integer,
   status text not null constraint knowledge_models_status_check check (status in ('current', 'building', 'stopped', 'failed', 'old')),
   before bigint not null default 0,
   done bigint not null default 0,
@@ -118,6 +119,7 @@ comment on column helper.knowledge_models.workspace_id is 'The workspace';
 comment on column helper.knowledge_models.model is 'The local model''s name, or provider/model, with @ and the dimensions where it is asked for fewer than it has';
 comment on column helper.knowledge_models.provider_id is 'The provider that runs it; null: the gateway does';
 comment on column helper.knowledge_models.provider_model is 'The provider''s name for it';
+comment on column helper.knowledge_models.dimensions is 'Numbers in each of its embeddings here, others are refused; null until there is one';
 comment on column helper.knowledge_models.status is 'current: searched with; building: made ready by helper.reembed; stopped; failed: see error; old: its embeddings are being deleted';
 comment on column helper.knowledge_models.before is 'Chunks that it had embedded before that';
 comment on column helper.knowledge_models.done is 'Chunks that helper.reembed has embedded since it was last asked for';

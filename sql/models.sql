@@ -55,7 +55,13 @@ begin
       message = format('model kind "%s" is not known', set_model.kind),
       hint = 'Kinds are chat, embedding, transcription, speech and image.';
   end if;
-  perform helper._check_options(options, v_known || array['tools', 'images', 'documents', 'json_schema', 'encoding', 'shorten'], 'a model');
+  perform helper._check_options(options, v_known || array['tools', 'images', 'documents', 'json_schema', 'encoding', 'shorten', 'temperature'], 'a model');
+  if jsonb_typeof(options -> 'temperature') <> 'boolean' then
+    raise exception using
+      errcode = '22023',
+      message = 'option "temperature" of a model has the wrong type',
+      hint = 'It is false where the model may not be told a temperature or top_p; the number itself is an option of the call or the mode.';
+  end if;
   begin
     insert into helper.models as m
       (provider_id, name, kind, context_window, output_limit, dimensions, input_price, cached_price, cache_write_price, output_price, priced_on,
@@ -85,7 +91,7 @@ begin
 end
 $$;
 comment on function helper.set_model(text, text, text, jsonb, uuid) is
-  'Says what a provider''s model can do and costs. options: context_window, output_limit, dimensions, input_price, cached_price, cache_write_price, output_price (per million tokens), tools, images, documents, json_schema, encoding, shorten (ask for embeddings of that many dimensions). What is left out comes from model_catalog. Errors: 22023, 42501, 42704';
+  'Says what a provider''s model can do and costs. options: context_window, output_limit, dimensions, input_price, cached_price, cache_write_price, output_price (per million tokens), tools, images, documents, json_schema, encoding, shorten (ask for embeddings of that many dimensions), temperature (false: the model is told neither temperature nor top_p). What is left out comes from model_catalog. Errors: 22023, 42501, 42704';
 
 create function helper.set_default(
   purpose text,

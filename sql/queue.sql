@@ -122,14 +122,15 @@ end
 $$;
 comment on function helper._enqueue(uuid, text, jsonb, uuid) is 'Adds a job as the caller and returns its id; an index job whose key waits already is not added, and null returned';
 
--- Claims jobs of at most `workspaces` workspaces that have one to do, those after `after` first, each at most `share`. The
--- recursion steps from one workspace to the next, so that its cost depends on their number and not on the backlog.
-create function helper._claim(kind text, after uuid, workspaces integer, share integer)
+-- Claims jobs of at most `workspaces` workspaces that have one to do, those after `after` first, each at most `share`, and
+-- none of those in `without`. The recursion steps from one workspace to the next, so that its cost depends on their number and not on the backlog.
+create function helper._claim(kind text, after uuid, workspaces integer, share integer, without uuid[])
 returns table (workspace_id uuid, job_id uuid, job_kind text, key uuid, payload jsonb, attempts integer, token uuid)
 language sql volatile set search_path = pg_catalog, pg_temp as $$
   with recursive turn (workspace_id, is_due, n) as (
-    (select q.workspace_id, q.run_at <= clock_timestamp(), (q.run_at <= clock_timestamp())::integer
+    (select q.workspace_id, d.is_due, d.is_due::integer
     from helper.job_queue q
+    cross join lateral (select q.run_at <= clock_timestamp() and q.workspace_id <> all (without) as is_due) d
     where q.kind = _claim.kind and q.workspace_id > after
     order by q.workspace_id, q.run_at
     limit 1)
@@ -137,7 +138,7 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
     select f.workspace_id, f.is_due, t.n + f.is_due::integer
     from turn t
     cross join lateral (
-      select q.workspace_id, q.run_at <= clock_timestamp() as is_due
+      select q.workspace_id, q.run_at <= clock_timestamp() and q.workspace_id <> all (without) as is_due
       from helper.job_queue q
       where q.kind = _claim.kind and q.workspace_id > t.workspace_id
       order by q.workspace_id, q.run_at
@@ -174,7 +175,7 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
   where j.workspace_id = l.workspace_id and j.id = l.job_id
   returning j.workspace_id, j.id, j.kind, j.key, j.payload, j.attempts, l.token
 $$;
-comment on function helper._claim(text, uuid, integer, integer) is 'Leases waiting jobs of a kind to the worker, workspaces in turn';
+comment on function helper._claim(text, uuid, integer, integer, uuid[]) is 'Leases waiting jobs of a kind to the worker, workspaces in turn';
 
 create function helper._finish(workspace uuid, job uuid, token uuid, status text, error jsonb) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -233,26 +234,28 @@ end
 $$;
 comment on function helper._requeue(uuid, uuid, uuid, interval, boolean) is 'Gives a leased job back; false where the lease was lost';
 
-create function helper._release_leases() returns bigint
+create function helper._release_leases(alive uuid[] default '{}') returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_count bigint := 0;
   v_lease record;
 begin
-  for v_lease in select l.workspace_id, l.job_id, l.token from helper.job_leases l loop
+  for v_lease in
+    select l.workspace_id, l.job_id, l.token from helper.job_leases l where l.token <> all (alive)
+  loop
     perform helper._requeue(v_lease.workspace_id, v_lease.job_id, v_lease.token, interval '0', true);
     v_count := v_count + 1;
   end loop;
   return v_count;
 end
 $$;
-comment on function helper._release_leases() is 'Gives back what a worker that is gone had claimed; a database has one worker, so at its start and while it runs nothing every lease is such';
+comment on function helper._release_leases(uuid[]) is 'Gives back what a worker that is gone had claimed: a database has one worker, so every lease is such but those that it holds';
 
-create function helper._clean(retention_minutes integer) returns void
+create function helper._clean(retention_minutes integer, alive uuid[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-  -- The worker cleans when it runs nothing, so a lease that is here is nobody's: it was loaded from a dump, say.
-  perform helper._release_leases();
+  -- A lease that the worker does not hold is nobody's: it was loaded from a dump, say.
+  perform helper._release_leases(alive);
   delete from helper.jobs j
   where j.ctid = any (array(
     select f.ctid from helper.jobs f
@@ -271,4 +274,4 @@ begin
   group by f.workspace_id, f.config;
 end
 $$;
-comment on function helper._clean(integer) is 'Gives back leases that nobody holds, deletes the record of jobs that ended long ago and folds the counts together; called while nothing runs';
+comment on function helper._clean(integer, uuid[]) is 'Gives back leases whose token the worker does not hold, deletes the record of jobs that ended long ago and folds the counts together';

@@ -14,6 +14,13 @@ declare
   v_all bigint;
   v_count bigint;
 begin
+  -- A workspace that this transaction sees empty may have documents by now.
+  if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+    raise exception using
+      errcode = '0A000',
+      message = format('helper.reembed cannot run in a transaction of isolation level %s', upper(current_setting('transaction_isolation'))),
+      hint = 'Call it in a transaction of isolation level READ COMMITTED.';
+  end if;
   select c.* into v_choice from helper._choose_embedder(v_workspace, model) c;
   -- One at a time asks, and the worker does not switch meanwhile.
   perform from helper.knowledge_models m where m.workspace_id = v_workspace order by m.model for update;
@@ -23,7 +30,12 @@ begin
   ) then
     -- The same model at a provider that was set up anew.
     update helper.knowledge_models m
-    set provider_id = v_choice.provider_id, provider_model = v_choice.provider_model
+    set provider_id = v_choice.provider_id,
+      provider_model = v_choice.provider_model,
+      dimensions = case
+        when exists (select from helper.knowledge_vectors v where v.workspace_id = v_workspace and v.model = v_choice.name)
+          then m.dimensions
+      end
     where m.workspace_id = v_workspace and m.model = v_choice.name;
     return 0;
   end if;
@@ -45,7 +57,7 @@ begin
     insert into helper.knowledge_models (workspace_id, model, provider_id, provider_model, status, created_by, finished_at)
     values (v_workspace, v_choice.name, v_choice.provider_id, v_choice.provider_model, 'current', helper.current_user_id(), clock_timestamp())
     on conflict on constraint knowledge_models_pkey do update
-    set status = 'current', finished_at = excluded.finished_at;
+    set status = 'current', dimensions = null, finished_at = excluded.finished_at;
     return 0;
   end if;
   insert into helper.knowledge_models as m (workspace_id, model, provider_id, provider_model, status, before, created_by, started_at)
@@ -65,7 +77,7 @@ begin
 end
 $$;
 comment on function helper.reembed(text, uuid) is
-  'Has all chunks of a workspace embedded by another model (model or provider/model; local; null: the one that is set for embedding) and returns how many wait. The index in use stays until all are done, then the new embeddings take its place and the old ones are deleted; see reembed_progress. Asked again after it stopped or failed it goes on where it was. Needs the role admin. Errors: 42501, 42704, 55000';
+  'Has all chunks of a workspace embedded by another model (model or provider/model; local; null: the one that is set for embedding) and returns how many wait. The index in use stays until all are done, then the new embeddings take its place and the old ones are deleted; see reembed_progress. Asked again after it stopped or failed it goes on where it was. Needs the role admin. Errors: 0A000 in a transaction that is not read committed, 42501, 42704, 55000';
 
 create function helper.stop_reembed(workspace uuid default null, discard boolean default false) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -111,31 +123,32 @@ end
 $$;
 comment on function helper._switch_model(uuid, text) is 'Makes a model the current one of a workspace, once every chunk has an embedding of it';
 
-create function helper._sweep_vectors(most integer) returns bigint
+create function helper._sweep_vectors(workspace uuid, model text, most integer) returns bigint
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-  v_old helper.knowledge_models;
   v_count bigint;
 begin
-  select m.* into v_old from helper.knowledge_models m where m.status = 'old' limit 1 for update skip locked;
+  perform from helper.knowledge_models m
+  where m.workspace_id = workspace and m.model = _sweep_vectors.model and m.status = 'old'
+  for update skip locked;
   if not found then
     return 0;
   end if;
   delete from helper.knowledge_vectors v
   where v.ctid = any (array(
     select f.ctid from helper.knowledge_vectors f
-    where f.workspace_id = v_old.workspace_id and f.model = v_old.model
+    where f.workspace_id = workspace and f.model = _sweep_vectors.model
     limit most));
   get diagnostics v_count = row_count;
   if v_count < most then
     -- Not before: whoever takes the model back meanwhile finds by them what is still there.
-    delete from helper.knowledge_blocks b where b.workspace_id = v_old.workspace_id and b.model = v_old.model;
-    delete from helper.knowledge_models m where m.workspace_id = v_old.workspace_id and m.model = v_old.model;
+    delete from helper.knowledge_blocks b where b.workspace_id = workspace and b.model = _sweep_vectors.model;
+    delete from helper.knowledge_models m where m.workspace_id = workspace and m.model = _sweep_vectors.model;
   end if;
   return v_count;
 end
 $$;
-comment on function helper._sweep_vectors(integer) is 'Deletes embeddings of a model that no workspace is searched with any more; returns how many';
+comment on function helper._sweep_vectors(uuid, text, integer) is 'Deletes embeddings of a model that the workspace is not searched with any more; returns how many';
 
 create view helper.reembed_progress with (security_invoker = true) as
   select

@@ -60,8 +60,46 @@ language c volatile parallel unsafe as 'MODULE_PATHNAME', 'wait_indexed_wrapper'
 comment on function helper.wait_indexed(uuid, interval) is
   'Waits until no document of the workspace (of any of the caller''s, if null) is pending, tells progress by notices, and returns how many are searchable. Errors: 55000 for documents of the same transaction, 57014 when the time is over';
 
+-- Comparing fewer exactly is as quick.
+create function helper._packable() returns table (workspace_id uuid, model text)
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+  select l.workspace_id, l.model
+  from helper.knowledge_loose l
+  group by l.workspace_id, l.model
+  having count(*) >= 1024
+  order by count(*) desc
+$$;
+comment on function helper._packable() is 'Workspaces and models with many embeddings that are in no block, those with the most first';
+
+create function helper._pack(workspace uuid, model text) returns bigint
+language c volatile strict parallel unsafe as 'MODULE_PATHNAME', 'pack_some_wrapper';
+comment on function helper._pack(uuid, text) is 'Puts embeddings of a workspace into blocks, some thousand at a time; returns how many';
+
+-- What is wrong with one workspace's embeddings does not keep the others from being packed.
 create function helper.pack_vectors() returns bigint
-language c volatile strict parallel unsafe as 'MODULE_PATHNAME', 'pack_vectors_wrapper';
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_next record;
+  v_some bigint;
+  v_count bigint := 0;
+begin
+  for v_next in select p.workspace_id, p.model from helper._packable() p loop
+    begin
+      loop
+        v_some := helper._pack(v_next.workspace_id, v_next.model);
+        exit when v_some = 0;
+        v_count := v_count + v_some;
+      end loop;
+    exception
+      when others then
+        raise warning using
+          errcode = sqlstate,
+          message = format('embeddings of workspace "%s" are not packed: %s', v_next.workspace_id, sqlerrm);
+    end;
+  end loop;
+  return v_count;
+end
+$$;
 comment on function helper.pack_vectors() is
   'Packs the embeddings of large workspaces for the search''s first pass now rather than when the worker comes to it; returns how many. For administrators, after loading much at once';
 

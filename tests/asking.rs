@@ -10,7 +10,9 @@ use cluster::{Cluster, until};
 use place::{ANN, BEA, Place};
 use provider::{Answer, Break, Say, Server};
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 #[tokio::test]
 async fn every_kind_of_provider_completes_and_is_accounted_for() {
@@ -107,6 +109,77 @@ async fn a_conversation_is_remembered_and_folded_when_it_grows() {
     let body = place.server.seen().pop().unwrap().json();
     assert!(body.to_string().contains(&summary[..20]), "the summary is in the prompt");
     assert!(place.server.seen().iter().any(|seen| seen.json().to_string().contains("Summarise the conversation")));
+}
+
+#[tokio::test]
+async fn a_reply_that_nobody_waits_for_has_the_model_fold_as_well() {
+    let place = Place::new().await;
+    place.server.answer_by(|seen| {
+        let folds = seen.json().to_string().contains("Summarise the conversation");
+        Answer::say(if folds { "They spoke of parcels." } else { "A parcel is on its way." })
+    });
+    let conversation: String = place.ann.one("select helper.create_conversation('Long')::text", &[]).await;
+    let harbour = "The parcel went over the mountain to the harbour. ".repeat(60);
+    let ask = async |at: usize| {
+        let sql = format!(
+            "select helper.ask_async($q$Number {at}: {harbour}$q$, '{conversation}', knowledge => false)::text"
+        );
+        let id: String = place.ann.one(&sql, &[]).await;
+        let look = format!("select status || '|' || content from helper.messages where id = '{id}'");
+        let seen = until("the reply", async || {
+            let seen: String = place.ann.one(&look, &[]).await;
+            (!seen.starts_with("pending") && !seen.starts_with("streaming")).then_some(seen)
+        });
+        assert_eq!(seen.await, "done|A parcel is on its way.");
+    };
+    for at in 0..14 {
+        ask(at).await;
+    }
+    let row = place.ann.query_one("select content, made_by from helper.conversation_summaries", &[]).await.unwrap();
+    assert_eq!((row.get::<_, &str>(0), row.get::<_, &str>(1)), ("They spoke of parcels.", "open/m"));
+    assert!(place.server.seen().pop().unwrap().json().to_string().contains("They spoke of parcels."));
+    let folds = place.server.count() - 14;
+    let paid = "select count(*) from helper.usage_records u where u.purpose = 'summary' and u.status = 'succeeded'";
+    until("their records", async || (place.admin.one::<i64>(paid, &[]).await == folds as i64).then_some(())).await;
+    // What the model does not sum up is summed up without it.
+    place.server.answer_by(|seen| {
+        let folds = seen.json().to_string().contains("Summarise the conversation");
+        if folds { Answer::status(500, "{}") } else { Answer::say("A parcel is on its way.") }
+    });
+    let made_by = "select made_by from helper.conversation_summaries";
+    for at in 14..24 {
+        ask(at).await;
+        if place.ann.one::<String>(made_by, &[]).await == "local" {
+            return;
+        }
+    }
+    panic!("nothing was summed up any more");
+}
+
+#[tokio::test]
+async fn a_model_that_knows_no_temperature_is_told_none() {
+    let place = Place::new().await;
+    for (name, options) in [("plain", "{}"), ("fixed", r#"{"temperature": false}"#)] {
+        place.admin.run(&format!("select helper.set_model('claude', '{name}', options => '{options}')")).await;
+        let call = format!(
+            r#"select helper.complete('Hello', model => 'claude/{name}', options => '{{"temperature": 0.5, "top_p": 0.9, "max_tokens": 10}}')"#
+        );
+        place.ann.one::<String>(&call, &[]).await;
+        let body = place.server.seen().pop().unwrap().json();
+        let told = (body.get("temperature").is_some(), body.get("top_p").is_some());
+        assert_eq!(told, (name == "plain", name == "plain"), "{body}");
+        assert_eq!(body["max_tokens"], 10);
+    }
+    // Nor one that takes the place of another, and it alone.
+    place.admin.run("select helper.set_default('chat', 'open', 'm', fallback => '{claude/fixed}')").await;
+    place.server.next(Answer::status(500, "{}"));
+    place.ann.one::<String>(r#"select helper.complete('Hello', options => '{"temperature": 0.5}')"#, &[]).await;
+    let seen = place.server.seen();
+    let told: Vec<bool> = seen[seen.len() - 2..].iter().map(|seen| seen.json().get("temperature").is_some()).collect();
+    assert_eq!(told, [true, false]);
+    let error =
+        place.admin.error(r#"select helper.set_model('claude', 'fixed', options => '{"temperature": 0.5}')"#).await;
+    assert_eq!(error.code().code(), "22023", "{error:?}");
 }
 
 #[tokio::test]
@@ -244,6 +317,33 @@ async fn a_reply_can_be_cancelled_before_and_while_it_is_spoken() {
     assert!(kept.starts_with('a'), "{kept}");
     assert_eq!(place.server.count(), 1, "the second was never sent");
     assert_eq!(place.records(1).await[0]["status"], "cancelled");
+}
+
+#[tokio::test]
+async fn replies_take_turns_whoever_s_documents_are_indexed_meanwhile() {
+    let place = Place::new().await;
+    place.admin.run("alter system set helper_ai.reply_concurrency = 1").await;
+    place.cluster.restart();
+    let ann = place.cluster.user(ANN).await;
+    let gate = Arc::new(Notify::new());
+    place.server.next(Answer::Held(Arc::clone(&gate), Box::new(Answer::say("One."))));
+    let bea = place.cluster.user(BEA).await;
+    bea.run("select helper.create_workspace('Bea')").await;
+    // The last workspace: after its turn it is the first one's again.
+    let cat = place.cluster.user("00000000-0000-4000-8000-00000000000c").await;
+    cat.run("select helper.create_workspace('Cat')").await;
+    cat.run("select helper.add_document('Long ' || n, repeat('word ', 500)) from generate_series(1, 120) n").await;
+    let ask = |text: &str| format!("select helper.ask_async('{text}', knowledge => false)");
+    ann.run(&format!("{}; {}; {}", ask("Ann, first"), ask("Ann, second"), ask("Ann, third"))).await;
+    bea.run(&ask("Bea, first")).await;
+    until("the first reply to be under way", async || (place.server.count() == 1).then_some(())).await;
+    let begun = "select count(*) from helper.jobs j where j.kind = 'index' and j.started_at is not null";
+    let before: i64 = cat.one(begun, &[]).await;
+    until("another document's turn", async || (cat.one::<i64>(begun, &[]).await > before).then_some(())).await;
+    gate.notify_one();
+    until("the second reply", async || (place.server.count() > 1).then_some(())).await;
+    let asked: Vec<String> = place.server.seen().iter().map(|seen| seen.json().to_string()).collect();
+    assert!(asked[0].contains("Ann, first") && asked[1].contains("Bea, first"), "{asked:?}");
 }
 
 #[tokio::test]

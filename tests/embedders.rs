@@ -4,87 +4,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod cluster;
+mod embedding;
 mod provider;
 
-use cluster::{Cluster, Session, signal, until};
-use provider::{Answer, Say, Server};
+use cluster::{signal, until};
+use embedding::{ANN, BEA, CAT, Place, workspace_of};
+use provider::{Answer, Say};
 use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-const ANN: &str = "00000000-0000-4000-8000-00000000000a";
-const BEA: &str = "00000000-0000-4000-8000-00000000000b";
-const CAT: &str = "00000000-0000-4000-8000-00000000000c";
-
-/// A cluster with a provider that embeds, and a workspace of Ann's in which Bea is a member.
-struct Place {
-    cluster: Cluster,
-    admin: Session,
-    ann: Session,
-    workspace: String,
-    server: Server,
-}
-
-impl Place {
-    async fn new() -> Place {
-        let cluster = Cluster::start().await;
-        let server = Server::start().await;
-        let admin = cluster.admin().await;
-        let sql = format!(
-            "select helper.set_provider('open', 'openai', '{}', options => '{{\"allow_private\": true, \"max_retries\": 0}}')",
-            server.url("/v1")
-        );
-        admin.run(&sql).await;
-        for model in ["small", "large"] {
-            admin
-                .run(&format!("select helper.set_model('open', '{model}', 'embedding', '{{\"dimensions\": 32, \"shorten\": true, \"input_price\": 1}}')"))
-                .await;
-        }
-        admin.run("insert into helper.provider_keys (provider, key) values ('open', 'sk-secret')").await;
-        let ann = cluster.user(ANN).await;
-        let workspace: String = ann.one("select helper.create_workspace('Ann')::text", &[]).await;
-        ann.run(&format!("select helper.add_member('{workspace}', '{BEA}', 'member')")).await;
-        Place { cluster, admin, ann, workspace, server }
-    }
-
-    async fn by_default(&self, model: &str) {
-        self.admin.run(&format!("select helper.set_default('embedding', 'open', '{model}')")).await;
-    }
-
-    async fn add(&self, from: i32, count: i32) {
-        let sql = "select count(helper.add_document('Document ' || n, 'The matter of number ' || n || ' is settled. It was long.')) \
-            from generate_series($1::int, $1 + $2::int - 1) n";
-        assert_eq!(self.ann.one::<i64>(sql, &[&from, &count]).await, i64::from(count));
-    }
-
-    async fn indexed(&self) -> i64 {
-        self.ann.one("select helper.wait_indexed(timeout => '1 min')", &[]).await
-    }
-
-    /// How many chunks have embeddings of each model.
-    async fn vectors(&self) -> Vec<(String, i64)> {
-        let sql = "select v.model, count(*) from helper.knowledge_vectors v group by v.model order by v.model";
-        let rows = self.admin.query(sql, &[]).await.unwrap();
-        rows.iter().map(|row| (row.get(0), row.get(1))).collect()
-    }
-
-    async fn current(&self, model: &str) {
-        let sql = "select count(*) from helper.knowledge_models m where m.status = 'current' and m.model = $1";
-        until("the model in use", async || (self.ann.one::<i64>(sql, &[&model]).await == 1).then_some(())).await;
-    }
-
-    /// Waits until nothing but one model's embeddings are left.
-    async fn only(&self, model: &str, chunks: i64) {
-        let wanted = vec![(model.to_owned(), chunks)];
-        until("the old embeddings to be gone", async || (self.vectors().await == wanted).then_some(())).await;
-    }
-
-    /// The document that is nearest to its own text.
-    async fn nearest(&self, n: i32) -> String {
-        let text = format!("Document {n}\nThe matter of number {n} is settled. It was long.");
-        self.ann.one("select s.title from helper.search($1, k => 1, method => 'vector') s", &[&text]).await
-    }
-}
 
 #[tokio::test]
 async fn a_workspace_is_indexed_and_searched_by_the_model_that_is_set() {
@@ -264,4 +192,141 @@ async fn only_admins_choose_and_only_members_see() {
     let rows = "select count(*) from helper.knowledge_models";
     until("the sweep", async || (place.ann.one::<i64>(rows, &[]).await == 1).then_some(())).await;
     assert_eq!(place.indexed().await, 1);
+}
+
+#[tokio::test]
+async fn a_reembed_of_a_workspace_gives_way_to_others_after_each_slice() {
+    let place = Place::new().await;
+    place.by_default("small").await;
+    let mut all = Vec::new();
+    for (who, count) in [(ANN, 160), (BEA, 160), (CAT, 1)] {
+        let session = place.cluster.user(who).await;
+        let workspace = if who == ANN { place.workspace.clone() } else { workspace_of(&session, "Own").await };
+        let add = "select count(helper.add_document('Document ' || n, 'The matter of number ' || n || ' is settled. It was long.', \
+            workspace => $1::text::uuid)) from generate_series(1, $2::int) n";
+        session.one::<i64>(add, &[&workspace, &count]).await;
+        all.push((session, workspace));
+    }
+    for (session, workspace) in &all {
+        session.run(&format!("select helper.wait_indexed('{workspace}', '1 min')")).await;
+    }
+    // Two go on at once; the third one waits for a slice of theirs, and not for all of them.
+    for (session, workspace) in &all {
+        session.run(&format!("select helper.reembed('local', '{workspace}')")).await;
+    }
+    let state = async |workspace: &str| {
+        let sql = "select m.status from helper.knowledge_models m where m.workspace_id::text = $1 and m.model not like 'open/%'";
+        place.admin.one::<String>(sql, &[&workspace]).await
+    };
+    until("the small workspace", async || (state(&all[2].1).await == "current").then_some(())).await;
+    assert_eq!((state(&all[0].1).await.as_str(), state(&all[1].1).await.as_str()), ("building", "building"));
+    for (_, workspace) in &all {
+        until("the large workspaces", async || (state(workspace).await == "current").then_some(())).await;
+    }
+    let lacking = "select count(*) from helper.knowledge_chunks c where not exists \
+        (select from helper.knowledge_vectors v where v.chunk_id = c.id and v.model not like 'open/%')";
+    assert_eq!(place.admin.one::<i64>(lacking, &[]).await, 0);
+}
+
+#[tokio::test]
+async fn a_reembed_that_gets_on_is_tried_anew() {
+    let place = Place::new().await;
+    place.add(1, 2).await;
+    place.indexed().await;
+    place.server.next(Answer::status(503, "{}"));
+    place.ann.run("select helper.reembed('open/small')").await;
+    place.current("open/small@32").await;
+    let attempts = "select j.attempts from helper.jobs j where j.kind = 'reembed' and j.status = 'succeeded'";
+    let attempts: i32 =
+        until("the job's end", async || place.ann.query(attempts, &[]).await.unwrap().first().map(|row| row.get(0)))
+            .await;
+    assert_eq!((attempts, place.server.count()), (1, 2));
+}
+
+#[tokio::test]
+async fn a_reembed_that_is_asked_for_in_a_long_transaction_is_not_lost() {
+    let place = Place::new().await;
+    place.add(1, 3).await;
+    place.indexed().await;
+    let worker = place.stop_worker().await;
+    // The job of one that was stopped still waits, and is claimed before the transaction that asks again has ended.
+    place.ann.run("select helper.reembed('open/small'); select helper.stop_reembed()").await;
+    place.ann.run("begin; select helper.reembed('open/small')").await;
+    place.go_on(worker);
+    let dropped = "select count(*) from helper.jobs j where j.kind = 'reembed' and j.status = 'cancelled'";
+    until("the former job's end", async || (place.admin.one::<i64>(dropped, &[]).await == 1).then_some(())).await;
+    place.ann.run("commit").await;
+    place.current("open/small@32").await;
+}
+
+#[tokio::test]
+async fn a_model_that_is_stopped_at_the_last_moment_does_not_take_the_place_of_another() {
+    let place = Place::new().await;
+    place.add(1, 3).await;
+    place.indexed().await;
+    let local = place.vectors().await[0].0.clone();
+    place.server.answer_by(|_| Answer::Hang);
+    place.ann.run("select helper.reembed('open/small')").await;
+    until("the first request", async || (place.server.count() > 0).then_some(())).await;
+    // As if all of it had come.
+    place
+        .admin
+        .run("insert into helper.knowledge_vectors (workspace_id, chunk_id, source_id, model, embedding, sentences) \
+              select v.workspace_id, v.chunk_id, v.source_id, 'open/small@32', v.embedding, '' from helper.knowledge_vectors v")
+        .await;
+    place.ann.run("begin; select helper.stop_reembed()").await;
+    let other = place.cluster.admin().await;
+    let pid = other.pid().await;
+    let switch = format!("select helper._switch_model('{}', 'open/small@32')", place.workspace);
+    let switching = tokio::spawn(async move { other.one::<bool>(&switch, &[]).await });
+    let waits = "select a.wait_event_type = 'Lock' from pg_stat_activity a where a.pid = $1";
+    until("the switch to wait", async || {
+        place.admin.one::<Option<bool>>(waits, &[&pid]).await.unwrap_or(false).then_some(())
+    })
+    .await;
+    place.ann.run("commit").await;
+    assert!(switching.await.unwrap());
+    let sql = "select m.status from helper.knowledge_models m where m.model = $1";
+    assert_eq!(place.ann.one::<String>(sql, &[&local]).await, "current");
+    assert_eq!(place.ann.one::<String>(sql, &[&"open/small@32"]).await, "stopped");
+}
+
+#[tokio::test]
+async fn a_model_that_is_taken_back_while_it_is_swept_is_found_by_what_is_left() {
+    let place = Place::new().await;
+    place.by_default("small").await;
+    place.add(1, 1).await;
+    place.indexed().await;
+    place.make_chunks(&place.workspace, "open/small@32", 1100).await;
+    assert_eq!(place.admin.one::<i64>("select helper.pack_vectors()", &[]).await, 1101);
+    let worker = place.stop_worker().await;
+    place.admin.run("update helper.knowledge_models set status = 'old'").await;
+    let swept: i64 = place
+        .admin
+        .one("select helper._sweep_vectors(m.workspace_id, m.model, 100) from helper.knowledge_models m", &[])
+        .await;
+    assert_eq!(swept, 100);
+    assert_eq!(place.ann.one::<i64>("select helper.reembed('open/small')", &[]).await, 100);
+    let unseen = "select count(*) from helper.knowledge_vectors v where \
+        not exists (select from helper.knowledge_loose l where l.chunk_id = v.chunk_id) \
+        and not exists (select from helper.knowledge_blocks b where position(uuid_send(v.chunk_id) in b.chunk_ids) > 0)";
+    assert_eq!(place.admin.one::<i64>(unseen, &[]).await, 0);
+    place.go_on(worker);
+    place.current("open/small@32").await;
+    assert_eq!(place.vectors().await, [("open/small@32".to_owned(), 1101)]);
+    assert_eq!(place.admin.one::<i64>(unseen, &[]).await, 0);
+}
+
+#[tokio::test]
+async fn a_model_is_changed_with_a_look_at_what_there_is_now() {
+    let place = Place::new().await;
+    for level in ["repeatable read", "serializable"] {
+        place.ann.run(&format!("begin isolation level {level}")).await;
+        let error = place.ann.error("select helper.reembed('open/small')").await;
+        assert_eq!(error.code().code(), "0A000", "{error:?}");
+        assert!(error.message().contains(&level.to_uppercase()) && error.hint().is_some(), "{error:?}");
+        place.ann.run("rollback").await;
+    }
+    assert_eq!(place.ann.one::<i64>("select helper.reembed('open/small')", &[]).await, 0);
+    place.current("open/small@32").await;
 }

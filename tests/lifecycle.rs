@@ -173,7 +173,7 @@ async fn a_database_moves_with_all_that_is_in_it() {
     );
     assert_eq!(answers(&moved).await, before);
     // What was pending is indexed: the lease that came along is given back when the worker tidies up.
-    there.run("select helper._clean(10080)").await;
+    there.run("select helper._clean(10080, '{}')").await;
     let ready = until("the pending documents", async || {
         let pending: i64 = moved.one("select count(*) from helper.knowledge_sources where status = 'pending'", &[]).await;
         if pending == 0 { Some(strings(&moved, "select external_id from helper.knowledge_sources where title in ('late', 'leased') and status = 'ready' order by 1").await) } else { None }

@@ -221,18 +221,47 @@ fn stranger(path: &Path) -> std::thread::JoinHandle<()> {
     })
 }
 
+/// Puts a program that does nothing in the gateway's place.
+async fn no_gateway(cluster: &Cluster, session: &Session, former: i32) {
+    let idle = cluster.home().join("idle");
+    std::fs::write(&idle, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+    std::fs::set_permissions(&idle, std::fs::Permissions::from_mode(0o755)).unwrap();
+    session.run(&format!("alter system set helper_ai.gateway_path = '{}'", idle.display())).await;
+    cluster.reload();
+    until_gone("the former gateway", former).await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_gone_when_documents_are_claimed_costs_them_nothing() {
+    let cluster = Cluster::start().await;
+    let session = cluster.admin().await;
+    session.run("select helper.create_workspace('Test')").await;
+    add_documents(&session, 1).await;
+    assert_eq!(session.one::<i64>("select helper.wait_indexed()", &[]).await, 1);
+    let before = cluster.pids().await;
+    // The worker cannot see that its gateway goes away until there are documents to claim.
+    signal(before.worker, "STOP");
+    no_gateway(&cluster, &session, before.gateway).await;
+    add_documents(&session, 20).await;
+    signal(before.worker, "CONT");
+    let claimed = "select count(*) from helper.jobs where status = 'queued' and started_at is not null";
+    until("a claim in vain", async || (session.one::<i64>(claimed, &[]).await > 0).then_some(())).await;
+    let blamed = "select (select count(*) from helper.jobs where status <> 'succeeded' and attempts > 0) \
+        + (select count(*) from helper.knowledge_sources where error is not null)";
+    assert_eq!(session.one::<i64>(blamed, &[]).await, 0);
+    session.run("alter system reset helper_ai.gateway_path").await;
+    cluster.reload();
+    assert_eq!(session.one::<i64>("select helper.wait_indexed()", &[]).await, 21);
+    assert_eq!(session.one::<i64>("select count(*) from helper.jobs where attempts <> 1", &[]).await, 0);
+}
+
 #[tokio::test]
 async fn a_gateway_of_another_version_is_told_and_no_document_suffers() {
     let cluster = Cluster::start().await;
     let session = cluster.admin().await;
     session.run("select helper.create_workspace('Test')").await;
     let before = cluster.pids().await;
-    let idle = cluster.home().join("idle");
-    std::fs::write(&idle, "#!/bin/sh\nexec sleep 1000\n").unwrap();
-    std::fs::set_permissions(&idle, std::fs::Permissions::from_mode(0o755)).unwrap();
-    session.run(&format!("alter system set helper_ai.gateway_path = '{}'", idle.display())).await;
-    cluster.reload();
-    until_gone("the former gateway", before.gateway).await;
+    no_gateway(&cluster, &session, before.gateway).await;
     stranger(&cluster.data().join("helper_ai.sock"));
 
     add_documents(&session, 20).await;
@@ -289,8 +318,10 @@ async fn without_a_usable_model_calls_fail_with_the_cause_and_indexing_waits_unt
     // Whoever waits for a document can read why.
     let told = "select exists (select from helper.knowledge_sources where status = 'pending' and error ->> 'sqlstate' = '55000')";
     until("the cause to be with a document", async || session.one::<bool>(told, &[]).await.then_some(())).await;
-    // One document now and then finds out whether the model is there; the others are left alone.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    // One document now and then, at growing intervals, finds out whether the model is there; the others are left alone.
+    let pauses = "select count(*) from (select j.started_at - lag(j.started_at) over (order by j.started_at) as pause from helper.jobs j) p \
+        where p.pause > interval '400 milliseconds'";
+    until("pauses between two tries", async || (session.one::<i64>(pauses, &[]).await >= 2).then_some(())).await;
     let tried = "select count(*) from helper.knowledge_sources where error is not null";
     let tried: i64 = session.one(tried, &[]).await;
     assert!((1..20).contains(&tried), "{tried} documents were tried in vain");

@@ -196,6 +196,8 @@ pub struct Route {
     pub prices: Prices,
     /// Tokens of a prompt that its provider counts for a hundred that are guessed.
     pub tokens_percent: u32,
+    /// Whether it may be told a temperature and top_p.
+    pub temperature: bool,
 }
 
 impl Route {

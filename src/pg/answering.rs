@@ -52,13 +52,17 @@ pub fn caller(question: &Question, stored: &Stored) -> Caller {
 }
 
 /// The prompt of a stored question.
-pub fn prompt(question: &Question, stored: &Stored, passages: Vec<Passage>, may_ask: bool) -> Result<Prompt> {
+pub fn prompt(question: &Question, stored: &Stored, passages: Vec<Passage>) -> Result<Prompt> {
     let chosen = question.chosen.as_ref().ok_or_else(calling::no_model)?;
     let history = match question.conversation {
         Some(conversation) => messages::history(question.workspace, conversation, stored.question)?,
         None => History::default(),
     };
-    let prompt = prompting::build(question, chosen, caller(question, stored), history, passages, may_ask)?;
+    kept(question, stored, prompting::build(question, chosen, caller(question, stored), history, passages)?)
+}
+
+/// A prompt whose new summary, if it has one, is kept for the questions to come.
+pub fn kept(question: &Question, stored: &Stored, prompt: Prompt) -> Result<Prompt> {
     if let Some((content, covers_to, by)) = &prompt.summary {
         messages::summarised(question.workspace, stored.conversation, content, *covers_to, by)?;
     }
@@ -76,7 +80,7 @@ fn respond(arguments: Arguments) -> Result<(Stored, Reply, &'static str)> {
         return Ok((stored, reply, "done"));
     };
     let who = caller(&question, &stored);
-    let mut turns = Turns::new(&question, prompt(&question, &stored, passages_of(found), true)?);
+    let mut turns = Turns::new(&question, prompt(&question, &stored, passages_of(found))?);
     loop {
         let (call, reservation) = calling::prepare(who, "ask", chosen, turns.chat(), question.tuning.timeout_ms)?;
         let (said, end) = calling::run(call, reservation, |_: &Event| Ok(()))?;

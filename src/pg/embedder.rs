@@ -1,6 +1,10 @@
 //! Which model makes a workspace's embeddings, and how it is asked. A workspace's index has one current model, in
 //! `knowledge_models`; another one can be made ready beside it.
 
+mod call;
+
+pub use call::Call;
+
 use crate::core::chat::Purpose;
 use crate::core::error::{Error, Result};
 use crate::core::prompt::window::estimate;
@@ -18,6 +22,8 @@ pub const MOST_DIMENSIONS: usize = 3900;
 pub struct Embedder {
     /// What `knowledge_vectors.model` says of its embeddings; empty for the local one while nobody has asked its name.
     pub model: String,
+    /// Numbers in each of its embeddings that the index has; `None` while there is none.
+    dimensions: Option<usize>,
     /// The provider that runs it; `None` is the gateway's own model.
     remote: Option<Remote>,
 }
@@ -46,7 +52,7 @@ pub struct Asking<'a> {
 impl Embedder {
     /// The local model.
     pub fn local() -> Embedder {
-        Embedder { model: String::new(), remote: None }
+        Embedder { model: String::new(), dimensions: None, remote: None }
     }
 
     fn remote(chosen: Chosen) -> Result<Embedder> {
@@ -56,7 +62,8 @@ impl Embedder {
         if let Some(dimensions) = dimensions {
             model.push_str(&format!("@{dimensions}"));
         }
-        Ok(Embedder { model, remote: Some(Remote { route, dimensions, timeout_ms: chosen.timeout_ms }) })
+        let remote = Remote { route, dimensions, timeout_ms: chosen.timeout_ms };
+        Ok(Embedder { model, dimensions: None, remote: Some(remote) })
     }
 
     /// The model of that name, or the one that is set for the workspace where there is no name.
@@ -103,6 +110,23 @@ impl Embedder {
             .hint("Set helper_ai.model_path back, or make the embeddings anew with helper.reembed."))
     }
 
+    /// Refuses embeddings of other dimensions than those `before`, or those that the index has, and such that it has no
+    /// room for.
+    pub fn check(&self, dimensions: usize, before: Option<usize>) -> Result<()> {
+        if let Some(before) = before.or(self.dimensions).filter(|before| *before != dimensions) {
+            return Err(Error::not_ready(format!("embedding has {dimensions} dimensions, expected {before}"))
+                .detail(format!("Model \"{}\" made others for the workspace before.", self.model))
+                .hint("If the provider has changed the model, have all embeddings made by another one with helper.reembed."));
+        }
+        if dimensions <= MOST_DIMENSIONS {
+            return Ok(());
+        }
+        Err(Error::bad_argument(format!(
+            "embedding has {dimensions} dimensions, at most {MOST_DIMENSIONS} can be indexed"
+        ))
+        .hint("Where the model can shorten its embeddings, set dimensions and shorten with helper.set_model."))
+    }
+
     /// The question that has texts embedded, with what was set aside for it.
     pub fn ask(&self, asking: &Asking, inputs: Vec<String>) -> Result<(Request, Option<Reservation>)> {
         let Some(remote) = &self.remote else {
@@ -142,32 +166,22 @@ impl Embedder {
 /// A model of a workspace's index by its state, as the owner.
 fn stored(workspace: pgrx::Uuid, status: &str) -> Result<Option<Embedder>> {
     let found = spi::change(
-        "select m.model, m.provider_id, m.provider_model from helper.knowledge_models m where m.workspace_id = $1 and m.status = $2",
+        "select m.model, m.provider_id, m.provider_model, m.dimensions \
+         from helper.knowledge_models m where m.workspace_id = $1 and m.status = $2",
         &[workspace.into(), status.into()],
-        |row| Ok((row.get::<String>(1)?, row.opt::<pgrx::Uuid>(2)?, row.opt::<String>(3)?)),
+        |row| Ok((row.get::<String>(1)?, row.opt::<pgrx::Uuid>(2)?, row.opt::<String>(3)?, row.opt::<i32>(4)?)),
     )?
     .pop();
-    let Some((model, provider, name)) = found else { return Ok(None) };
+    let Some((model, provider, name, dimensions)) = found else { return Ok(None) };
+    let dimensions = dimensions.map(|dimensions| dimensions as usize);
     let (Some(provider), Some(name)) = (provider, name) else {
-        return Ok(Some(Embedder { model, remote: None }));
+        return Ok(Some(Embedder { model, dimensions, remote: None }));
     };
     let lost = |why: &str| {
         Error::not_ready(format!("the workspace is indexed with model \"{model}\", {why}"))
             .hint("Set it up again with helper.set_provider and helper.set_model, or make the embeddings anew with helper.reembed.")
     };
     let chosen = routes::of(provider, &name)?.ok_or_else(|| lost("which does not exist or is not enabled"))?;
-    let embedder = Embedder::remote(chosen)?;
+    let embedder = Embedder { dimensions, ..Embedder::remote(chosen)? };
     if embedder.model == model { Ok(Some(embedder)) } else { Err(lost("which has other dimensions now")) }
-}
-
-/// Refuses embeddings that the index has no room for, or that are of other dimensions than those that came `before`, if any.
-pub fn check_dimensions(dimensions: usize, before: usize) -> Result<()> {
-    if before != 0 && dimensions != before {
-        return Err(Error::bad_argument(format!("embedding has {dimensions} dimensions, expected {before}")));
-    }
-    if dimensions <= MOST_DIMENSIONS {
-        return Ok(());
-    }
-    Err(Error::bad_argument(format!("embedding has {dimensions} dimensions, at most {MOST_DIMENSIONS} can be indexed"))
-        .hint("Where the model can shorten its embeddings, set dimensions and shorten with helper.set_model."))
 }

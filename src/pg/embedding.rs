@@ -88,6 +88,7 @@ pub fn embed_query(workspace: pgrx::Uuid, text: &str) -> Result<(String, Vec<f32
     let user = identity::current_user();
     let asking = Asking { workspace, user, why: "search", purpose: Purpose::Query, interactive: true, patient: false };
     let vector = embed(&embedder, &asking, vec![text.to_owned()])?.pop().unwrap_or_default();
+    embedder.check(vector.len(), None)?;
     Ok((embedder.model, vector))
 }
 

@@ -5,9 +5,8 @@ mod storing;
 
 use crate::core::chat::Purpose;
 use crate::core::error::{Error, Kind, Result};
-use crate::core::wire::{CallEnd, Chunk, Prepare, Prepared, Request};
-use crate::pg::budget::Reservation;
-use crate::pg::embedder::{Asking, Embedder, check_dimensions};
+use crate::core::wire::{Chunk, Prepare, Prepared, Request};
+use crate::pg::embedder::{Asking, Call, Embedder};
 use crate::pg::{settings, spi};
 use pgrx::JsonB;
 use sha2::{Digest, Sha256};
@@ -29,7 +28,7 @@ const REMOTE_BYTES: i64 = 512 * 1024;
 /// A document that was tried this often goes alone, and whatever is wrong with it is its own.
 const ALONE: i32 = 3;
 
-/// A document is given up after a provider refused to embed it this often, which takes some minutes.
+/// A document is given up after a provider refused to embed it, or was too slow, this often, which takes some minutes.
 const MOST_REFUSALS: i32 = 8;
 
 /// Longest title, in characters.
@@ -81,15 +80,12 @@ struct Text {
 
 /// Documents of one workspace on their way into the index.
 pub struct Indexing {
-    workspace: pgrx::Uuid,
+    pub workspace: pgrx::Uuid,
+    /// Their texts on the way to the embedder, and what came of it.
+    pub call: Call,
     user: Option<pgrx::Uuid>,
-    embedder: Embedder,
     documents: Vec<Document>,
-    is_prepared: bool,
     texts: Vec<Text>,
-    embedded: Vec<f32>,
-    dimensions: usize,
-    reservation: Option<Reservation>,
 }
 
 /// What became of jobs when they were loaded.
@@ -186,17 +182,7 @@ impl Indexing {
                 Ok(())
             },
         )?;
-        let indexing = Indexing {
-            workspace,
-            user,
-            embedder,
-            documents,
-            is_prepared: false,
-            texts: Vec::new(),
-            embedded: Vec::new(),
-            dimensions: 0,
-            reservation: None,
-        };
+        let indexing = Indexing { workspace, call: Call::new(embedder), user, documents, texts: Vec::new() };
         Ok((indexing, Request::Prepare(requests)))
     }
 
@@ -211,8 +197,7 @@ impl Indexing {
         if prepared.len() != self.documents.len() {
             return Err(Error::bug("the gateway read other documents"));
         }
-        self.embedder.is_named(model)?;
-        self.is_prepared = true;
+        self.call.embedder.is_named(model)?;
         let mut unread = Vec::new();
         let documents = std::mem::take(&mut self.documents).into_iter().zip(prepared);
         self.documents = documents
@@ -238,7 +223,7 @@ impl Indexing {
                 }
                 self.texts.push(Text { document: at, chunk: n, sentence: None });
                 // A provider is paid for every text: it embeds chunks alone.
-                if !self.embedder.is_remote() {
+                if !self.call.embedder.is_remote() {
                     let sentences = 0..chunk.sentences.len();
                     self.texts.extend(sentences.map(|s| Text { document: at, chunk: n, sentence: Some(s) }));
                 }
@@ -259,7 +244,7 @@ impl Indexing {
              join helper.knowledge_chunks c on c.workspace_id = $1 and c.source_id = u.id \
              join helper.knowledge_vectors v on v.workspace_id = c.workspace_id and v.chunk_id = c.id and v.model = $3 \
              order by c.source_id, c.content_hash, c.id",
-            &[self.workspace.into(), known.into(), self.embedder.model.as_str().into()],
+            &[self.workspace.into(), known.into(), self.call.embedder.model.as_str().into()],
             |row| Ok((row.get::<pgrx::Uuid>(1)?, row.get::<Vec<u8>>(2)?, (row.get(3)?, row.get(4)?))),
         )?;
         let places: HashMap<pgrx::Uuid, usize> =
@@ -272,39 +257,16 @@ impl Indexing {
         Ok(())
     }
 
-    /// Takes embeddings in the order of the texts.
-    pub fn embeddings(&mut self, dimensions: usize, values: &[f32]) -> Result<()> {
-        check_dimensions(dimensions, self.dimensions)?;
-        self.dimensions = dimensions;
-        self.embedded.extend_from_slice(values);
-        Ok(())
-    }
-
-    /// What it asked for last is on its way.
-    pub fn sent(&mut self) {
-        if let Some(reservation) = &mut self.reservation {
-            reservation.set_sent(true);
-        }
-    }
-
-    /// Takes the end of a provider's call.
-    pub fn called(&mut self, end: &CallEnd) -> Result<()> {
-        if let Some(reservation) = self.reservation.take() {
-            reservation.settle(end.usage.input, end.cost_nanos);
-        }
-        end.error.clone().map_or(Ok(()), Err)
-    }
-
     /// The next slice of texts to embed, or to store when there is none; inside a transaction.
     pub fn next(&mut self) -> Result<Next> {
         if self.documents.is_empty() {
             return Ok(Next::Drop);
         }
-        let done = self.embedded.len() / self.dimensions.max(1);
+        let done = self.call.embeddings().len();
         if done >= self.texts.len() {
             return Ok(Next::Store);
         }
-        let most = if self.embedder.is_remote() { REMOTE_SLICE } else { SLICE };
+        let most = if self.call.embedder.is_remote() { REMOTE_SLICE } else { SLICE };
         let inputs = self.texts[done..self.texts.len().min(done + most)].iter().map(|text| self.text(text)).collect();
         let asking = Asking {
             workspace: self.workspace,
@@ -314,9 +276,7 @@ impl Indexing {
             interactive: false,
             patient: true,
         };
-        let (request, reservation) = self.embedder.ask(&asking, inputs)?;
-        self.reservation = reservation;
-        Ok(Next::Ask(request))
+        Ok(Next::Ask(self.call.ask(&asking, inputs)?))
     }
 
     fn text(&self, text: &Text) -> String {
@@ -327,11 +287,6 @@ impl Indexing {
             Some(sentence) => slice(chunk, chunk.sentences[sentence]),
         };
         embedded_text(&document.title, &chunk.heading, content)
-    }
-
-    /// When to try one of its jobs again, where that can help.
-    pub fn again(&self, job: &Job, error: &Error) -> Option<Again> {
-        again(job, error, self.is_prepared && self.embedder.is_remote())
     }
 }
 
@@ -387,16 +342,15 @@ pub struct Again {
     pub counts: bool,
 }
 
-/// When to try a job again, where that can help; `paid` where a provider was asked for it.
-pub fn again(job: &Job, error: &Error, paid: bool) -> Option<Again> {
+/// When to try a job again, where that can help.
+pub fn again(job: &Job, error: &Error) -> Option<Again> {
     let later = Again { seconds: f64::from(1 << job.attempts.clamp(0, 6)).min(60.0), counts: true };
     match error.kind {
         // That many ask at once is no job's fault. The gateway asks nobody while a provider is to be left alone.
         Kind::RateLimited => Some(Again { seconds: 3.0, counts: false }),
-        Kind::NotReady | Kind::Cancelled => Some(later),
-        Kind::Provider => (job.attempts < MOST_REFUSALS).then_some(later),
-        // A budget is renewed, or raised.
-        Kind::OverLimit => paid.then_some(Again { seconds: 60.0, counts: false }),
+        Kind::NotReady => Some(later),
+        // Each time is paid for, and so is what comes too late.
+        Kind::Provider | Kind::Cancelled => (job.attempts < MOST_REFUSALS).then_some(later),
         _ => None,
     }
 }

@@ -11,17 +11,13 @@ use crate::pg::report::Reported;
 use crate::pg::{owner, spi};
 use pgrx::prelude::*;
 
-/// A workspace's loose chunks are packed when there are this many; below it, comparing exactly is as quick.
-const ENOUGH: i64 = 1024;
-
 /// Bytes of identifiers and codes in a block: a row of this size has a page for itself.
 const BLOCK: usize = 7800;
 
 /// Loose chunks that one transaction packs at most.
 const AT_ONCE: i64 = 8192;
 
-/// Packs what waits in one workspace, as the owner. Returns how many chunks were packed.
-fn pack(workspace: pgrx::Uuid, model: &str) -> Result<i64> {
+fn pack_loose(workspace: pgrx::Uuid, model: &str) -> Result<i64> {
     let schema = owner::vector_schema()?;
     let rows = spi::change(
         &format!(
@@ -55,15 +51,8 @@ fn pack(workspace: pgrx::Uuid, model: &str) -> Result<i64> {
     Ok(rows.len() as i64)
 }
 
-/// Packs the workspace with the most loose chunks if they are enough, as the owner; 0 when there is nothing to do.
-pub fn pack_next() -> Result<i64> {
-    let next = spi::first(
-        "select l.workspace_id, l.model from helper.knowledge_loose l group by l.workspace_id, l.model having count(*) >= $1 \
-         order by count(*) desc limit 1",
-        &[ENOUGH.into()],
-        |row| Ok((row.get::<pgrx::Uuid>(1)?, row.get::<String>(2)?)),
-    )?;
-    let Some((workspace, model)) = next else { return Ok(0) };
+/// Packs some of what waits in one workspace, as the owner; returns how many chunks.
+pub fn pack(workspace: pgrx::Uuid, model: &str) -> Result<i64> {
     // Blocks in which a third of the chunks are gone are taken apart and packed anew.
     let worn = spi::first(
         "select b.named > 1.5 * greatest(0, v.live - l.loose) from \
@@ -71,22 +60,22 @@ pub fn pack_next() -> Result<i64> {
            (select count(*) as live from helper.knowledge_vectors v where v.workspace_id = $1 and v.model = $2) v, \
            (select count(*) as loose from helper.knowledge_loose l where l.workspace_id = $1 and l.model = $2) l \
          where b.named > 0",
-        &[workspace.into(), model.as_str().into()],
+        &[workspace.into(), model.into()],
         |row| row.get::<bool>(1),
     )?;
     if worn == Some(true) {
         spi::run(
             "delete from helper.knowledge_blocks b where b.workspace_id = $1 and b.model = $2",
-            &[workspace.into(), model.as_str().into()],
+            &[workspace.into(), model.into()],
         )?;
         spi::run(
             "insert into helper.knowledge_loose (workspace_id, model, chunk_id) \
              select v.workspace_id, v.model, v.chunk_id from helper.knowledge_vectors v where v.workspace_id = $1 and v.model = $2 \
              on conflict do nothing",
-            &[workspace.into(), model.as_str().into()],
+            &[workspace.into(), model.into()],
         )?;
     }
-    pack(workspace, &model)
+    pack_loose(workspace, model)
 }
 
 /// The chunks in a workspace's blocks with the highest estimates, at most `most`, as the owner; `None` where the
@@ -128,15 +117,8 @@ pub fn promising(workspace: pgrx::Uuid, model: &str, query: &[f32], most: usize)
     Ok(Some(best.into_iter().map(|(_, id)| id).collect()))
 }
 
-/// `helper.pack_vectors`.
+/// `helper._pack`.
 #[pg_extern(sql = false, volatile, parallel_unsafe)]
-fn pack_vectors() -> Reported<i64> {
-    let mut packed = 0;
-    loop {
-        pgrx::check_for_interrupts!();
-        match owner::as_owner(pack_next)? {
-            0 => return Ok(packed),
-            more => packed += more,
-        }
-    }
+fn pack_some(workspace: pgrx::Uuid, model: &str) -> Reported<i64> {
+    Ok(owner::as_owner(|| pack(workspace, model))?)
 }

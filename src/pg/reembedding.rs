@@ -5,9 +5,8 @@ use crate::core::chat::Purpose;
 use crate::core::error::{Error, Result};
 use crate::core::sentence;
 use crate::core::sentences;
-use crate::core::wire::{CallEnd, Request};
-use crate::pg::budget::Reservation;
-use crate::pg::embedder::{Asking, Embedder, check_dimensions};
+use crate::core::wire::Request;
+use crate::pg::embedder::{Asking, Call, Embedder};
 use crate::pg::indexing::{self, Again, Job, embedded_text};
 use crate::pg::report::Reported;
 use crate::pg::{embedding, owner, spi};
@@ -22,6 +21,8 @@ const REMOTE_SLICE: i64 = 4096;
 pub enum Next {
     /// Ask the gateway this.
     Ask(Request),
+    /// Others wait: it goes on in its turn.
+    Wait,
     /// The model is in use now, or not wanted any more.
     Done,
 }
@@ -36,14 +37,12 @@ struct Chunk {
 /// A workspace on its way to another model.
 pub struct Reembedding {
     pub job: Job,
+    /// A slice on its way to the embedder, and what came of it.
+    pub call: Call,
     user: Option<pgrx::Uuid>,
-    embedder: Embedder,
     /// The last chunk that was looked at; earlier ones that lack their embedding are found in the next round.
     after: pgrx::Uuid,
     chunks: Vec<Chunk>,
-    embedded: Vec<f32>,
-    dimensions: usize,
-    reservation: Option<Reservation>,
 }
 
 fn first() -> pgrx::Uuid {
@@ -53,29 +52,28 @@ fn first() -> pgrx::Uuid {
 impl Reembedding {
     /// Loads what is to be done, as the owner; `None` where it is not wanted any more.
     pub fn load(job: Job) -> Result<Option<Reembedding>> {
-        let user = spi::change(
-            "select m.created_by from helper.knowledge_models m where m.workspace_id = $1 and m.status = 'building'",
-            &[job.workspace.into()],
-            |row| row.opt::<pgrx::Uuid>(1),
+        let found = spi::change(
+            "select m.created_by, (j.payload ->> 'after')::uuid from helper.knowledge_models m \
+             join helper.jobs j on j.workspace_id = m.workspace_id and j.id = $2 \
+             where m.workspace_id = $1 and m.status = 'building'",
+            &[job.workspace.into(), job.id.into()],
+            |row| Ok((row.opt::<pgrx::Uuid>(1)?, row.opt::<pgrx::Uuid>(2)?)),
         )?
-        .pop()
-        .flatten();
+        .pop();
+        let Some((user, after)) = found else { return Ok(None) };
         Ok(Embedder::building(job.workspace)?.map(|embedder| Reembedding {
             job,
+            call: Call::new(embedder),
             user,
-            embedder,
-            after: first(),
+            after: after.unwrap_or_else(first),
             chunks: Vec::new(),
-            embedded: Vec::new(),
-            dimensions: 0,
-            reservation: None,
         }))
     }
 
     /// The next slice, or the switch where there is none left; as the owner, inside a transaction.
     pub fn next(&mut self) -> Result<Next> {
         let wanted = Embedder::building(self.job.workspace)?;
-        if wanted.is_none_or(|wanted| wanted.model != self.embedder.model) {
+        if wanted.is_none_or(|wanted| wanted.model != self.call.embedder.model) {
             return Ok(Next::Done);
         }
         loop {
@@ -89,14 +87,12 @@ impl Reembedding {
                     interactive: false,
                     patient: true,
                 };
-                let (request, reservation) = self.embedder.ask(&asking, inputs)?;
-                self.reservation = reservation;
-                return Ok(Next::Ask(request));
+                return Ok(Next::Ask(self.call.ask(&asking, inputs)?));
             }
             if self.after == first() {
                 let switched = spi::change(
                     "select helper._switch_model($1, $2)",
-                    &[self.job.workspace.into(), self.embedder.model.as_str().into()],
+                    &[self.job.workspace.into(), self.call.embedder.model.as_str().into()],
                     |row| row.get::<bool>(1),
                 )?;
                 if switched == [true] {
@@ -109,7 +105,7 @@ impl Reembedding {
 
     /// The texts of the next chunks that lack an embedding.
     fn slice(&mut self) -> Result<Vec<String>> {
-        let remote = self.embedder.is_remote();
+        let remote = self.call.embedder.is_remote();
         let mut texts = Vec::new();
         let mut chunks = Vec::new();
         spi::change(
@@ -122,7 +118,7 @@ impl Reembedding {
             &[
                 self.job.workspace.into(),
                 self.after.into(),
-                self.embedder.model.as_str().into(),
+                self.call.embedder.model.as_str().into(),
                 (if remote { REMOTE_SLICE } else { LOCAL_SLICE }).into(),
             ],
             |row| {
@@ -143,37 +139,14 @@ impl Reembedding {
             self.after = last.id;
         }
         self.chunks = chunks;
-        self.embedded.clear();
+        self.call.clear();
         Ok(texts)
-    }
-
-    /// Takes embeddings in the order of the texts.
-    pub fn embeddings(&mut self, dimensions: usize, values: &[f32]) -> Result<()> {
-        check_dimensions(dimensions, self.dimensions)?;
-        self.dimensions = dimensions;
-        self.embedded.extend_from_slice(values);
-        Ok(())
-    }
-
-    /// What it asked for last is on its way.
-    pub fn sent(&mut self) {
-        if let Some(reservation) = &mut self.reservation {
-            reservation.set_sent(true);
-        }
-    }
-
-    /// Takes the end of a provider's call.
-    pub fn called(&mut self, end: &CallEnd) -> Result<()> {
-        if let Some(reservation) = self.reservation.take() {
-            reservation.settle(end.usage.input, end.cost_nanos);
-        }
-        end.error.clone().map_or(Ok(()), Err)
     }
 
     /// Stores a slice, as the owner. What of it is gone since is left out, and all of it where it was given up.
     pub fn store(&mut self) -> Result<()> {
         let texts: usize = self.chunks.iter().map(|chunk| 1 + chunk.sentences.len()).sum();
-        let mut embeddings = self.embedded.chunks_exact(self.dimensions.max(1));
+        let mut embeddings = self.call.embeddings();
         if embeddings.len() != texts {
             return Err(Error::bug(format!("{} embeddings for {texts} texts", embeddings.len())));
         }
@@ -197,37 +170,49 @@ impl Reembedding {
                join helper.knowledge_chunks c on c.workspace_id = $1 and c.id = u.id \
                join helper.knowledge_models k on k.workspace_id = $1 and k.model = $2 and k.status <> 'old' \
                on conflict do nothing returning 1) \
-             update helper.knowledge_models m set done = m.done + (select count(*) from stored), error = null \
+             update helper.knowledge_models m \
+             set done = m.done + (select count(*) from stored), error = null, dimensions = coalesce(m.dimensions, $7) \
              where m.workspace_id = $1 and m.model = $2",
             &[
                 self.job.workspace.into(),
-                self.embedder.model.as_str().into(),
+                self.call.embedder.model.as_str().into(),
                 ids.into(),
                 sources.into(),
                 whole.into(),
                 packed.into(),
+                self.call.dimensions().into(),
             ],
         )?;
         self.chunks.clear();
-        self.embedded.clear();
-        // What comes now is tried anew, however long the way was.
+        self.call.clear();
+        // What comes now is tried anew, however long the way was; and whoever goes on with the job begins there.
         self.job.attempts = 1;
         spi::run(
-            "update helper.jobs j set attempts = 1 where j.workspace_id = $1 and j.id = $2 and j.attempts > 1",
-            &[self.job.workspace.into(), self.job.id.into()],
+            "update helper.jobs j set attempts = 1, payload = jsonb_build_object('after', $3) \
+             where j.workspace_id = $1 and j.id = $2",
+            &[self.job.workspace.into(), self.job.id.into(), self.after.into()],
         )
+    }
+
+    /// Whether another workspace waits to be embedded anew; as the owner.
+    pub fn keeps_others_waiting(&self) -> Result<bool> {
+        let others = spi::change(
+            "select true from helper.job_queue q \
+             where q.kind = 'reembed' and q.workspace_id <> $1 and q.run_at <= clock_timestamp() limit 1",
+            &[self.job.workspace.into()],
+            |row| row.get::<bool>(1),
+        )?;
+        Ok(!others.is_empty())
     }
 }
 
-/// Notes what went wrong, as the owner; returns when to try again, if that can help.
-pub fn failed(job: &Job, error: &Error) -> Result<Option<Again>> {
-    let again = indexing::again(job, error, true);
+/// Notes what went wrong with a workspace's model, as the owner; it is given up where there is no other try.
+pub fn failed(job: &Job, error: &Error, again: Option<Again>) -> Result<()> {
     spi::run(
         "update helper.knowledge_models m set error = $2, status = case when $3 then m.status else 'failed' end \
          where m.workspace_id = $1 and m.status = 'building'",
         &[job.workspace.into(), JsonB(indexing::facts(error)).into(), again.is_some().into()],
-    )?;
-    Ok(again)
+    )
 }
 
 /// `helper._choose_embedder`.

@@ -8,11 +8,12 @@ use crate::core::wire::{CallEnd, Outcome, Reply, Request};
 use crate::pg::acting::{self, Errand, Turns};
 use crate::pg::asking::{self, Arguments, Question};
 use crate::pg::budget::Reservation;
-use crate::pg::embedder::{Asking, Embedder};
+use crate::pg::embedder::{Asking, Call, Embedder};
 use crate::pg::indexing::Job;
 use crate::pg::messages::{self, Stored};
+use crate::pg::prompting::{self, Draft, FOLDING_MS};
 use crate::pg::report::Reported;
-use crate::pg::{answering, calling, embedding, extracting, owner, prompting, spi};
+use crate::pg::{answering, calling, embedding, extracting, owner, spi};
 use pgrx::JsonB;
 use pgrx::prelude::*;
 use serde_json::Value;
@@ -42,10 +43,13 @@ pub struct Replying {
     text: String,
     question: Option<Question>,
     stored: Stored,
-    embedder: Embedder,
-    vector: Vec<f32>,
+    /// The question on its way to the embedder, and what came of it.
+    pub call: Call,
+    /// The prompt, while the model sums up what falls out of its window.
+    draft: Option<Draft>,
     /// What the model said and called so far.
     turns: Option<Turns>,
+    /// What was set aside for the summary or the next turn.
     reservation: Option<Reservation>,
     filter: Option<MarkFilter>,
     said: Said,
@@ -84,8 +88,8 @@ impl Replying {
             text,
             question: None,
             stored,
-            embedder: Embedder::local(),
-            vector: Vec::new(),
+            call: Call::new(Embedder::local()),
+            draft: None,
             turns: None,
             reservation: None,
             filter: None,
@@ -101,9 +105,14 @@ impl Replying {
         self.stored.reply
     }
 
-    /// Whether anything was said yet.
+    /// Whether anything of the reply was said yet.
     pub fn has_begun(&self) -> bool {
-        !self.said.parts.is_empty()
+        !self.is_folding() && !self.said.parts.is_empty()
+    }
+
+    /// Whether the model sums up what was said before, which comes before its reply.
+    pub fn is_folding(&self) -> bool {
+        self.draft.is_some()
     }
 
     /// Reads the question again, as the person who asked; inside a transaction.
@@ -139,49 +148,68 @@ impl Replying {
         if !knowledge {
             return self.embedded();
         }
-        self.embedder = owner::as_owner(|| Embedder::current(asking.workspace))?;
-        let (request, reservation) = self.embedder.ask(&asking, inputs)?;
-        self.reservation = reservation;
-        Ok(Next::Ask(Box::new(request)))
+        self.call = Call::new(owner::as_owner(|| Embedder::current(asking.workspace))?);
+        Ok(Next::Ask(Box::new(self.call.ask(&asking, inputs)?)))
     }
 
-    /// Takes the end of a provider's call for the question's embedding.
-    pub fn called(&mut self, end: &CallEnd) -> Result<()> {
-        if let Some(reservation) = self.reservation.take() {
-            reservation.settle(end.usage.input, end.cost_nanos);
-        }
-        end.error.clone().map_or(Ok(()), Err)
-    }
-
-    /// Takes the question's embedding as it comes.
-    pub fn vector(&mut self, values: &[f32]) {
-        self.vector.extend_from_slice(values);
-    }
-
-    /// Looks documents up and makes the prompt, as the person who asked; inside a transaction.
+    /// Looks documents up and plans the prompt, as the person who asked; inside a transaction.
     pub fn embedded(&mut self) -> Result<Next> {
         let Some(question) = &self.question else { return Err(Error::bug("a reply has no question")) };
-        let vector = std::mem::take(&mut self.vector);
         let vector = if question.knowledge {
-            if !self.embedder.is_remote() {
-                self.embedder.is_named(&embedding::model_name()?)?;
+            if !self.call.embedder.is_remote() {
+                self.call.embedder.is_named(&embedding::model_name()?)?;
             }
-            Some((self.embedder.model.clone(), vector))
+            let vector = self.call.embeddings().next().unwrap_or_default();
+            Some((self.call.embedder.model.clone(), vector.to_vec()))
         } else {
             None
         };
         let stored = self.stored;
-        let made = owner::as_principal(&self.role, self.claims.as_deref(), || {
+        let drafted = owner::as_principal(&self.role, self.claims.as_deref(), || {
             let found = answering::look_up(question, vector)?;
             if question.chosen.is_none() {
                 let reply = extracting::compose(question, found.as_ref())?;
                 messages::end(question, &stored, &reply, "done")?;
                 return Ok(None);
             }
-            let passages = answering::passages_of(found);
-            Ok(Some(Turns::new(question, answering::prompt(question, &stored, passages, false)?)))
+            let chosen = question.chosen.as_ref().ok_or_else(calling::no_model)?;
+            let history = messages::history(question.workspace, stored.conversation, stored.question)?;
+            let draft = prompting::draft(question, chosen, history, answering::passages_of(found), false)?;
+            // Where there is no budget for it, it is done without the model.
+            let folding = draft.folding(chosen).and_then(|chat| {
+                let who = answering::caller(question, &stored);
+                calling::prepare(who, "summary", chosen, chat, Some(FOLDING_MS)).ok()
+            });
+            Ok(Some((draft, folding)))
         })?;
-        let Some(turns) = made else { return Ok(Next::Done) };
+        match drafted {
+            None => Ok(Next::Done),
+            Some((draft, None)) => self.prompted(draft, None),
+            Some((draft, Some((call, reservation)))) => {
+                self.draft = Some(draft);
+                self.reservation = Some(reservation);
+                Ok(Next::Ask(Box::new(Request::Chat(Box::new(call)))))
+            }
+        }
+    }
+
+    /// Takes the end of the summary; what the model did not sum up is summed up without it. Inside a transaction.
+    pub fn folded(&mut self, end: &CallEnd) -> Result<Next> {
+        self.settle(end);
+        let said = std::mem::take(&mut self.said);
+        let Some(draft) = self.draft.take() else { return Err(Error::bug("a reply has no prompt")) };
+        self.prompted(draft, end.error.is_none().then(|| said.text()))
+    }
+
+    /// Finishes the prompt, as the person who asked.
+    fn prompted(&mut self, draft: Draft, summary: Option<String>) -> Result<Next> {
+        let Some(question) = &self.question else { return Err(Error::bug("a reply has no question")) };
+        let stored = self.stored;
+        let turns = owner::as_principal(&self.role, self.claims.as_deref(), || {
+            let chosen = question.chosen.as_ref().ok_or_else(calling::no_model)?;
+            let prompt = answering::kept(question, &stored, draft.finish(question, chosen, summary))?;
+            Ok(Turns::new(question, prompt))
+        })?;
         self.filter = prompting::filter(question, &turns.passages);
         self.turns = Some(turns);
         self.ask()
@@ -209,7 +237,10 @@ impl Replying {
         let Some(question) = &self.question else { return Err(Error::bug("a reply has no question")) };
         let stored = self.stored;
         let (turns, errands) = owner::as_principal(&self.role, self.claims.as_deref(), || {
-            let prompt = answering::prompt(question, &stored, acting::passages(state), false)?;
+            let chosen = question.chosen.as_ref().ok_or_else(calling::no_model)?;
+            let history = messages::history(question.workspace, stored.conversation, stored.question)?;
+            let draft = prompting::draft(question, chosen, history, acting::passages(state), false)?;
+            let prompt = answering::kept(question, &stored, draft.finish(question, chosen, None))?;
             let mut turns = Turns::new(question, prompt);
             turns.restore(state)?;
             let errands = turns.take_up(question.workspace)?;
@@ -255,8 +286,15 @@ impl Replying {
         self.acted(Vec::new())
     }
 
+    fn settle(&mut self, end: &CallEnd) {
+        if let Some(reservation) = self.reservation.take() {
+            reservation.settle(end.usage.input + end.usage.output, end.cost_nanos);
+        }
+    }
+
     /// What it asked for last is on its way.
     pub fn sent(&mut self) {
+        self.call.sent();
         if let Some(reservation) = &mut self.reservation {
             reservation.set_sent(true);
         }
@@ -269,7 +307,9 @@ impl Replying {
             if let Some(reservation) = &mut self.reservation {
                 reservation.heard(event);
             }
-            if let Event::Text(more) = event {
+            if let Event::Text(more) = event
+                && self.draft.is_none()
+            {
                 match &mut self.filter {
                     Some(filter) => self.shown.push_str(&filter.push(more)),
                     None => self.shown.push_str(more),
@@ -311,9 +351,7 @@ impl Replying {
     /// Takes the end of a turn, inside a transaction: calls the tools that the model called, or stores the whole reply. An
     /// error is the job's.
     pub fn ended(&mut self, end: &CallEnd) -> Result<Next> {
-        if let Some(reservation) = self.reservation.take() {
-            reservation.settle(end.usage.input + end.usage.output, end.cost_nanos);
-        }
+        self.settle(end);
         if let Some(error) = &end.error {
             return Err(error.clone());
         }

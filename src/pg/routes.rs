@@ -128,6 +128,7 @@ fn read(sql: &str, args: &[pgrx::datum::DatumWithOid], purpose: &str) -> Result<
         };
         let Some(kind) = Kind::named(&kind) else { return Err(Error::bug("a provider of unknown kind")) };
         let output = size(10)?.unwrap_or(0);
+        let model_options = row.get::<JsonB>(16)?.0;
         let route = Route {
             provider: Provider {
                 id: *row.get::<pgrx::Uuid>(1)?.as_bytes(),
@@ -150,12 +151,13 @@ fn read(sql: &str, args: &[pgrx::datum::DatumWithOid], purpose: &str) -> Result<
             output_limit: output,
             prices: Prices { input: price(12)?, cached: price(13)?, cache_written: price(14)?, output: price(15)? },
             tokens_percent: (row.get::<f32>(17)? * 100.0).round() as u32,
+            temperature: model_options.get("temperature").and_then(Value::as_bool).unwrap_or(true),
         };
         let chosen = Chosen {
             window: size(9)?.unwrap_or(WINDOW),
             output,
             dimensions: size(11)?,
-            options: row.get::<JsonB>(16)?.0,
+            options: model_options,
             timeout_ms: number("timeout_ms", 300_000),
             routes: vec![route],
         };

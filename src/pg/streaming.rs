@@ -114,7 +114,7 @@ impl Stream {
             ready.push_back(("done", done(&stored, "done", Some(&reply))));
             return Ok(Stream { question, stored, ready, turns: None, filter: None, told: 0, step: Next::Done });
         }
-        let turns = Turns::new(&question, prompt(&question, &stored, passages_of(found), true)?);
+        let turns = Turns::new(&question, prompt(&question, &stored, passages_of(found))?);
         ready.push_back(("meta", meta(&question, &stored, &turns.passages)));
         let filter = prompting::filter(&question, &turns.passages);
         let under_way = ask(&question, &stored, &turns)?;

@@ -7,6 +7,7 @@ mod ledger;
 mod reembeds;
 mod replies;
 mod sent;
+mod tidying;
 mod transaction;
 
 use replies::Fetching;
@@ -19,8 +20,9 @@ use crate::pg::indexing::{self, Indexing, Job};
 use crate::pg::reembedding::Reembedding;
 use crate::pg::replying::Replying;
 use crate::pg::worker::sent::Sent;
+use crate::pg::worker::tidying::Chore;
 use crate::pg::worker::transaction::{extension_exists, transaction};
-use crate::pg::{packing, settings, shared, spi, wait};
+use crate::pg::{shared, spi, wait};
 use pgrx::JsonB;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 #[cfg(not(feature = "pg18"))]
@@ -33,6 +35,11 @@ use std::time::{Duration, Instant};
 
 /// The worker looks at the queue this often even if nobody wakes it: for what was put off, and prepared transactions.
 const ROUND: Duration = Duration::from_secs(5);
+
+/// Before every workspace.
+fn first() -> pgrx::Uuid {
+    pgrx::Uuid::from_bytes([0; 16])
+}
 
 unsafe extern "C-unwind" {
     fn die(signal: i32);
@@ -69,6 +76,8 @@ struct Worker {
     ledger: u32,
     /// Workspace that was served last.
     turn: pgrx::Uuid,
+    /// The same for reembeds.
+    reembed_turn: pgrx::Uuid,
     /// The same for replies.
     reply_turn: pgrx::Uuid,
     /// The same for calls of tools.
@@ -77,7 +86,10 @@ struct Worker {
     careful: bool,
     next_look: Instant,
     next_cleaning: Instant,
-    next_packing: Instant,
+    next_chore: Instant,
+    chores: Vec<Chore>,
+    /// Some of them will be there again.
+    more_chores: bool,
     connect_after: Instant,
     connect_delay: Duration,
     /// The gateway said that it cannot work, for want of its model say: nothing is claimed until then.
@@ -176,13 +188,16 @@ impl Worker {
             unstored_calls: Vec::new(),
             calls_again: now,
             ledger: 0,
-            turn: pgrx::Uuid::from_bytes([0; 16]),
-            reply_turn: pgrx::Uuid::from_bytes([0; 16]),
-            call_turn: pgrx::Uuid::from_bytes([0; 16]),
+            turn: first(),
+            reembed_turn: first(),
+            reply_turn: first(),
+            call_turn: first(),
             careful: false,
             next_look: now,
             next_cleaning: now + Duration::from_secs(30),
-            next_packing: now + Duration::from_secs(2),
+            next_chore: now + Duration::from_secs(2),
+            chores: Vec::new(),
+            more_chores: false,
             connect_after: now,
             connect_delay: Duration::ZERO,
             paused_until: now,
@@ -236,22 +251,7 @@ impl Worker {
             }
             self.receive();
             self.write_replies();
-            if now >= self.next_packing {
-                // At once again while there is more, and between two documents rather than after all of them.
-                let packed = transaction(|| match packing::pack_next()? {
-                    0 => sweep(),
-                    packed => Ok(packed),
-                });
-                let packed = self.note(packed).unwrap_or(0);
-                self.next_packing = now + if packed > 0 { Duration::ZERO } else { Duration::from_secs(10) };
-                self.next_look = self.next_look.min(self.next_packing);
-            }
-            if now >= self.next_cleaning && self.is_idle() {
-                self.next_cleaning = now + Duration::from_secs(60);
-                let keep = settings::JOB_RETENTION.get();
-                let cleaned = transaction(|| spi::run("select helper._clean($1)", &[keep.into()]));
-                self.note(cleaned);
-            }
+            self.tidy();
             let socket = self.link.as_ref().map(Link::interest);
             let due = self.replies.values().filter_map(|reply| reply.due()).min();
             let next = due.map_or(self.next_look, |due| due.min(self.next_look));
@@ -433,10 +433,6 @@ impl Worker {
     }
 }
 
-fn sweep() -> Result<i64> {
-    Ok(spi::change("select helper._sweep_vectors(5000)", &[], |row| row.get::<i64>(1))?.pop().unwrap_or(0))
-}
-
 /// Whether a job of a kind may be claimed, so that a look at an empty queue costs little.
 fn is_due(kind: &str) -> Result<bool> {
     let due = spi::change(
@@ -447,23 +443,42 @@ fn is_due(kind: &str) -> Result<bool> {
     Ok(!due.is_empty())
 }
 
-/// Leases waiting jobs of a kind from some workspaces, at most `share` of each, beginning after one and going round.
-fn claim(kind: &str, after: pgrx::Uuid, workspaces: usize, share: usize) -> Result<Vec<Job>> {
-    if !is_due(kind)? {
+/// Which jobs are wanted.
+struct Wanted<'a> {
+    kind: &'a str,
+    /// The workspace that was served last: those after it come first.
+    after: pgrx::Uuid,
+    /// Of so many workspaces,
+    workspaces: usize,
+    /// so many of each,
+    share: usize,
+    /// and none of these.
+    without: &'a [pgrx::Uuid],
+}
+
+/// Leases waiting jobs of a kind from some workspaces, going round.
+fn claim(wanted: &Wanted) -> Result<Vec<Job>> {
+    if !is_due(wanted.kind)? {
         return Ok(Vec::new());
     }
-    let mut jobs = claim_after(kind, after, workspaces, share)?;
+    let mut jobs = claim_after(wanted)?;
     let served = jobs.chunk_by(|a, b| a.workspace == b.workspace).count();
-    if served < workspaces {
-        jobs.extend(claim_after(kind, pgrx::Uuid::from_bytes([0; 16]), workspaces - served, share)?);
+    if served < wanted.workspaces {
+        jobs.extend(claim_after(&Wanted { after: first(), workspaces: wanted.workspaces - served, ..*wanted })?);
     }
     Ok(jobs)
 }
 
-fn claim_after(kind: &str, after: pgrx::Uuid, workspaces: usize, share: usize) -> Result<Vec<Job>> {
+fn claim_after(wanted: &Wanted) -> Result<Vec<Job>> {
     let mut jobs = spi::change(
-        "select workspace_id, job_id, key, attempts, token from helper._claim($1, $2, $3, $4)",
-        &[kind.into(), after.into(), (workspaces as i32).into(), (share as i32).into()],
+        "select workspace_id, job_id, key, attempts, token from helper._claim($1, $2, $3, $4, $5)",
+        &[
+            wanted.kind.into(),
+            wanted.after.into(),
+            (wanted.workspaces as i32).into(),
+            (wanted.share as i32).into(),
+            wanted.without.to_vec().into(),
+        ],
         |row| {
             Ok(Job {
                 workspace: row.get(1)?,

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -50,6 +51,8 @@ pub enum Answer {
     Say(Say),
     /// A whole reply of any kind.
     Reply { status: u16, headers: Vec<(String, String)>, body: Vec<u8> },
+    /// The same, once the test lets it go.
+    Held(Arc<Notify>, Box<Answer>),
     /// No answer, for as long as the client waits.
     Hang,
     /// The connection is closed without an answer.
@@ -74,6 +77,8 @@ pub struct Say {
     pub tools: Vec<(String, String)>,
     /// Speaks OpenAI's protocol as other servers may: no usage, index or id, CRLF, comments, no `[DONE]`.
     pub bare: bool,
+    /// Numbers in an embedding, where the request does not say how many.
+    pub dimensions: usize,
     /// How a stream ends early, after so many words.
     pub broken: Option<(usize, Break)>,
 }
@@ -89,6 +94,7 @@ impl Default for Say {
             cache_written: 0,
             tools: Vec::new(),
             bare: false,
+            dimensions: 8,
             broken: None,
         }
     }
@@ -270,6 +276,10 @@ async fn give(writer: &mut (impl AsyncWrite + Unpin), seen: &Seen, answer: Answe
     match answer {
         Answer::Close => false,
         Answer::Hang => std::future::pending().await,
+        Answer::Held(gate, answer) => {
+            gate.notified().await;
+            Box::pin(give(writer, seen, *answer)).await
+        }
         Answer::Reply { status, headers, body } => {
             let mut head = format!("HTTP/1.1 {status} Scripted\r\ncontent-length: {}\r\n", body.len());
             for (name, value) in headers {

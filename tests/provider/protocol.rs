@@ -234,7 +234,7 @@ impl Protocol {
     fn embeddings(self, request: &Value, say: &Say) -> Value {
         match self {
             Protocol::OpenAi => {
-                let dimensions = request["dimensions"].as_u64().unwrap_or(8) as usize;
+                let dimensions = request["dimensions"].as_u64().map_or(say.dimensions, |count| count as usize);
                 let inputs = texts(&request["input"]);
                 let data: Vec<Value> = inputs
                     .iter()
@@ -257,7 +257,8 @@ impl Protocol {
             Protocol::Gemini => {
                 let requests = request["requests"].as_array().cloned().unwrap_or_default();
                 let one = |request: &Value| {
-                    let dimensions = request["outputDimensionality"].as_u64().unwrap_or(8) as usize;
+                    let dimensions =
+                        request["outputDimensionality"].as_u64().map_or(say.dimensions, |count| count as usize);
                     let text = request["content"]["parts"][0]["text"].as_str().unwrap_or_default();
                     json!({"values": embedding(text, dimensions)})
                 };
@@ -265,7 +266,7 @@ impl Protocol {
             }
             _ => {
                 let inputs = texts(&request["input"]);
-                let dimensions = request["dimensions"].as_u64().unwrap_or(8) as usize;
+                let dimensions = request["dimensions"].as_u64().map_or(say.dimensions, |count| count as usize);
                 let vectors: Vec<_> = inputs.iter().map(|text| embedding(text, dimensions)).collect();
                 let count = inputs.iter().map(|text| words(text).len()).sum::<usize>();
                 let mut reply =

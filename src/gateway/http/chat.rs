@@ -8,6 +8,7 @@ use crate::gateway::http::exchange::{Body, Exchange, Reader};
 use crate::gateway::http::fault::Fault;
 use crate::gateway::http::{Addressee, Providers, Sink, deadline, too_slow};
 use crate::provider::{self, Decoder, Failure};
+use std::borrow::Cow;
 use std::time::Instant;
 use tokio::time::timeout_at;
 
@@ -27,6 +28,7 @@ impl Providers {
         let mut error = None;
         for route in &routes {
             account.goes_to(route);
+            let chat = accepted(route, &chat);
             let ask = Ask { route, chat: &chat, workspace, deadline, timeout_ms };
             match self.ask(&ask, &mut account, sink).await {
                 Ok(()) => return account.close(Outcome::Succeeded, None).await,
@@ -79,6 +81,14 @@ impl Providers {
         let mut listener = Listener { provider, model, chat: ask.chat, heard, sink, events: Vec::new(), noted: 0 };
         exchange.run(&ready, &mut listener).await
     }
+}
+
+/// The question as a model takes it: one that knows no temperature refuses whoever names it.
+fn accepted<'a>(route: &Route, chat: &'a Chat) -> Cow<'a, Chat> {
+    if route.temperature || chat.temperature.is_none() && chat.top_p.is_none() {
+        return Cow::Borrowed(chat);
+    }
+    Cow::Owned(Chat { temperature: None, top_p: None, ..chat.clone() })
 }
 
 /// What sets a provider's server apart; without it, nothing does.

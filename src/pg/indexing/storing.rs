@@ -6,6 +6,7 @@ use super::{Document, Indexing, Job, Stored, embedded_text};
 use crate::core::error::{Error, Result};
 use crate::core::wire::Chunk;
 use crate::core::{sentences, terms};
+use crate::pg::embedder::Embedder;
 use crate::pg::{identity, spi, terms as lexing};
 use std::collections::{HashMap, HashSet};
 
@@ -71,7 +72,7 @@ impl Indexing {
 
     /// What becomes of each document: a caller's open transaction may hold one, and it is better to come back than to wait.
     fn outcomes(&self) -> Result<Vec<Stored>> {
-        if self.model_changed()? {
+        if self.index_changed()? {
             return Ok(vec![Stored::Locked; self.documents.len()]);
         }
         let ids: Vec<pgrx::Uuid> = self.jobs().map(|job| job.key).collect();
@@ -105,26 +106,34 @@ impl Indexing {
         Ok(self.documents.iter().map(outcome).collect())
     }
 
-    /// Notes which model the index is made with when it begins. Another one may have taken its place since the documents
-    /// were loaded.
-    fn model_changed(&self) -> Result<bool> {
-        let provider = self.embedder.provider();
+    /// Notes which model the index is made with when it begins, and how many numbers its embeddings have. Another model may
+    /// have taken its place since the documents were loaded, or embeddings of other dimensions may have come first.
+    fn index_changed(&self) -> Result<bool> {
+        let Embedder { model, .. } = &self.call.embedder;
+        let provider = self.call.embedder.provider();
+        let dimensions = self.call.dimensions();
         spi::run(
             "insert into helper.knowledge_models (workspace_id, model, provider_id, provider_model, status, finished_at) \
              values ($1, $2, $3, $4, 'current', clock_timestamp()) on conflict (workspace_id) where status = 'current' do nothing",
             &[
                 self.workspace.into(),
-                self.embedder.model.as_str().into(),
+                model.as_str().into(),
                 provider.map(|(id, _)| pgrx::Uuid::from_bytes(id)).into(),
                 provider.map(|(_, model)| model).into(),
             ],
         )?;
-        let current = spi::change(
-            "select m.model from helper.knowledge_models m where m.workspace_id = $1 and m.status = 'current' for share",
-            &[self.workspace.into()],
-            |row| row.get::<String>(1),
+        spi::run(
+            "update helper.knowledge_models m set dimensions = $3 \
+             where m.workspace_id = $1 and m.model = $2 and m.status = 'current' and m.dimensions is null and $3 is not null",
+            &[self.workspace.into(), model.as_str().into(), dimensions.into()],
         )?;
-        Ok(current.first() != Some(&self.embedder.model))
+        let current = spi::change(
+            "select m.model, m.dimensions from helper.knowledge_models m \
+             where m.workspace_id = $1 and m.status = 'current' for share",
+            &[self.workspace.into()],
+            |row| Ok((row.get::<String>(1)?, row.opt::<i32>(2)?)),
+        )?;
+        Ok(!current.iter().any(|(current, there)| current == model && (dimensions.is_none() || dimensions == *there)))
     }
 
     /// Keeps the chunks whose text did not change, moves them to their new place, and removes the others. Returns the ids
@@ -198,7 +207,7 @@ impl Indexing {
     /// The embeddings of the new chunks, by document and place in it.
     fn vectors(&self) -> Result<HashMap<(pgrx::Uuid, usize), Vectors>> {
         let mut vectors: HashMap<(pgrx::Uuid, usize), Vectors> = HashMap::new();
-        let embeddings = self.embedded.chunks_exact(self.dimensions.max(1));
+        let embeddings = self.call.embeddings();
         if embeddings.len() != self.texts.len() {
             return Err(Error::bug(format!("{} embeddings for {} texts", embeddings.len(), self.texts.len())));
         }
@@ -249,7 +258,7 @@ impl Indexing {
              from unnest($3, $4, $5, $6) u (id, source_id, embedding, sentences)",
             &[
                 self.workspace.into(),
-                self.embedder.model.as_str().into(),
+                self.call.embedder.model.as_str().into(),
                 ids.into(),
                 sources.into(),
                 rows.iter().map(|(_, vectors)| vectors.whole.clone()).collect::<Vec<_>>().into(),

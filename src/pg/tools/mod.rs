@@ -76,11 +76,7 @@ pub fn offered(workspace: Uuid, asked: &[String]) -> Result<Vec<Offered>> {
                     .iter()
                     .map(|one| tool::is_chosen(std::slice::from_ref(one), &name, product.as_deref(), &tags))
                     .collect();
-                let tool = Offered {
-                    name,
-                    description: row.get(4)?,
-                    parameters: row.get(5)?,
-                };
+                let tool = Offered { name, description: row.get(4)?, parameters: row.get(5)? };
                 Ok((tool, by))
             },
         )

@@ -2,7 +2,7 @@
 //! came of it, so that a worker that is killed has done either all of it or nothing.
 
 use super::transaction::{bare_transaction, transaction};
-use super::{Worker, claim, end, requeue};
+use super::{Wanted, Worker, claim, end, requeue};
 use crate::core::error::Kind;
 use crate::pg::indexing::Job;
 use crate::pg::tools::{self, Queued};
@@ -21,8 +21,8 @@ impl Worker {
         if self.calls_again > Instant::now() {
             self.next_look = self.next_look.min(self.calls_again);
         }
-        let turn = self.call_turn;
-        let jobs = transaction(|| claim("call", turn, 8, 1));
+        let wanted = Wanted { kind: "call", after: self.call_turn, workspaces: 8, share: 1, without: &[] };
+        let jobs = transaction(|| claim(&wanted));
         let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
         for job in &jobs {
             self.call_turn = job.workspace;

@@ -1,11 +1,12 @@
 //! The worker's documents: claimed in bundles of one workspace, read, cut, embedded and stored.
 
 use super::transaction::transaction;
-use super::{Worker, claim, end, requeue};
+use super::{Wanted, Worker, claim, end, requeue};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{self, Frame, Item, Reply, Tag};
 use crate::pg::indexing::{self, Again, Indexing, Job, Next, Stored, TOGETHER};
 use crate::pg::{calling, settings, spi};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// A document is given up after the gateway ended this often while it was alone with it, which takes more than a minute.
@@ -14,38 +15,93 @@ const MOST_DEATHS: u32 = 8;
 /// The longest time before a gateway that cannot work is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// Places for bundles.
+struct Places {
+    /// A workspace's part, while others wait.
+    part: usize,
+    /// Bundles of each workspace.
+    taken: HashMap<[u8; 16], usize>,
+    /// Places that are free when no workspace counts with more than its part: whoever took all of them while it was alone,
+    /// and then waits for its provider, does not keep the others waiting. So there may be half as many bundles again.
+    room: usize,
+    /// Places that are free.
+    free: usize,
+}
+
+impl Places {
+    /// Workspaces that have their part.
+    fn full(&self) -> Vec<pgrx::Uuid> {
+        let full = self.taken.iter().filter(|(_, count)| **count >= self.part);
+        full.map(|(workspace, _)| pgrx::Uuid::from_bytes(*workspace)).collect()
+    }
+
+    /// Places for a workspace, of those that are left when `behind` others have one each.
+    fn of(&self, workspace: pgrx::Uuid, behind: usize) -> usize {
+        let taken = self.taken.get(workspace.as_bytes()).copied().unwrap_or(0);
+        self.part.saturating_sub(taken).min(self.room.saturating_sub(behind))
+    }
+}
+
 impl Worker {
-    fn room(&self) -> usize {
+    fn places(&self) -> Places {
         let most = if self.careful { 1 } else { settings::INDEXING_CONCURRENCY.get() as usize };
-        most.saturating_sub(self.tasks.len())
+        let part = (most / 2).max(1);
+        let mut taken: HashMap<[u8; 16], usize> = HashMap::new();
+        for indexing in self.tasks.values() {
+            *taken.entry(*indexing.workspace.as_bytes()).or_default() += 1;
+        }
+        let counted: usize = taken.values().map(|count| (*count).min(part)).sum();
+        Places { part, taken, room: most.saturating_sub(counted), free: most.saturating_sub(self.tasks.len()) }
     }
 
     pub(super) fn claim_documents(&mut self) {
         // Asked again each time: the gateway may go away meanwhile, and what is claimed without one would be its fault.
-        while self.connected() && self.room() > 0 {
+        while self.connected() {
             if self.paused_until > Instant::now() {
                 self.next_look = self.next_look.min(self.paused_until);
                 return;
             }
-            let (room, turn) = (self.room(), self.turn);
-            let share = if self.careful { 1 } else { self.share };
-            let jobs = transaction(|| claim("index", turn, room, share));
-            let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
+            let places = self.places();
+            let full = places.full();
+            let jobs = self.claim_some(places.room, &full);
+            let bundles: Vec<&[Job]> = jobs.chunk_by(|a, b| a.workspace == b.workspace).collect();
+            for (at, jobs) in bundles.iter().enumerate() {
+                let room = self.places().of(jobs[0].workspace, bundles.len() - at - 1);
+                self.load(jobs, room);
+            }
+            if !jobs.is_empty() {
+                continue;
+            }
+            // Nobody else waits: what is free is theirs.
+            let jobs = if full.is_empty() { Vec::new() } else { self.claim_some(places.free, &[]) };
+            if jobs.is_empty() {
+                return;
+            }
             for jobs in jobs.chunk_by(|a, b| a.workspace == b.workspace) {
-                self.turn = jobs[0].workspace;
-                self.load(jobs);
+                self.load(jobs, self.places().free);
             }
         }
     }
 
-    fn load(&mut self, jobs: &[Job]) {
+    fn claim_some(&mut self, workspaces: usize, without: &[pgrx::Uuid]) -> Vec<Job> {
+        if workspaces == 0 {
+            return Vec::new();
+        }
+        let share = if self.careful { 1 } else { self.share };
+        let wanted = Wanted { kind: "index", after: self.turn, workspaces, share, without };
+        let jobs = transaction(|| claim(&wanted));
+        self.note(jobs).unwrap_or_default()
+    }
+
+    /// Begins with jobs of one workspace, as at most `room` bundles.
+    fn load(&mut self, jobs: &[Job], room: usize) {
         let workspace = jobs[0].workspace;
-        let room = self.room();
+        self.turn = workspace;
         let loaded = match transaction(|| Indexing::load(workspace, jobs.to_vec(), room)) {
             Ok(loaded) => loaded,
             Err(error) => {
                 for job in jobs {
-                    self.failed(job, &error, indexing::again(job, &error, false));
+                    self.failed(job, &error, indexing::again(job, &error));
                 }
                 return;
             }
@@ -74,7 +130,7 @@ impl Worker {
         match next {
             Ok(Next::Ask(request)) => match self.send(&request) {
                 Ok(Some(id)) => {
-                    indexing.sent();
+                    indexing.call.sent();
                     self.tasks.insert(id, indexing);
                 }
                 Ok(None) => {
@@ -96,7 +152,7 @@ impl Worker {
         let next = match frame.tag {
             Tag::Item => match wire::decode::<Item>(&frame.body) {
                 Ok(Item::Embeddings { dimensions, values }) => {
-                    let taken = indexing.embeddings(dimensions as usize, &values);
+                    let taken = indexing.call.take(dimensions as usize, &values);
                     if taken.is_ok() {
                         self.tasks.insert(frame.id, indexing);
                         return;
@@ -111,14 +167,14 @@ impl Worker {
                 Reply::Prepared { documents, model } => {
                     let unread = transaction(|| indexing.prepared(documents, &model))?;
                     for (job, error) in unread {
-                        let again = indexing.again(&job, &error);
+                        let again = indexing::again(&job, &error);
                         self.failed(&job, &error, again);
                     }
                     transaction(|| indexing.next())
                 }
                 Reply::Done { .. } => transaction(|| indexing.next()),
                 Reply::Call(end) => {
-                    indexing.called(&end)?;
+                    indexing.call.ended(&end)?;
                     transaction(|| indexing.next())
                 }
                 _ => Err(calling::another()),
@@ -193,7 +249,7 @@ impl Worker {
         let together = indexing.jobs().count() > 1;
         for job in indexing.jobs() {
             // Whatever is wrong may be wrong with another one of them: it is given up when it was alone.
-            let again = indexing.again(job, error).or(together.then_some(Again { seconds: 1.0, counts: true }));
+            let again = indexing.call.again(job, error).or(together.then_some(Again { seconds: 1.0, counts: true }));
             self.failed(job, error, again);
         }
     }

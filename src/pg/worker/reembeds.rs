@@ -1,14 +1,16 @@
 //! The worker's workspaces that are embedded by another model.
 
 use super::transaction::transaction;
-use super::{Worker, claim, end, requeue};
+use super::{Wanted, Worker, claim, end, requeue};
 use crate::core::error::{Error, Result};
 use crate::core::wire::{self, Frame, Item, Reply, Tag};
 use crate::pg::calling;
+use crate::pg::indexing::{self, Again};
 use crate::pg::reembedding::{self, Next, Reembedding};
 use std::time::Instant;
 
-/// Workspaces that are embedded anew at once; documents that are added or changed go beside them.
+/// Workspaces that are embedded anew at once, in turn where there are more; documents that are added or changed go beside
+/// them.
 const AT_ONCE: usize = 2;
 
 impl Worker {
@@ -17,16 +19,17 @@ impl Worker {
         if room == 0 || !self.connected() {
             return;
         }
-        let turn = self.turn;
-        let jobs = transaction(|| claim("reembed", turn, room, 1));
+        let wanted = Wanted { kind: "reembed", after: self.reembed_turn, workspaces: room, share: 1, without: &[] };
+        let jobs = transaction(|| claim(&wanted));
         for job in self.note(jobs).unwrap_or_default() {
+            self.reembed_turn = job.workspace;
             match transaction(|| Reembedding::load(job.clone())) {
                 Ok(Some(mut reembed)) => {
                     let next = transaction(|| reembed.next());
                     self.reembed_on(Box::new(reembed), next);
                 }
                 Ok(None) => self.finish(&job, "cancelled", None),
-                Err(error) => self.reembed_failed(&job, &error),
+                Err(error) => self.reembed_failed(&job, &error, indexing::again(&job, &error)),
             }
         }
     }
@@ -35,20 +38,21 @@ impl Worker {
         match next {
             Ok(Next::Ask(request)) => match self.send(&request) {
                 Ok(Some(id)) => {
-                    reembed.sent();
+                    reembed.call.sent();
                     self.reembeds.insert(id, reembed);
                 }
                 Ok(None) => {
                     self.give(&reembed.job, 0.0, false);
                     self.lost();
                 }
-                Err(error) => self.reembed_failed(&reembed.job, &error),
+                Err(error) => self.reembed_failed(&reembed.job, &error, reembed.call.again(&reembed.job, &error)),
             },
+            Ok(Next::Wait) => self.give(&reembed.job, 0.0, false),
             Ok(Next::Done) => {
                 self.finish(&reembed.job, "succeeded", None);
-                self.next_packing = Instant::now();
+                self.next_chore = Instant::now();
             }
-            Err(error) => self.reembed_failed(&reembed.job, &error),
+            Err(error) => self.reembed_failed(&reembed.job, &error, reembed.call.again(&reembed.job, &error)),
         }
     }
 
@@ -56,7 +60,7 @@ impl Worker {
         let next = match frame.tag {
             Tag::Item => match wire::decode::<Item>(&frame.body) {
                 Ok(Item::Embeddings { dimensions, values }) => {
-                    let taken = reembed.embeddings(dimensions as usize, &values);
+                    let taken = reembed.call.take(dimensions as usize, &values);
                     if taken.is_ok() {
                         self.reembeds.insert(frame.id, reembed);
                         return;
@@ -70,22 +74,31 @@ impl Worker {
             Tag::End => wire::decode::<Reply>(&frame.body).and_then(|reply| {
                 match reply {
                     Reply::Done { .. } => {}
-                    Reply::Call(end) => reembed.called(&end)?,
+                    Reply::Call(end) => reembed.call.ended(&end)?,
                     _ => return Err(calling::another()),
                 }
                 transaction(|| reembed.store())?;
+                if transaction(|| reembed.keeps_others_waiting())? {
+                    return Ok(Next::Wait);
+                }
                 transaction(|| reembed.next())
             }),
             Tag::Error => Err(wire::decode::<Error>(&frame.body).unwrap_or_else(|error| error)),
             Tag::Hello | Tag::Request | Tag::Cancel => Err(calling::another()),
         };
         self.reembed_on(reembed, next);
+        // There is room for another one.
+        self.next_look = Instant::now();
     }
 
-    fn reembed_failed(&mut self, job: &super::Job, error: &Error) {
-        let outcome = transaction(|| match reembedding::failed(job, error)? {
-            Some(again) => requeue(job, again.seconds, again.counts),
-            None => end(job, "failed", Some(error)),
+    /// Tries again after some seconds, or gives the model up.
+    fn reembed_failed(&mut self, job: &super::Job, error: &Error, again: Option<Again>) {
+        let outcome = transaction(|| {
+            reembedding::failed(job, error, again)?;
+            match again {
+                Some(again) => requeue(job, again.seconds, again.counts),
+                None => end(job, "failed", Some(error)),
+            }
         });
         if self.note(outcome).is_none() {
             self.owed.push(job.clone());

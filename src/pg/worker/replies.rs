@@ -1,7 +1,7 @@
 //! The worker's replies: questions that `helper.ask_async` put into the queue.
 
 use super::transaction::{bare_transaction, transaction};
-use super::{Worker, claim, requeue};
+use super::{Wanted, Worker, claim, requeue};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{self, CallEnd, Frame, Item, Reply, Tag};
 use crate::pg::acting::Errand;
@@ -27,8 +27,9 @@ impl Worker {
             if room == 0 {
                 return;
             }
-            let turn = self.reply_turn;
-            let jobs = transaction(|| claim("reply", turn, room.min(64), 1));
+            let after = self.reply_turn;
+            let wanted = Wanted { kind: "reply", after, workspaces: room.min(64), share: 1, without: &[] };
+            let jobs = transaction(|| claim(&wanted));
             let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
             for job in jobs {
                 self.reply_turn = job.workspace;
@@ -142,10 +143,15 @@ impl Worker {
         let id = frame.id;
         match frame.tag {
             Tag::Item => match wire::decode::<Item>(&frame.body) {
-                Ok(Item::Embeddings { values, .. }) => {
-                    reply.vector(&values);
-                    self.replies.insert(id, reply);
-                }
+                Ok(Item::Embeddings { dimensions, values }) => match reply.call.take(dimensions as usize, &values) {
+                    Ok(()) => {
+                        self.replies.insert(id, reply);
+                    }
+                    Err(error) => {
+                        self.no_more_of(id);
+                        self.reply_failed(&reply, &error);
+                    }
+                },
                 Ok(Item::Events(events)) => {
                     reply.events(&events);
                     self.replies.insert(id, reply);
@@ -159,7 +165,11 @@ impl Worker {
                     self.reply_on(reply, next);
                 }
                 Ok(Reply::Call(end)) => {
-                    let next = reply.called(&end).and_then(|()| bare_transaction(|| reply.embedded()));
+                    let next = reply.call.ended(&end).and_then(|()| bare_transaction(|| reply.embedded()));
+                    self.reply_on(reply, next);
+                }
+                Ok(Reply::Chat(end)) if reply.is_folding() => {
+                    let next = bare_transaction(|| reply.folded(&end));
                     self.reply_on(reply, next);
                 }
                 Ok(Reply::Chat(end)) => self.reply_ended(reply, *end),
@@ -277,10 +287,7 @@ impl Worker {
             }
         }
         for id in ids {
-            if let Some(link) = &mut self.link {
-                // A connection that is gone is noticed by whoever reads it next.
-                let _ = link.cancel(id);
-            }
+            self.no_more_of(id);
             if let Some(reply) = self.replies.remove(&id) {
                 self.reply_failed(&reply, &Error::new(Kind::Cancelled, "the reply was cancelled"));
             }
