@@ -16,7 +16,7 @@ const TOOLS: &str = "
 create table public.orders (workspace_id uuid not null, id integer primary key, status text not null);
 create table public.effects (n bigint generated always as identity, what text not null, who uuid not null);
 alter table public.orders enable row level security;
-create policy orders_members on public.orders using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
+create policy orders_members on public.orders for select using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
 create policy orders_change on public.orders for update using (workspace_id = any ((select helper.my_workspaces('member'))::uuid[]));
 grant select, update on public.orders to authenticated;
 grant select, insert on public.effects to authenticated;

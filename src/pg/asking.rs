@@ -164,22 +164,37 @@ impl Question {
     /// Finds the tools that a model is offered: those that were asked for, as far as the mode has them, else the mode's.
     fn offer(&mut self, asked: Option<Vec<String>>) -> Result<()> {
         let of_mode = self.mode.tools.take();
-        let Some(asked) = asked.or_else(|| of_mode.clone()).filter(|asked| !asked.is_empty()) else { return Ok(()) };
+        let Some(wanted) = asked.as_ref().or(of_mode.as_ref()).filter(|wanted| !wanted.is_empty()) else {
+            return Ok(());
+        };
         if self.chosen.is_none() {
             return Err(acting::no_tools());
         }
-        let all = asked.iter().any(|one| one == "all");
-        self.tools = tools::offered(self.workspace, if all { &[] } else { &asked })?;
-        if let Some(of_mode) = of_mode {
-            // A mode is for people with different rights: what this one may not call is left out.
-            let names: HashSet<String> = of_mode
-                .iter()
-                .flat_map(|one| tools::offered(self.workspace, std::slice::from_ref(one)).unwrap_or_default())
-                .map(|tool| tool.name)
-                .collect();
+        self.tools = match &asked {
+            Some(asked) if asked.iter().any(|one| one == "all") => tools::offered(self.workspace, &[])?,
+            Some(asked) => tools::offered(self.workspace, asked)?,
+            None => self.callable(wanted)?,
+        };
+        if let (Some(of_mode), Some(_)) = (&of_mode, &asked) {
+            let names: HashSet<String> = self.callable(of_mode)?.into_iter().map(|tool| tool.name).collect();
             self.tools.retain(|tool| names.contains(&tool.name));
         }
         Ok(())
+    }
+
+    /// Those of a mode's tools that the caller may call: a mode is for people with different rights.
+    fn callable(&self, of_mode: &[String]) -> Result<Vec<Offered>> {
+        let mut found: Vec<Offered> = Vec::new();
+        for one in of_mode {
+            match tools::offered(self.workspace, std::slice::from_ref(one)) {
+                Ok(more) => found.extend(more),
+                Err(error) if error.kind == Kind::UnknownObject => {}
+                Err(error) => return Err(error),
+            }
+        }
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found.dedup_by(|a, b| a.name == b.name);
+        Ok(found)
     }
 
     /// What is searched for.
