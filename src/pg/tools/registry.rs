@@ -11,12 +11,9 @@ use pgrx::{JsonB, Uuid};
 pub struct Tool {
     pub id: Uuid,
     pub name: String,
-    /// When its registration last changed, as Postgres writes it.
-    pub version: TimestampWithTimeZone,
     /// The SQL function; `None` for an HTTP endpoint.
     pub target: Option<Target>,
     pub needs_confirmation: bool,
-    pub minimum_role: String,
     pub approver_role: Option<String>,
     pub recheck: bool,
     pub timeout_ms: i32,
@@ -27,7 +24,6 @@ pub struct Tool {
 
 /// A SQL function.
 pub struct Target {
-    pub function: pg_sys::Oid,
     /// Its name with its schema, quoted.
     pub name: String,
     /// Names and types of its arguments, the types quoted.
@@ -46,35 +42,36 @@ pub fn find(workspace: Uuid, name: &str) -> Result<Tool> {
     let unknown = || Error::unknown_object(format!("function \"{name}\" does not exist"));
     owner::as_owner(|| {
         let found = spi::change(
-            "select f.id, f.updated_at, f.kind = 'sql', f.requires_confirmation, f.minimum_role, f.approver_role, f.recheck, \
+            "select f.id, f.requires_confirmation, f.minimum_role, f.approver_role, f.recheck, \
                f.timeout_ms, f.max_result_bytes, f.parameters_schema::text, f.target, helper._may_execute(f.target), \
                coalesce(helper._role_rank(helper.my_role($1)) >= helper._role_rank(f.minimum_role), false), \
                helper._is_switched_on(f, $1) \
              from helper.functions f where f.function_name = $2",
             &[workspace.into(), name.into()],
             |row| {
-                let target: Option<String> = row.opt(11)?;
-                let refusal = if !row.get::<bool>(14)? {
+                let target: Option<String> = row.opt(9)?;
+                let refusal = if !row.get::<bool>(12)? {
                     Some(unknown().hint("It may be switched off in the workspace: see helper.available_functions."))
-                } else if !row.get::<bool>(13)? {
-                    Some(denied(name).detail(format!("It needs the role {} in the workspace.", row.get::<String>(5)?)))
-                } else if target.is_some() && !row.get::<bool>(12)? {
-                    Some(denied(name).detail("The caller's role has no privilege EXECUTE on the SQL function, or it is gone."))
+                } else if !row.get::<bool>(11)? {
+                    Some(denied(name).detail(format!("It needs the role {} in the workspace.", row.get::<String>(3)?)))
+                } else if target.is_some() && !row.get::<bool>(10)? {
+                    Some(
+                        denied(name)
+                            .detail("The caller's role has no privilege EXECUTE on the SQL function, or it is gone."),
+                    )
                 } else {
                     None
                 };
                 let tool = Tool {
                     id: row.get(1)?,
                     name: name.to_owned(),
-                    version: row.get(2)?,
                     target: None,
-                    needs_confirmation: row.get(4)?,
-                    minimum_role: row.get(5)?,
-                    approver_role: row.opt(6)?,
-                    recheck: row.get(7)?,
-                    timeout_ms: row.get(8)?,
-                    most_bytes: row.get(9)?,
-                    schema: row.get(10)?,
+                    needs_confirmation: row.get(2)?,
+                    approver_role: row.opt(4)?,
+                    recheck: row.get(5)?,
+                    timeout_ms: row.get(6)?,
+                    most_bytes: row.get(7)?,
+                    schema: row.get(8)?,
                 };
                 Ok((tool, target, refusal))
             },
@@ -95,7 +92,7 @@ fn denied(name: &str) -> Error {
 
 fn describe(target: &str) -> Result<Target> {
     let target = spi::change(
-        "select p.oid, pg_catalog.format('%I.%I', n.nspname, p.proname), p.proretset, p.prorettype = 'void'::pg_catalog.regtype, \
+        "select pg_catalog.format('%I.%I', n.nspname, p.proname), p.proretset, p.prorettype = 'void'::pg_catalog.regtype, \
            array(select coalesce(p.proargnames[a.number], '') from pg_catalog.generate_series(1, coalesce(pg_catalog.cardinality(p.proallargtypes), p.pronargs)) a (number) \
              where p.proargmodes is null or p.proargmodes[a.number] in ('i', 'b') order by a.number), \
            array(select pg_catalog.format('%I.%I', tn.nspname, t.typname) from pg_catalog.unnest(p.proargtypes::oid[]) with ordinality a (type, number) \
@@ -104,16 +101,15 @@ fn describe(target: &str) -> Result<Target> {
          where p.oid = pg_catalog.to_regprocedure($1)",
         &[target.into()],
         |row| {
-            let names: Vec<String> = row.get(5)?;
-            let types: Vec<String> = row.get(6)?;
+            let names: Vec<String> = row.get(4)?;
+            let types: Vec<String> = row.get(5)?;
             let mut arguments: Vec<(String, String)> = names.into_iter().zip(types).collect();
             let count = arguments.len();
             arguments.retain(|(name, kind)| !(name == "workspace" && kind == "pg_catalog.uuid"));
             Ok(Target {
-                function: row.get(1)?,
-                name: row.get(2)?,
-                returns_set: row.get(3)?,
-                returns_nothing: row.get(4)?,
+                name: row.get(1)?,
+                returns_set: row.get(2)?,
+                returns_nothing: row.get(3)?,
                 takes_workspace: arguments.len() < count,
                 arguments,
             })

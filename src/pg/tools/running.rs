@@ -1,5 +1,5 @@
 //! Runs a SQL tool as the caller, in a subtransaction: with their role, claims and row-level security, and no way to
-//! become anybody else. It is the function that was registered, whatever others of its name there are.
+//! become anybody else.
 
 use super::capture::{Before, Effect};
 use super::registry::{Target, Tool};
@@ -117,7 +117,7 @@ fn call(tool: &Tool, target: &Target, arguments: &str, workspace: Uuid) -> Resul
     let result = owner::as_caller_with(&path, || {
         let inside = Identity::now();
         let _inside = Inside::enter();
-        let result = execute(&sql, &arguments, target.function)?;
+        let result = execute(&sql, &arguments)?;
         // What is still to be checked is checked as the caller, and while it can be taken back.
         Spi::connect_mut(|client| client.update("set constraints all immediate", None, &[]).map(drop))?;
         if Identity::now() == inside { Ok(result) } else { Err(changed()) }
@@ -183,7 +183,7 @@ fn statement(target: &Target, arguments: &str, workspace: Uuid) -> Result<(Strin
         String::new()
     } else {
         let list: Vec<String> = columns.iter().map(|(name, kind)| format!("{name} {kind}")).collect();
-        format!("pg_catalog.jsonb_to_record($1) as helper_arguments ({}), ", list.join(", "))
+        format!("pg_catalog.jsonb_to_record($1::pg_catalog.jsonb) as helper_arguments ({}), ", list.join(", "))
     };
     let list: Vec<String> = columns.iter().map(|(name, _)| format!("{name} => helper_arguments.{name}")).collect();
     let value = if target.returns_nothing {
@@ -196,32 +196,13 @@ fn statement(target: &Target, arguments: &str, workspace: Uuid) -> Result<(Strin
     Ok((format!("select {value} from {source}{}({}) as helper_result", target.name, list.join(", ")), arguments))
 }
 
-/// Runs the statement and returns its one value.
-fn execute(sql: &str, arguments: &str, function: pg_sys::Oid) -> Result<Option<String>> {
-    let sql = CString::new(sql).map_err(|_| Error::bug("a statement holds a NUL"))?;
-    let arguments = CString::new(arguments).map_err(|_| Error::bug("arguments hold a NUL"))?;
-    // A failing statement raises on its own.
-    let failed = || Error::bug("unexpected reply from SPI");
-    Spi::connect_mut(|_| {
-        // SAFETY: inside a connection of SPI; the plan, the rows and the value live until its end, and what is returned
-        // is copied.
-        unsafe {
-            let mut kinds = [pg_sys::JSONBOID];
-            let value = pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(arguments.as_ptr().into())]);
-            let mut values = [value.ok_or_else(failed)?];
-            let plan = pg_sys::SPI_prepare(sql.as_ptr(), 1, kinds.as_mut_ptr());
-            if plan.is_null() {
-                return Err(failed());
-            }
-            check_called(plan, function)?;
-            let status = pg_sys::SPI_execute_plan(plan, values.as_mut_ptr(), std::ptr::null(), false, 0);
-            if status != pg_sys::SPI_OK_SELECT as i32 {
-                return Err(failed());
-            }
-            // Once more: it may have been analysed again.
-            check_called(plan, function)?;
-            Ok(table_text().into_iter().flatten().next().flatten())
-        }
+/// Runs the statement and returns its one value. It names the function with its schema and every argument with its type:
+/// no search path and no other function of the name can put themselves in its place. One that fits as well makes the
+/// statement ambiguous, which is an error.
+fn execute(sql: &str, arguments: &str) -> Result<Option<String>> {
+    Spi::connect_mut(|client| {
+        let mut rows = client.update(sql, Some(1), &[arguments.into()])?;
+        Ok(rows.next().map(|row| row.get::<String>(1)).transpose()?.flatten())
     })
 }
 
@@ -279,59 +260,4 @@ unsafe fn table_text() -> Vec<Vec<Option<String>>> {
             })
             .collect()
     }
-}
-
-/// Refuses a statement that calls another function than the one that was registered: one of the same name whose
-/// arguments fit as well or better, that somebody made in the same schema.
-///
-/// # Safety
-/// The plan is one of the present connection of SPI.
-unsafe fn check_called(plan: pg_sys::SPIPlanPtr, function: pg_sys::Oid) -> Result<()> {
-    // SAFETY: the lists and nodes belong to the plan and are only read, each as what its list holds.
-    let called = unsafe {
-        let query = first::<pg_sys::CachedPlanSource>(pg_sys::SPI_plan_get_plan_sources(plan))
-            .and_then(|source| first::<pg_sys::Query>(source.query_list));
-        query
-            .and_then(|query| {
-                let sources =
-                    (0..length(query.rtable)).rev().filter_map(|at| nth::<pg_sys::RangeTblEntry>(query.rtable, at));
-                sources.into_iter().find(|source| source.rtekind == pg_sys::RTEKind::RTE_FUNCTION)
-            })
-            .and_then(|source| first::<pg_sys::RangeTblFunction>(source.functions))
-            .and_then(|called| called.funcexpr.as_ref())
-            .filter(|expression| expression.type_ == pg_sys::NodeTag::T_FuncExpr)
-            .map(|expression| (*(&raw const *expression).cast::<pg_sys::FuncExpr>()).funcid)
-    };
-    if called == Some(function) {
-        return Ok(());
-    }
-    Err(Error::new(Kind::NotPermitted, "another function stands in the place of the one that was registered")
-        .detail("There are several of its name in its schema, and the arguments fit the other one."))
-}
-
-/// Members of a list of Postgres.
-///
-/// # Safety
-/// The list is one, or null.
-unsafe fn length(list: *const pg_sys::List) -> usize {
-    // SAFETY: as above.
-    unsafe { list.as_ref() }.map_or(0, |list| list.length as usize)
-}
-
-/// A member of a list of pointers.
-///
-/// # Safety
-/// The list is one of pointers to such, or null.
-unsafe fn nth<'a, T>(list: *const pg_sys::List, at: usize) -> Option<&'a T> {
-    // SAFETY: as above, and within its length.
-    unsafe { if at < length(list) { (*(*list).elements.add(at)).ptr_value.cast::<T>().as_ref() } else { None } }
-}
-
-/// The first member of a list of pointers.
-///
-/// # Safety
-/// As for [`nth`].
-unsafe fn first<'a, T>(list: *const pg_sys::List) -> Option<&'a T> {
-    // SAFETY: as above.
-    unsafe { nth(list, 0) }
 }

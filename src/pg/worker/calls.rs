@@ -3,7 +3,7 @@
 
 use super::transaction::{bare_transaction, transaction};
 use super::{Wanted, Worker, claim, end, requeue};
-use crate::core::error::Kind;
+use crate::core::error::{Kind, Result};
 use crate::pg::indexing::Job;
 use crate::pg::tools::{self, Queued};
 use crate::pg::{owner, spi};
@@ -44,6 +44,8 @@ impl Worker {
             }
             Ok(queued)
         });
+        let forgotten = transaction(forget);
+        self.note(forgotten);
         let error = match done {
             Ok(Queued::Send(request)) => return self.send_call(job, *request),
             Ok(Queued::Later) => {
@@ -85,6 +87,13 @@ impl Worker {
             self.next_look = self.next_look.min(Instant::now() + Duration::from_secs_f64(seconds.clamp(0.01, 60.0)));
         }
     }
+}
+
+/// What a call left in the session is not for the next one to find, which may be another tenant's.
+fn forget() -> Result<()> {
+    ["discard temp", "discard sequences", "deallocate all", "select pg_catalog.pg_advisory_unlock_all()"]
+        .into_iter()
+        .try_for_each(|sql| spi::run(sql, &[]))
 }
 
 /// What was done for somebody and told to the world is not forgotten in a crash. The other ways of the worker's session
