@@ -29,7 +29,7 @@ def main() -> None:
     root = admin()
     root.execute("drop table if exists public.bench_ledger cascade")
     root.execute("create table public.bench_ledger (id bigserial primary key, what text)")
-    root.execute("grant insert on public.bench_ledger to authenticated")
+    root.execute("grant select, insert on public.bench_ledger to authenticated")
     root.execute("grant usage on sequence public.bench_ledger_id_seq to authenticated")
     root.execute(
         "create or replace function public.bench_write(what text) returns bigint language sql as "

@@ -1,5 +1,5 @@
-//! The worker's calls of tools: of SQL functions one at a time between everything else, each in a transaction with what
-//! came of it, so that a worker that is killed has done either all of it or nothing.
+//! The worker's calls of tools: of SQL functions one after the other between everything else, each in a transaction with
+//! what came of it, so that a worker that is killed has done either all of it or nothing.
 
 use super::transaction::{bare_transaction, transaction};
 use super::{Wanted, Worker, claim, end, requeue};
@@ -15,20 +15,30 @@ pub(super) const MOST_ATTEMPTS: i32 = 5;
 /// Seconds until a call that could not be sent is looked at again.
 const PAUSE: f64 = 0.25;
 
+/// How long calls are run before the worker looks after everything else.
+const TURN: Duration = Duration::from_millis(100);
+
 impl Worker {
-    /// Runs the next call of each of some workspaces.
+    /// Runs calls, workspaces in turn, for as long as others may wait for the worker.
     pub(super) fn run_calls(&mut self) {
         if self.calls_again > Instant::now() {
             self.next_look = self.next_look.min(self.calls_again);
         }
-        let wanted = Wanted { kind: "call", after: self.call_turn, workspaces: 8, share: 1, without: &[] };
-        let jobs = transaction(|| claim(&wanted));
-        let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
-        for job in &jobs {
-            self.call_turn = job.workspace;
-            self.run_call(job);
+        let until = Instant::now() + TURN;
+        while Instant::now() < until {
+            let wanted = Wanted { kind: "call", after: self.call_turn, workspaces: 8, share: 4, without: &[] };
+            let jobs = transaction(|| claim(&wanted));
+            let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
+            for (at, job) in jobs.iter().enumerate() {
+                if at > 0 && Instant::now() >= until {
+                    // One of them took long; nobody else's worker is to wait for all of them.
+                    self.give(job, 0.0, false);
+                    continue;
+                }
+                self.call_turn = job.workspace;
+                self.run_call(job);
+            }
         }
-        // There may be more, after what others wait for.
         self.next_look = Instant::now();
     }
 
@@ -37,15 +47,16 @@ impl Worker {
         let done = bare_transaction(|| {
             durable();
             let queued = tools::run_queued(job.workspace, job.key, can_send)?;
-            match queued {
-                Queued::Ended => owner::as_owner(|| end(job, "succeeded", None))?,
-                Queued::Later => owner::as_owner(|| requeue(job, PAUSE, false))?,
-                Queued::Send(_) => {}
-            }
+            owner::as_owner(|| match queued {
+                Queued::Ended => {
+                    end(job, "succeeded", None)?;
+                    forget()
+                }
+                Queued::Later => requeue(job, PAUSE, false),
+                Queued::Send(_) => Ok(()),
+            })?;
             Ok(queued)
         });
-        let forgotten = transaction(forget);
-        self.note(forgotten);
         let error = match done {
             Ok(Queued::Send(request)) => return self.send_call(job, *request),
             Ok(Queued::Later) => {
@@ -55,6 +66,8 @@ impl Worker {
             Ok(Queued::Ended) => return,
             Err(error) => error,
         };
+        let forgotten = transaction(forget);
+        self.note(forgotten);
         self.note::<()>(Err(error.clone()));
         if error.kind == Kind::NotReady && job.attempts < MOST_ATTEMPTS {
             let given = transaction(|| requeue(job, f64::from(job.attempts), true));
