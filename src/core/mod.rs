@@ -7,6 +7,7 @@ pub mod chat;
 pub mod chunk;
 pub mod counters;
 pub mod error;
+pub mod mcp;
 pub mod prices;
 pub mod prompt;
 pub mod quantise;

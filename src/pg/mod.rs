@@ -22,6 +22,7 @@ mod indexing;
 mod kept;
 mod launcher;
 mod lexical;
+mod mcp;
 mod messages;
 mod owner;
 mod packing;

@@ -7,12 +7,12 @@
 mod calling;
 mod capture;
 mod confirming;
-mod content;
+pub mod content;
 mod queued;
 mod registry;
 mod remote;
 mod running;
-mod subtransaction;
+pub mod subtransaction;
 
 use crate::core::error::{Error, Result};
 use crate::core::tool;
@@ -20,6 +20,7 @@ use crate::core::wire::{Reply, Request};
 use crate::pg::{owner, spi};
 use pgrx::Uuid;
 
+pub use calling::text_of;
 pub use queued::{Queued, give_up, run_queued};
 pub use remote::{back_to_queue, ended};
 

@@ -1,0 +1,6 @@
+-- The Model Context Protocol: this database as a server of it, for whoever calls.
+
+create function helper.mcp(request jsonb, workspace uuid default null) returns jsonb
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'answer_mcp_wrapper';
+comment on function helper.mcp(jsonb, uuid) is
+  'Answers one message of the Model Context Protocol (revisions 2025-03-26 to 2025-11-25 with their handshake, and 2026-07-28) as the caller: tools (calls that need an approval wait for one), documents as resources, modes as prompts. Null for a notification. What goes wrong is a JSON-RPC error or a result with isError; raised are only 22023 where request is null, and what ends a statement, such as 57014';
