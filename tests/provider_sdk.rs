@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod cluster;
 mod provider;
 
 use helper_ai::core::chat::{
@@ -247,6 +248,29 @@ async fn requests_are_what_the_sdks_send() {
     }
     let fewer = json!({ "max_tokens": true, "stream_usage": false });
     sdks.send_ours(Kind::OpenAi, &server, &request(Kind::OpenAi, &fewer, &conversation(Kind::OpenAi))).await;
+}
+
+#[tokio::test]
+async fn every_tool_that_ships_has_a_schema_and_is_accepted_by_every_sdk() {
+    let cluster = cluster::Cluster::start().await;
+    let functions = "select f.function_name, f.description, f.parameters_schema from helper.functions f order by 1";
+    let rows = cluster.admin().await.query(functions, &[]).await.unwrap();
+    println!("{} functions", rows.len());
+    assert!(rows.len() >= 50, "{}", rows.len());
+    let tools = rows.iter().map(|row| {
+        let (name, schema): (String, Value) = (row.get(0), row.get(2));
+        if let Err(error) = jsonschema::draft202012::meta::validate(&schema) {
+            panic!("{name}: {error}");
+        }
+        assert_eq!((&schema["type"], &schema["additionalProperties"]), (&json!("object"), &json!(false)), "{name}");
+        Tool { name, description: row.get(1), parameters: schema.to_string() }
+    });
+    let tools: Vec<Tool> = tools.collect();
+    let (server, mut sdks) = (Server::start().await, Sdks::start());
+    for kind in KINDS {
+        let asked = Chat { tools: tools.clone(), ..conversation(kind) };
+        sdks.send_ours(kind, &server, &request(kind, &json!({}), &asked)).await;
+    }
 }
 
 #[tokio::test]
