@@ -61,7 +61,11 @@ begin
       detail = format('It would be the name of tool "%s".', tool ->> 'name'),
       hint = 'Add the server by another name, or leave the tool out with tools => ....';
   end if;
-  if found and v_old.description = v_description and v_old.parameters_schema = tool -> 'input_schema' then
+  -- Registering adds that no other arguments are accepted, where the schema says nothing of them.
+  if found and v_old.description = v_description
+    and v_old.parameters_schema in (tool -> 'input_schema', tool -> 'input_schema' || '{"additionalProperties": false}',
+      tool -> 'input_schema' || '{"unevaluatedProperties": false}')
+  then
     return v_name;
   end if;
   begin

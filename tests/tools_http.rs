@@ -148,7 +148,12 @@ async fn a_registration_that_could_go_elsewhere_is_refused() {
     let good = register("https://api.example.com/{id}", json!({}));
     assert_eq!(desk.ann.error(&good).await.code().code(), "42501");
     // An administrator who is no superuser refers to no variable and no file of the server.
-    desk.admin.run("create role keeper login; grant keeper to postgres; alter database postgres owner to keeper").await;
+    desk.admin
+        .run(
+            "create role keeper login; alter database postgres owner to keeper; grant usage on schema helper to keeper; \
+             grant execute on function helper.register_function to keeper",
+        )
+        .await;
     let keeper = desk.cluster.connect("postgres", "keeper").await;
     keeper.run(&good).await;
     for secret in [json!({"credential": "env:PATH"}), json!({"signature": {"secret": "file:/etc/passwd"}})] {
@@ -292,6 +297,7 @@ async fn a_worker_that_is_killed_sends_nothing_twice_but_what_may_be() {
     answers.store(true, Ordering::Relaxed);
     signal(desk.cluster.pids().await.worker, "KILL");
     // The whole server begins again.
+    until("the end of the old server", async || desk.ann.batch_execute("select 1").await.is_err().then_some(())).await;
     desk.ann = until("the server", async || {
         let session = desk.cluster.try_connect("postgres", "authenticator").await.ok()?;
         session.batch_execute("set role authenticated").await.ok()?;
