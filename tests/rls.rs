@@ -1116,6 +1116,27 @@ const FUNCTIONS: &[Function] = &[
         ],
     },
     Function {
+        name: "mcp",
+        calls: &[
+            (
+                "helper.mcp('{\"jsonrpc\": \"2.0\", \"id\": 1, \"method\": \"tools/list\"}') #>> '{result,tools,0,name}'",
+                [NO, NULL, Ok("call_status"), Ok("call_status"), Ok("call_status"), Ok("call_status")],
+            ),
+            (
+                "helper.mcp('{\"jsonrpc\": \"2.0\", \"id\": 1, \"method\": \"resources/list\"}', '$foreign') #>> '{error,data,sqlstate}'",
+                [NO, Ok("42704"), Ok("42704"), Ok("42704"), Ok("42704"), Ok("42704")],
+            ),
+            (
+                "helper.mcp('{\"jsonrpc\": \"2.0\", \"id\": 1, \"method\": \"resources/read\", \"params\": {\"uri\": \"helper://documents/$foreign_document\"}}') #>> '{error,code}'",
+                [NO, Ok("-32602"), Ok("-32002"), Ok("-32002"), Ok("-32002"), Ok("-32002")],
+            ),
+            (
+                "helper.mcp('{\"jsonrpc\": \"2.0\", \"id\": 1, \"method\": \"tools/call\", \"params\": {\"name\": \"confirm_call\", \"arguments\": {\"call\": \"$foreign_call\"}}}') #>> '{result,isError}'",
+                [NO, NULL, Ok("true"), Ok("true"), Ok("true"), Ok("true")],
+            ),
+        ],
+    },
+    Function {
         name: "available_functions",
         calls: &[
             (

@@ -146,7 +146,9 @@ fn tried(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> std::result::Result<U
 /// Does what the caller decided about a call.
 fn decide(own: Own, id: Uuid, reason: Option<&str>) -> Reply {
     let decided = match own {
-        Own::Status => Ok(id),
+        Own::Status => {
+            tried("select (helper.call_status($1) operator(pg_catalog.->>) 'id')::pg_catalog.uuid", &[id.into()])
+        }
         Own::Confirm => {
             tried("select (helper.confirm($1) operator(pg_catalog.->>) 'id')::pg_catalog.uuid", &[id.into()])
         }
@@ -156,7 +158,7 @@ fn decide(own: Own, id: Uuid, reason: Option<&str>) -> Reply {
         ),
     };
     match decided {
-        Ok(_) => told(id, false).or_else(|refusal| Ok(call::result(&refusal.message, true))),
+        Ok(id) => told(id, false),
         Err(fault) => Ok(call::result(&content::of_fault(&fault), true)),
     }
 }
