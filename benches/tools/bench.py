@@ -42,8 +42,7 @@ def main() -> None:
     # Volatile, and not to be inlined: it is called each time, as a tool is.
     boss.execute("create function public.bench_add(a integer, b integer) returns integer language plpgsql as 'begin return a + b; end'")
     boss.execute("""select helper.register_function('bench_add', 'public.bench_add', 'Adds', '{"requires_confirmation": false}')""")
-    session = user("tools")
-    workspace(session, "tools")
+    session = user("tools", workspace(user("tools"), "tools"))
 
     ways = {
         "trivial tool, each a transaction": (
