@@ -36,14 +36,16 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   v_state helper.reply_states;
   v_conversation uuid;
+  v_status text;
   v_job uuid;
 begin
   -- Calls that end at once are told apart by this lock, and looked at after it.
-  select m.conversation_id into v_conversation
+  select m.conversation_id, m.status into v_conversation, v_status
   from helper.messages m
-  where m.workspace_id = workspace and m.id = message and m.status = 'awaiting_confirmation'
+  where m.workspace_id = workspace and m.id = message
   for no key update;
-  if not found then
+  -- One that has not stopped yet looks for itself when it does.
+  if v_status is distinct from 'awaiting_confirmation' then
     return;
   end if;
   if exists (
@@ -73,6 +75,11 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   v_call uuid;
 begin
+  -- Calls before their message, as whoever decides one takes them.
+  perform from helper.function_calls c
+  where c.message_id = message.id and c.workspace_id = message.workspace_id
+  order by c.id
+  for update;
   perform from helper.messages m
   where m.workspace_id = message.workspace_id and m.id = message.id and m.status = 'awaiting_confirmation'
   for no key update;

@@ -98,8 +98,15 @@ begin
   set status = state,
     result = coalesce(facts -> 'result', c.result),
     error = coalesce(facts -> 'error', c.error),
-    preview = coalesce(facts -> 'preview', c.preview),
-    effect_hash = coalesce(decode(facts ->> 'effect_hash', 'hex'), c.effect_hash),
+    -- What somebody else is to approve is what was shown to them, not what the caller tries meanwhile.
+    preview = case
+      when c.status = state and c.approver_role is not null then coalesce(c.preview, facts -> 'preview')
+      else coalesce(facts -> 'preview', c.preview)
+    end,
+    effect_hash = case
+      when c.status = state and c.approver_role is not null then coalesce(c.effect_hash, decode(facts ->> 'effect_hash', 'hex'))
+      else coalesce(decode(facts ->> 'effect_hash', 'hex'), c.effect_hash)
+    end,
     -- What would do something else than was approved is not approved any more, and may be thought over as long as before.
     decided_by = case when state <> 'awaiting_confirmation' then coalesce((facts ->> 'decided_by')::uuid, c.decided_by) end,
     decided_at = case
@@ -153,7 +160,7 @@ $$;
 comment on function helper._resume(uuid, uuid) is 'Has the reply go on that a call had stopped, where it has ended';
 
 create function helper._expire_calls() returns bigint
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' as $$
 declare
   v_count bigint := 0;
   v_call record;
@@ -166,7 +173,12 @@ begin
     limit 1000
     for update skip locked
   loop
-    v_count := v_count + helper._move_call(v_call.workspace_id, v_call.id, array['awaiting_confirmation'], 'expired')::integer;
+    -- A reply that somebody's open transaction holds keeps nobody else's calls from lapsing.
+    begin
+      v_count := v_count + helper._move_call(v_call.workspace_id, v_call.id, array['awaiting_confirmation'], 'expired')::integer;
+    exception
+      when lock_not_available then null;
+    end;
   end loop;
   return v_count;
 end
@@ -218,7 +230,8 @@ begin
     and c.id = call
     and (c.user_id = helper.current_user_id()
       or helper.is_member(c.workspace_id, 'admin')
-      or c.approver_role is not null and helper.is_member(c.workspace_id, c.approver_role));
+      or c.approver_role is not null and helper.is_member(c.workspace_id, c.approver_role)
+        and (c.status = 'awaiting_confirmation' or c.decided_by = helper.current_user_id()));
   if not found then
     raise exception using errcode = '42704', message = format('call "%s" does not exist', call);
   end if;

@@ -149,6 +149,8 @@ begin
     and m.status in ('pending', 'streaming', 'awaiting_confirmation', 'cancelled')
   returning m.conversation_id into v_conversation;
   if found then
+    -- Of a reply that had stopped for an approval; its end has all of them.
+    delete from helper.message_citations c where c.workspace_id = workspace and c.message_id = message;
     -- One that called no tools has none.
     if _end_reply.status <> 'awaiting_confirmation' and _end_reply.tool_calls is distinct from '[]' then
       delete from helper.reply_states s where s.workspace_id = workspace and s.message_id = message;

@@ -104,6 +104,8 @@ begin
     -- Loaded from a dump.
     return new;
   end if;
+  -- Before anything is read: what is said below is for members alone.
+  perform helper._require_role(new.workspace_id, 'member');
   -- The number that the contact wrote to, else the workspace's first.
   select n.* into v_number
   from helper.wa_numbers n

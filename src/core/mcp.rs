@@ -213,7 +213,7 @@ pub fn text<'a>(params: &'a Map<String, Value>, name: &str) -> Result<&'a str, R
 }
 
 /// Where a page begins: after what has this key.
-pub fn cursor<'a>(params: &'a Map<String, Value>, is_key: impl Fn(&str) -> bool) -> Result<Option<&'a str>, Refusal> {
+pub fn cursor(params: &Map<String, Value>, is_key: impl Fn(&str) -> bool) -> Result<Option<&str>, Refusal> {
     match params.get("cursor") {
         None => Ok(None),
         Some(Value::String(key)) if is_key(key) => Ok(Some(key)),

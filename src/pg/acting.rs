@@ -4,7 +4,7 @@
 use crate::core::agent::{Agent, Limits, State};
 use crate::core::chat::{Chat, Said, Tool, ToolCall, ToolChoice};
 use crate::core::error::{Error, Result};
-use crate::core::wire::{CallEnd, Reply as Told, Request};
+use crate::core::wire::{CallEnd, Reply as Told, Request, ToolReply};
 use crate::pg::asking::Question;
 use crate::pg::gateway::{Exchange, Step};
 use crate::pg::messages::{Reply, Stored};
@@ -24,8 +24,17 @@ pub const SECONDS: u64 = 300;
 /// A call over HTTP that is to be sent to the gateway.
 pub struct Errand {
     at: usize,
+    workspace: Uuid,
     call: Uuid,
     pub request: Box<Request>,
+}
+
+impl Errand {
+    /// Notes, as the owner, that nobody waits for it any more: whether it was done is not known.
+    pub fn lost(&self) -> Result<()> {
+        let error = Error::not_ready("the reply that called it ended first");
+        tools::ended(self.workspace, self.call, ToolReply::Failed { error, reached: true })
+    }
 }
 
 /// A reply's turns so far.
@@ -116,7 +125,7 @@ impl Turns {
                 name: &call.name,
                 arguments: &call.arguments,
             })?;
-            note(agent, at, outcome, &mut errands);
+            note(agent, at, outcome, question.workspace, &mut errands);
         }
         Ok(errands)
     }
@@ -125,7 +134,7 @@ impl Turns {
     pub fn fetched(&mut self, question: &Question, errand: &Errand, reply: Result<Told>) -> Result<()> {
         let outcome = tools::finish(question.workspace, errand.call, reply)?;
         if let Some(agent) = &mut self.agent {
-            note(agent, errand.at, outcome, &mut Vec::new());
+            note(agent, errand.at, outcome, question.workspace, &mut Vec::new());
         }
         Ok(())
     }
@@ -160,7 +169,7 @@ impl Turns {
                 Some(tools::take_up(workspace, call)?)
             };
             if let Some(outcome) = outcome {
-                note(agent, at, outcome, &mut errands);
+                note(agent, at, outcome, workspace, &mut errands);
             }
         }
         Ok(errands)
@@ -260,7 +269,7 @@ pub fn described(question: &Question) -> Vec<Tool> {
     described.collect()
 }
 
-fn note(agent: &mut Agent, at: usize, outcome: Outcome, errands: &mut Vec<Errand>) {
+fn note(agent: &mut Agent, at: usize, outcome: Outcome, workspace: Uuid, errands: &mut Vec<Errand>) {
     match outcome {
         Outcome::Done { call, content, is_error } => {
             agent.give(at, call.map(|call| *call.as_bytes()), State::Done { content, is_error });
@@ -268,7 +277,7 @@ fn note(agent: &mut Agent, at: usize, outcome: Outcome, errands: &mut Vec<Errand
         Outcome::Awaiting { call } => agent.give(at, Some(*call.as_bytes()), State::Awaiting),
         Outcome::Send { call, request } => {
             agent.give(at, Some(*call.as_bytes()), State::Open);
-            errands.push(Errand { at, call, request });
+            errands.push(Errand { at, workspace, call, request });
         }
     }
 }

@@ -6,11 +6,11 @@ use crate::core::rank::Method;
 use crate::pg::acting::Turns;
 use crate::pg::asking::{self, Arguments, Question};
 use crate::pg::calling::{self, Caller};
-use crate::pg::extracting;
 use crate::pg::messages::{self, History, Reply, Stored};
 use crate::pg::prompting::{self, Prompt};
 use crate::pg::report::Reported;
 use crate::pg::searching::{self, Found, Passage, Query};
+use crate::pg::{extracting, owner, spi};
 use pgrx::JsonB;
 use pgrx::prelude::*;
 use serde_json::Value;
@@ -71,7 +71,8 @@ pub fn kept(question: &Question, stored: &Stored, prompt: Prompt) -> Result<Prom
 
 /// A stored question's reply, with how it stands.
 fn respond(arguments: Arguments) -> Result<(Stored, Reply, &'static str)> {
-    let question = asking::read(arguments)?;
+    let mut question = asking::read(arguments)?;
+    question.keep_tools_of_session()?;
     let found = look_up(&question, None)?;
     let stored = messages::begin(&question, "streaming")?;
     let Some(chosen) = &question.chosen else {
@@ -105,6 +106,12 @@ pub fn finish(question: &Question, stored: &Stored, turns: &Turns, reply: &Reply
         turns.keep(question, stored)?;
     }
     messages::end(question, stored, reply, status)?;
+    if turns.is_awaiting() {
+        // What it waits for may have been decided while it was still speaking.
+        owner::as_owner(|| {
+            spi::run("select helper._resume_reply($1, $2)", &[question.workspace.into(), stored.reply.into()])
+        })?;
+    }
     Ok(status)
 }
 

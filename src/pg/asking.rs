@@ -182,6 +182,18 @@ impl Question {
         Ok(())
     }
 
+    /// Leaves out tools whose requests a session's transaction could not take back: the worker sends those.
+    pub fn keep_tools_of_session(&mut self) -> Result<()> {
+        let had_any = !self.tools.is_empty();
+        self.tools.retain(|tool| !tool.sends_at_once);
+        if had_any && self.tools.is_empty() {
+            return Err(Error::not_ready("these tools are called by the worker alone")
+                .detail("Their requests have an effect each time, and could not be taken back with the caller's transaction.")
+                .hint("Ask with helper.ask_async, or register them as needing a confirmation or as idempotent."));
+        }
+        Ok(())
+    }
+
     /// Those of a mode's tools that the caller may call: a mode is for people with different rights.
     fn callable(&self, of_mode: &[String]) -> Result<Vec<Offered>> {
         let mut found: Vec<Offered> = Vec::new();

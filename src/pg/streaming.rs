@@ -38,7 +38,7 @@ struct Stream {
 }
 
 enum Next {
-    Hear(UnderWay),
+    Hear(Box<UnderWay>),
     /// The tools that the model called are to be called.
     Act,
     Done,
@@ -101,7 +101,8 @@ fn ask(question: &Question, stored: &Stored, turns: &Turns) -> Result<UnderWay> 
 
 impl Stream {
     fn begin(arguments: Arguments) -> Result<Stream> {
-        let question = asking::read(arguments)?;
+        let mut question = asking::read(arguments)?;
+        question.keep_tools_of_session()?;
         let found = look_up(&question, None)?;
         let stored = messages::take_turn(&question, false)?;
         let mut ready = VecDeque::new();
@@ -120,7 +121,15 @@ impl Stream {
         let under_way = ask(&question, &stored, &turns)?;
         // While the provider thinks.
         messages::store(&question, &stored, BEGUN)?;
-        Ok(Stream { question, stored, ready, turns: Some(turns), filter, told: 0, step: Next::Hear(under_way) })
+        Ok(Stream {
+            question,
+            stored,
+            ready,
+            turns: Some(turns),
+            filter,
+            told: 0,
+            step: Next::Hear(Box::new(under_way)),
+        })
     }
 
     fn next(&mut self) -> Result<Option<(&'static str, Value)>> {
@@ -136,7 +145,7 @@ impl Stream {
                         self.hear(&mut call, events);
                         self.step = Next::Hear(call);
                     }
-                    Ok(Step::End(Told::Chat(end))) => self.end(call, *end)?,
+                    Ok(Step::End(Told::Chat(end))) => self.end(*call, *end)?,
                     Ok(_) => return Err(calling::another()),
                     Err(error) => self.fail(&call.said, None, &error)?,
                 },
@@ -200,7 +209,7 @@ impl Stream {
         if turns.is_awaiting() {
             return self.close();
         }
-        self.step = Next::Hear(ask(&self.question, &self.stored, turns)?);
+        self.step = Next::Hear(Box::new(ask(&self.question, &self.stored, turns)?));
         Ok(())
     }
 

@@ -30,6 +30,8 @@ pub struct Offered {
     pub description: String,
     /// JSON Schema of its arguments.
     pub parameters: String,
+    /// Its request would be sent at once, and has an effect each time: nothing for a transaction that may be rolled back.
+    pub sends_at_once: bool,
 }
 
 /// A call that a model made in a reply.
@@ -63,7 +65,8 @@ pub enum Outcome {
 pub fn offered(workspace: Uuid, asked: &[String]) -> Result<Vec<Offered>> {
     let all = owner::as_owner(|| {
         spi::change(
-            "select f.function_name, f.product_slug, f.tags, f.description, f.parameters_schema::text \
+            "select f.function_name, f.product_slug, f.tags, f.description, f.parameters_schema::text, \
+               f.kind = 'http' and not (f.requires_confirmation or f.read_only or f.idempotent) \
              from helper.functions f \
              where helper._is_switched_on(f, $1) \
                and helper._role_rank(f.minimum_role) <= helper._role_rank(helper.my_role($1)) \
@@ -77,7 +80,8 @@ pub fn offered(workspace: Uuid, asked: &[String]) -> Result<Vec<Offered>> {
                     .iter()
                     .map(|one| tool::is_chosen(std::slice::from_ref(one), &name, product.as_deref(), &tags))
                     .collect();
-                let tool = Offered { name, description: row.get(4)?, parameters: row.get(5)? };
+                let tool =
+                    Offered { name, description: row.get(4)?, parameters: row.get(5)?, sends_at_once: row.get(6)? };
                 Ok((tool, by))
             },
         )

@@ -7,6 +7,7 @@ use crate::core::error::{Kind, Result};
 use crate::pg::indexing::Job;
 use crate::pg::tools::{self, Queued};
 use crate::pg::{owner, spi};
+use std::ffi::CStr;
 use std::time::{Duration, Instant};
 
 /// A call is given up after it was tried this often.
@@ -103,7 +104,7 @@ impl Worker {
 }
 
 /// What a call left in the session is not for the next one to find, which may be another tenant's.
-fn forget() -> Result<()> {
+pub(super) fn forget() -> Result<()> {
     ["discard temp", "discard sequences", "deallocate all", "select pg_catalog.pg_advisory_unlock_all()"]
         .into_iter()
         .try_for_each(|sql| spi::run(sql, &[]))
@@ -112,7 +113,16 @@ fn forget() -> Result<()> {
 /// What was done for somebody and told to the world is not forgotten in a crash. The other ways of the worker's session
 /// are not for what callers run.
 pub(super) fn durable() {
-    for (name, value) in [(c"synchronous_commit", c"on"), (c"enable_seqscan", c"on"), (c"lock_timeout", c"0")] {
+    set(&[(c"synchronous_commit", c"on"), (c"enable_seqscan", c"on"), (c"lock_timeout", c"0")]);
+}
+
+/// The same for a reply whose model calls tools, which waits for no lock for long.
+pub(super) fn durable_reply() {
+    set(&[(c"synchronous_commit", c"on"), (c"enable_seqscan", c"on")]);
+}
+
+fn set(settings: &[(&CStr, &CStr)]) {
+    for (name, value) in settings {
         // SAFETY: names and values are constants; what is set here ends with the transaction.
         unsafe {
             pgrx::pg_sys::set_config_option(

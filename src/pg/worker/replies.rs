@@ -1,9 +1,10 @@
 //! The worker's replies: questions that `helper.ask_async` put into the queue.
 
+use super::calls::{durable_reply, forget};
 use super::transaction::{bare_transaction, transaction};
 use super::{Wanted, Worker, claim, requeue};
 use crate::core::error::{Error, Kind, Result};
-use crate::core::wire::{self, CallEnd, Frame, Item, Reply, Tag};
+use crate::core::wire::{self, CallEnd, Frame, Item, Reply, Tag, ToolReply};
 use crate::pg::acting::Errand;
 use crate::pg::replying::{Next, Replying};
 use crate::pg::{calling, owner, settings, spi};
@@ -92,7 +93,11 @@ impl Worker {
                     return self.lost();
                 }
                 Err(error) => {
-                    let noted = bare_transaction(|| fetching.reply.fetched(&errand, Err(error)));
+                    let noted = bare_transaction(|| {
+                        durable_reply();
+                        let failed = ToolReply::Failed { error, reached: false };
+                        fetching.reply.fetched(&errand, Ok(Reply::Tool(Box::new(failed))))
+                    });
                     if let Err(error) = noted {
                         self.forget_errands(message);
                         return self.reply_failed(&fetching.reply, &error);
@@ -122,7 +127,11 @@ impl Worker {
             _ => Err(calling::another()),
         };
         fetching.left -= 1;
-        match bare_transaction(|| fetching.reply.fetched(errand, reply)) {
+        let noted = bare_transaction(|| {
+            durable_reply();
+            fetching.reply.fetched(errand, reply)
+        });
+        match noted {
             Ok(()) => self.fetched(fetching),
             Err(error) => {
                 self.forget_errands(message);
@@ -135,7 +144,15 @@ impl Worker {
     fn forget_errands(&mut self, message: pgrx::Uuid) {
         let ids: Vec<u32> = self.errands.iter().filter(|(_, (of, _))| *of == message).map(|(id, _)| *id).collect();
         for id in ids {
-            self.errands.remove(&id);
+            if let Some(link) = &mut self.link {
+                // A connection that is gone is noticed by whoever reads it next.
+                let _ = link.cancel(id);
+            }
+            if let Some((_, errand)) = self.errands.remove(&id) {
+                // Nobody will hear what came of it.
+                let settled = transaction(|| errand.lost());
+                self.note(settled);
+            }
         }
     }
 
@@ -189,11 +206,14 @@ impl Worker {
 
     pub(super) fn reply_ended(&mut self, mut reply: Box<Replying>, end: CallEnd) {
         let stored = bare_transaction(|| {
+            durable_reply();
             let next = reply.ended(&end)?;
-            if matches!(next, Next::Done) {
-                let job = &reply.job;
-                owner::as_owner(|| super::end(job, "succeeded", None))?;
-            }
+            let job = &reply.job;
+            owner::as_owner(|| match next {
+                Next::Done => super::end(job, "succeeded", None),
+                // Tools were called.
+                _ => forget(),
+            })?;
             Ok(next)
         });
         match stored {

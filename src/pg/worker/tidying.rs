@@ -89,7 +89,10 @@ impl Worker {
         let reembeds = self.reembeds.values().map(|reembed| &reembed.job);
         let replies = self.replies.values().map(|reply| &reply.job);
         let unstored = self.unstored.iter().map(|(reply, _)| &reply.job);
-        let jobs = documents.chain(reembeds).chain(replies).chain(unstored).chain(&self.owed);
+        let fetching = self.fetching.values().map(|fetching| &fetching.reply.job);
+        let calls = self.calls.values().chain(self.unstored_calls.iter().map(|(sent, _)| sent)).map(|sent| &sent.job);
+        let jobs =
+            documents.chain(reembeds).chain(replies).chain(unstored).chain(fetching).chain(calls).chain(&self.owed);
         jobs.map(|job| job.token).collect()
     }
 }
