@@ -486,7 +486,7 @@ async fn modes_are_prompts_and_a_workspaces_own_comes_first() {
 fn must(command: &mut Command) -> String {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{command:?}: {told}");
+    assert!(output.status.success(), "{command:?}: {}: {told}", output.status);
     told
 }
 
