@@ -269,7 +269,15 @@ async fn every_tool_that_ships_has_a_schema_and_is_accepted_by_every_sdk() {
     let (server, mut sdks) = (Server::start().await, Sdks::start());
     for kind in KINDS {
         let asked = Chat { tools: tools.clone(), ..conversation(kind) };
-        sdks.send_ours(kind, &server, &request(kind, &json!({}), &asked)).await;
+        let call = request(kind, &json!({}), &asked);
+        if kind == Kind::Ollama {
+            // It takes them, and leaves out the words of a schema that its own types have no field for.
+            let body = known(kind, serde_json::from_slice(&call.body).unwrap());
+            let sent = sdks.send(kind, &server, &call.path, &body).await;
+            assert!(sent.as_ref().err().is_none_or(|why| why.starts_with("the SDK would send")), "{sent:?}");
+        } else {
+            sdks.send_ours(kind, &server, &call).await;
+        }
     }
 }
 
