@@ -375,3 +375,59 @@ async fn a_mode_offers_its_tools() {
     let tools = place.server.seen()[0].json()["tools"].clone();
     assert_eq!(tools.as_array().unwrap().len(), 1, "{tools}");
 }
+
+#[tokio::test]
+async fn what_was_cited_before_an_approval_is_cited_once() {
+    let place = place().await;
+    let cites = Say {
+        text: "Refunds are paid within 30 days [1].".into(),
+        tools: vec![("cancel_order".into(), r#"{"id": 7}"#.into())],
+        ..Say::default()
+    };
+    script(&place, vec![(0, Answer::Say(cites)), (1, Answer::say("It is cancelled, too."))]);
+    let row = place
+        .ann
+        .query_one(
+            "select (r).status, (r).message_id::text, (r).tool_calls from (select helper.answer('When are refunds paid? Cancel 7.', options => '{\"tools\": [\"cancel_order\"]}') r offset 0) x",
+            &[],
+        )
+        .await
+        .unwrap();
+    assert_eq!(row.get::<_, &str>(0), "awaiting_confirmation");
+    let (id, calls): (String, Value) = (row.get(1), row.get(2));
+    place.ann.run(&format!("select helper.confirm('{}')", calls[0]["call"].as_str().unwrap())).await;
+    let text = message(&place, &id, "done").await;
+    assert_eq!(text, "Refunds are paid within 30 days [1].\n\nIt is cancelled, too.");
+    let quotes = format!("select count(*) from helper.message_citations where message_id = '{id}'");
+    assert_eq!(place.ann.one::<i64>(&quotes, &[]).await, 1);
+}
+
+#[tokio::test]
+async fn endpoints_are_called_at_once_by_the_worker_and_not_from_a_session() {
+    let place = place().await;
+    let register = format!(
+        "select helper.register_function('ping', '{}', 'Pings.', '{{\"requires_confirmation\": false, \"allow_private\": true, \"parameters_schema\": {{\"type\": \"object\", \"properties\": {{\"n\": {{\"type\": \"integer\"}}}}}}}}')",
+        place.server.url("/ping")
+    );
+    place.admin.run(&register).await;
+    place.server.answer_by(|seen| match seen.path.as_str() {
+        "/ping" => Answer::status(200, r#"{"pong": true}"#),
+        _ if results(seen) == 0 => calls(&[("ping", r#"{"n": 1}"#), ("ping", r#"{"n": 2}"#)]),
+        _ => Answer::say("Both are there."),
+    });
+    let options = r#"{"tools": ["ping"]}"#;
+    let error =
+        place.ann.error(&format!("select helper.ask('Ping.', knowledge => false, options => '{options}')")).await;
+    assert_eq!(error.code().code(), "55000");
+    assert_eq!(place.server.count(), 0, "nothing is sent that a rollback could not take back");
+    let ask = format!("select helper.ask_async('Ping.', knowledge => false, options => '{options}')::text");
+    let id: String = place.ann.one(&ask, &[]).await;
+    assert_eq!(message(&place, &id, "done").await, "Let me see.\n\nBoth are there.");
+    let pings: Vec<Value> = place.server.seen().iter().filter(|seen| seen.path == "/ping").map(Seen::json).collect();
+    assert_eq!(pings.len(), 2, "{pings:?}");
+    let ended: i64 =
+        place.admin.one("select count(*) from helper.function_calls where status = 'succeeded'", &[]).await;
+    assert_eq!(ended, 2);
+    let told = String::from_utf8_lossy(&place.server.seen().pop().unwrap().body).into_owned();
+    assert!(told.contains("pong"), "{told}");
+}

@@ -201,8 +201,11 @@ async fn a_call_that_needs_approval_is_sent_once_whoever_approves_how_often() {
 #[tokio::test]
 async fn what_goes_wrong_is_told_and_what_may_have_been_done_is_uncertain() {
     let desk = Desk::new().await;
-    desk.register("pay", "/pay/{id}", json!({"timeout_ms": 500})).await;
-    desk.register("get", "/get/{id}", json!({"timeout_ms": 500, "idempotent": true})).await;
+    for (suffix, timeout) in [("", 10_000), ("_soon", 500)] {
+        let (pay, get) = (format!("pay{suffix}"), format!("get{suffix}"));
+        desk.register(&pay, "/pay/{id}", json!({"timeout_ms": timeout})).await;
+        desk.register(&get, "/get/{id}", json!({"timeout_ms": timeout, "idempotent": true})).await;
+    }
     let call = async |name: &str, id: &str, answer: Answer| {
         desk.server.answer_by(move |_| answer.clone());
         let call = desk.call(name, json!({ "id": id })).await;
@@ -212,8 +215,8 @@ async fn what_goes_wrong_is_told_and_what_may_have_been_done_is_uncertain() {
     assert_eq!((&ended["status"], &ended["error"]["sqlstate"]), (&json!("failed"), &json!("38000")), "{ended}");
     assert_eq!(ended["error"]["answer"], json!({"why": "no such invoice"}));
     for (name, answer, status, state) in [
-        ("pay", Answer::Hang, "uncertain", "57014"),
-        ("get", Answer::Hang, "failed", "57014"),
+        ("pay_soon", Answer::Hang, "uncertain", "57014"),
+        ("get_soon", Answer::Hang, "failed", "57014"),
         ("pay", Answer::Close, "uncertain", "38000"),
         ("get", Answer::Close, "failed", "38000"),
         ("pay", Answer::status(502, ""), "uncertain", "38000"),
