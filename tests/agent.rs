@@ -344,7 +344,7 @@ async fn a_viewers_assistant_cannot_write_and_a_document_cannot_order() {
             (2, Answer::say("No.")),
         ],
     );
-    let asked = ask(&bea, "Cancel 7.", &format!(r#"{{"tools": ["peek"]}}"#)).await;
+    let asked = ask(&bea, "Cancel 7.", r#"{"tools": ["peek"]}"#).await;
     assert_eq!(asked.tool_calls[1]["status"], "error");
     let status: String = place.admin.one("select status from public.orders where id = 7", &[]).await;
     assert_eq!(status, "open", "row-level security has the last word");
