@@ -66,6 +66,54 @@ fn tell(name: &str, figure: f64, unit: &str, peer: &str, against: f64, wanted: &
     println!("{name}\t{figure}\t{unit}\t{peer}\t{against}\t{wanted}");
 }
 
+/// A function that asks the same provider from the backend.
+fn python_peer(base_url: &str) -> String {
+    let packages = std::env::var("BENCH_OPENAI").expect("BENCH_OPENAI");
+    format!(
+        "create extension if not exists plpython3u;
+         create or replace function public.python_complete(prompt text) returns text language plpython3u as $python$
+if 'client' not in SD:
+    import sys
+    sys.path.insert(0, '{packages}')
+    import openai
+    SD['client'] = openai.OpenAI(base_url='{base_url}', api_key='sk-bench')
+reply = SD['client'].chat.completions.create(model='m', messages=[{{'role': 'user', 'content': prompt}}])
+return reply.choices[0].message.content
+$python$"
+    )
+}
+
+/// Calls a second of so many sessions, over three seconds.
+async fn rate(url: &str, call: &'static str, sessions: usize) -> f64 {
+    let mut clients = Vec::new();
+    for _ in 0..sessions {
+        let client = person(url).await;
+        // What a session loads at its first call is not what a call takes.
+        client.query_one(call, &[]).await.unwrap();
+        clients.push(client);
+    }
+    let end = Instant::now() + Duration::from_secs(3);
+    let tasks: Vec<_> = clients
+        .into_iter()
+        .map(|client| {
+            tokio::spawn(async move {
+                let statement = client.prepare(call).await.unwrap();
+                let mut count = 0u64;
+                while Instant::now() < end {
+                    client.query_one(&statement, &[]).await.unwrap();
+                    count += 1;
+                }
+                count
+            })
+        })
+        .collect();
+    let mut count = 0;
+    for task in tasks {
+        count += task.await.unwrap();
+    }
+    count as f64 / 3.0
+}
+
 #[tokio::main(worker_threads = 2)]
 async fn main() {
     let url = std::env::var("BENCH_URL").expect("BENCH_URL");
@@ -82,6 +130,7 @@ async fn main() {
     }
     let ann = person(&url).await;
     let _ = ann.batch_execute("select helper.create_workspace('Bench')").await;
+    boss.batch_execute(&python_peer(&server.url("/v1"))).await.unwrap();
     let call = "select helper.complete('Hello')";
     let body = r#"{"model":"m","messages":[{"role":"user","content":"Hello"}],"stream":false}"#;
 
@@ -103,6 +152,21 @@ async fn main() {
     let (ours, floor) = (median(&mut ours), median(&mut floor));
     tell("overhead: complete, 1 session, p50", ours, "ms", "raw socket", floor, "");
     tell("overhead: added to a raw socket, p50", ours - floor, "ms", "raw socket", floor, "<= 0.5");
+
+    // As pgai does it: plpython in the backend, with OpenAI's package and a client that the session keeps.
+    let python = "select public.python_complete('Hello')";
+    let statement = ann.prepare(python).await.unwrap();
+    let mut peer = Vec::new();
+    for round in 0..300 {
+        let begin = Instant::now();
+        let _: String = ann.query_one(&statement, &[]).await.unwrap().get(0);
+        if round >= 20 {
+            peer.push(begin.elapsed());
+        }
+    }
+    tell("overhead: complete beside plpython, p50", ours, "ms", "plpython with openai", median(&mut peer), "");
+    let (ours, theirs) = (rate(&url, call, 8).await, rate(&url, python, 8).await);
+    tell("overhead: calls a second beside plpython, 8 sessions", ours, "/s", "plpython with openai", theirs, "");
 
     for sessions in [1, 8, 32] {
         let mut tasks = Vec::new();
