@@ -317,7 +317,8 @@ async fn an_asynchronous_reply_acts_as_its_asker_and_once_although_the_worker_is
     let before = place.admin.pids().await;
     cluster::signal(before.worker, "KILL");
     place.admin = until("the server to be back", async || {
-        place.cluster.try_connect("postgres", "postgres").await.ok().filter(|_| !cluster::is_alive(before.worker))
+        let session = place.cluster.try_connect("postgres", "postgres").await.ok()?;
+        (!cluster::is_alive(before.worker) && !cluster::is_alive(before.launcher)).then_some(session)
     })
     .await;
     assert_eq!(message(&place, &id, "done").await, "Let me see.\n\nDone.");
