@@ -18,3 +18,4 @@ pub mod template;
 pub mod terms;
 pub mod tool;
 pub mod wire;
+pub mod workflow;

@@ -1,0 +1,24 @@
+//! Workflows: a definition, what became of its steps and what happened come in; what is to do now goes out. The engine
+//! in `pg/workflow` does it, stores it and says what came of it.
+
+pub mod definition;
+pub mod diagram;
+pub mod formats;
+pub mod machine;
+pub mod row;
+pub mod value;
+
+/// Milliseconds since 1970, UTC.
+pub type Time = i64;
+
+/// Milliseconds.
+pub type Span = i64;
+
+/// Steps of a definition at most.
+pub const MOST_STEPS: usize = 200;
+
+/// Bytes of a definition at most, written as JSON.
+pub const MOST_DEFINITION: usize = 256 * 1024;
+
+/// Bytes of a rendered value at most, written as JSON.
+pub const MOST_RENDERED: usize = 1024 * 1024;
