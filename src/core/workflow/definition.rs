@@ -2,7 +2,7 @@
 //! What is wrong is refused by its place in the JSON.
 
 use super::Span;
-use super::value::{Condition, Template};
+use super::value::{Condition, Context, Template};
 use crate::core::error::Result;
 use serde_json::{Map, Value};
 
@@ -22,6 +22,31 @@ pub struct Definition {
     /// In the order of the array.
     pub steps: Vec<Step>,
     pub(super) output: Option<Template>,
+    /// Numbers of the steps, each after all that it needs.
+    pub(super) order: Vec<usize>,
+    /// Of each step, those that have to end before it.
+    pub(super) before: Vec<Steps>,
+}
+
+/// Numbers of steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Steps([u64; super::MOST_STEPS.div_ceil(64)]);
+
+impl Steps {
+    /// Whether a step is among them.
+    pub fn contains(self, step: usize) -> bool {
+        self.0.get(step / 64).is_some_and(|bits| bits & (1 << (step % 64)) != 0)
+    }
+
+    pub(super) fn insert(&mut self, step: usize) {
+        if let Some(bits) = self.0.get_mut(step / 64) {
+            *bits |= 1 << (step % 64);
+        }
+    }
+
+    pub(super) fn extend(&mut self, others: Steps) {
+        self.0.iter_mut().zip(others.0).for_each(|(bits, more)| *bits |= more);
+    }
 }
 
 /// How many runs of a workflow at a time.
@@ -121,8 +146,8 @@ pub enum StepKind {
         question: Template,
         /// A mode's name.
         mode: Option<String>,
-        /// Search in knowledge.
-        knowledge: Option<Value>,
+        /// Whether to search in knowledge.
+        knowledge: Option<bool>,
         /// A model's name.
         model: Option<String>,
         /// An object.
@@ -151,7 +176,7 @@ pub enum StepKind {
         source_types: Option<Vec<String>>,
         /// Of an object.
         filter: Option<Template>,
-        /// semantic, keyword or hybrid, as `helper.search` takes it.
+        /// hybrid, vector or text.
         method: Option<String>,
     },
     /// Chooses by an expression.
@@ -240,8 +265,8 @@ impl Definition {
     /// # Errors
     /// 22023 that names the place in the JSON: unknown fields, wrong types, intervals, templates and expressions that
     /// cannot be read, steps that do not exist or do not come before, names that are there twice, circles, sizes.
-    pub fn read(_definition: &Value) -> Result<Definition> {
-        todo!()
+    pub fn read(definition: &Value) -> Result<Definition> {
+        super::reader::read(definition)
     }
 
     /// The number of the step with a name.
@@ -249,11 +274,84 @@ impl Definition {
         self.steps.iter().position(|step| step.name == name)
     }
 
+    /// Whether a step can only begin after another one.
+    pub fn comes_after(&self, step: usize, other: usize) -> bool {
+        self.before.get(step).is_some_and(|before| before.contains(other))
+    }
+
     /// The key within which the runs are counted, empty where the definition has none.
     ///
     /// # Errors
     /// 22023 where the input or the trigger has not what the key is made of.
-    pub fn concurrency_key(&self, _input: &Value, _trigger: &Value) -> Result<String> {
-        todo!()
+    pub fn concurrency_key(&self, input: &Value, trigger: &Value) -> Result<String> {
+        match self.concurrency.as_ref().and_then(|concurrency| concurrency.key.as_ref()) {
+            None => Ok(String::new()),
+            Some(key) => key.render_text(&Context::new([("input", input.clone()), ("trigger", trigger.clone())])),
+        }
+    }
+}
+
+impl StepKind {
+    /// The `type` in the definition.
+    pub fn name(&self) -> &'static str {
+        match self {
+            StepKind::Tool { .. } => "tool",
+            StepKind::Http { .. } => "http",
+            StepKind::Sql { .. } => "sql",
+            StepKind::Ask { .. } => "ask",
+            StepKind::Complete { schema: None, .. } => "complete",
+            StepKind::Complete { schema: Some(_), .. } => "complete_json",
+            StepKind::Search { .. } => "search",
+            StepKind::Condition { .. } => "condition",
+            StepKind::Switch { .. } => "switch",
+            StepKind::Map(_) => "map",
+            StepKind::Wait(_) => "wait",
+            StepKind::Approval { .. } => "approval",
+            StepKind::Workflow { .. } => "workflow",
+            StepKind::Stop { .. } => "stop",
+        }
+    }
+
+    /// Of a `map`, what it does for each element.
+    pub fn each(&self) -> Option<&StepKind> {
+        match self {
+            StepKind::Map(each) => Some(&each.inner),
+            _ => None,
+        }
+    }
+
+    /// Steps that it chooses among.
+    pub(super) fn branches(&self) -> Vec<usize> {
+        match self {
+            StepKind::Condition { then, otherwise, .. } => then.iter().chain(otherwise).copied().collect(),
+            StepKind::Switch { cases, default } => {
+                cases.iter().flat_map(|(_, then)| then).chain(default).copied().collect()
+            }
+            StepKind::Approval { on_lapse: OnError::Goto(to), .. } => vec![*to],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Its templates and expressions, for what they refer to; those of a `map`'s inner step are not among them.
+    pub(super) fn references(&self) -> Vec<&super::path::Reference> {
+        let (mut templates, mut conditions): (Vec<&Template>, Vec<&Condition>) = (Vec::new(), Vec::new());
+        match self {
+            StepKind::Tool { arguments, .. } | StepKind::Http { arguments, .. } => templates.push(arguments),
+            StepKind::Sql { parameters, .. } => templates.push(parameters),
+            StepKind::Ask { question, .. } => templates.push(question),
+            StepKind::Complete { prompt, .. } => templates.push(prompt),
+            StepKind::Search { query, filter, .. } => templates.extend([query].into_iter().chain(filter)),
+            StepKind::Condition { test, .. } => conditions.push(test),
+            StepKind::Switch { cases, .. } => conditions.extend(cases.iter().map(|(test, _)| test)),
+            StepKind::Map(each) => templates.push(&each.over),
+            StepKind::Wait(Until::Time(time)) => templates.push(time),
+            StepKind::Wait(Until::Event { matching, .. }) => templates.extend(matching),
+            StepKind::Wait(Until::For(_)) => {}
+            StepKind::Approval { title, details, .. } => templates.extend([title].into_iter().chain(details)),
+            StepKind::Workflow { input, .. } => templates.push(input),
+            StepKind::Stop { output, message, .. } => templates.extend(output.iter().chain(message)),
+        }
+        let of_templates = templates.into_iter().flat_map(Template::references);
+        of_templates.chain(conditions.into_iter().flat_map(Condition::references)).collect()
     }
 }

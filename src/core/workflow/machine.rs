@@ -104,8 +104,8 @@ pub enum Work {
         question: String,
         /// A mode's name.
         mode: Option<String>,
-        /// As the definition has it.
-        knowledge: Option<Value>,
+        /// Whether to search in knowledge.
+        knowledge: Option<bool>,
         /// A model's name.
         model: Option<String>,
         /// An object.

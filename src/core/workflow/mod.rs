@@ -5,8 +5,15 @@ pub mod definition;
 pub mod diagram;
 pub mod formats;
 pub mod machine;
+mod path;
+mod read;
+mod reader;
 pub mod row;
+mod time;
 pub mod value;
+
+/// JSON Schema (draft 2020-12) of a definition.
+pub const SCHEMA: &str = include_str!("schema.json");
 
 /// Milliseconds since 1970, UTC.
 pub type Time = i64;
