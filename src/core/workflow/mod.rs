@@ -3,7 +3,9 @@
 
 pub mod definition;
 pub mod diagram;
+mod ending;
 pub mod formats;
+mod items;
 pub mod machine;
 mod path;
 mod read;
@@ -11,6 +13,7 @@ mod reader;
 pub mod row;
 mod time;
 pub mod value;
+mod work;
 
 /// JSON Schema (draft 2020-12) of a definition.
 pub const SCHEMA: &str = include_str!("schema.json");
