@@ -32,3 +32,6 @@ pub const MOST_DEFINITION: usize = 256 * 1024;
 
 /// Bytes of a rendered value at most, written as JSON.
 pub const MOST_RENDERED: usize = 1024 * 1024;
+
+#[cfg(test)]
+mod tests;

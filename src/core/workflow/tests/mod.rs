@@ -1,0 +1,7 @@
+//! Tests of workflows as a whole.
+
+mod definitions;
+mod formats;
+mod properties;
+mod runs;
+mod values;
