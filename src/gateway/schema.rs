@@ -4,6 +4,8 @@
 //! are bounded, and they are checked on a thread whose stack is deep enough for any schema of that size.
 
 mod work;
+#[cfg(test)]
+mod workflow;
 
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::Problem;
