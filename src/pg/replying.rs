@@ -9,7 +9,7 @@ use crate::pg::acting::{self, Errand, Turns};
 use crate::pg::asking::{self, Arguments, Question};
 use crate::pg::budget::Reservation;
 use crate::pg::embedder::{Asking, Call, Embedder};
-use crate::pg::indexing::Job;
+use crate::pg::jobs::Job;
 use crate::pg::messages::{self, Stored};
 use crate::pg::prompting::{self, Draft, FOLDING_MS};
 use crate::pg::report::Reported;

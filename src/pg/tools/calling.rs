@@ -90,9 +90,14 @@ fn record(tool: &Tool, workspace: Uuid, arguments: &str, origin: &Origin) -> Res
     })
 }
 
-/// Puts a call into the queue, as the owner.
+/// Puts a call into the queue, for a runner or the worker, as the owner.
 pub fn enqueue(workspace: Uuid, call: Uuid) -> Result<()> {
-    spi::run("select helper._enqueue($1, 'call', '{}', $2)", &[workspace.into(), call.into()])
+    spi::run(
+        "select helper._enqueue($1, case f.kind when 'http' then 'send' else 'call' end, '{}', $2) \
+         from helper.function_calls c join helper.functions f on f.id = c.function_id \
+         where c.workspace_id = $1 and c.id = $2",
+        &[workspace.into(), call.into()],
+    )
 }
 
 /// Moves a call to another state; `false` where it is in none of those. `facts` is JSON.

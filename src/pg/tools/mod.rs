@@ -21,7 +21,7 @@ use crate::pg::{owner, spi};
 use pgrx::Uuid;
 
 pub use calling::text_of;
-pub use queued::{Queued, give_up, run_queued};
+pub use queued::{Queued, ToSend, prepare_queued, run_queued, tried};
 pub use remote::{back_to_queue, ended};
 
 /// A tool that may be offered to a model.

@@ -1,12 +1,13 @@
 //! The worker's replies: questions that `helper.ask_async` put into the queue.
 
-use super::calls::{durable_reply, forget};
-use super::transaction::{bare_transaction, transaction};
-use super::{Wanted, Worker, claim, requeue};
+use super::Worker;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{self, CallEnd, Frame, Item, Reply, Tag, ToolReply};
 use crate::pg::acting::Errand;
+use crate::pg::jobs::{self, MOST_ATTEMPTS, Wanted, claim, requeue};
 use crate::pg::replying::{Next, Replying};
+use crate::pg::session::durable;
+use crate::pg::transaction::{bare_transaction, transaction};
 use crate::pg::{calling, owner, settings, spi};
 use std::time::{Duration, Instant};
 
@@ -17,9 +18,6 @@ pub(super) struct Fetching {
     left: usize,
 }
 
-/// A reply is given up after it was tried this often.
-const MOST_ATTEMPTS: i32 = 5;
-
 impl Worker {
     pub(super) fn claim_replies(&mut self) {
         while self.connected() {
@@ -29,7 +27,8 @@ impl Worker {
                 return;
             }
             let after = self.reply_turn;
-            let wanted = Wanted { kind: "reply", after, workspaces: room.min(64), share: 1, without: &[] };
+            let wanted =
+                Wanted { kind: "reply", after, workspaces: room.min(64), share: 1, without: &[], runner: None };
             let jobs = transaction(|| claim(&wanted));
             let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
             for job in jobs {
@@ -94,7 +93,7 @@ impl Worker {
                 }
                 Err(error) => {
                     let noted = bare_transaction(|| {
-                        durable_reply();
+                        durable();
                         let failed = ToolReply::Failed { error, reached: false };
                         fetching.reply.fetched(&errand, Ok(Reply::Tool(Box::new(failed))))
                     });
@@ -128,7 +127,7 @@ impl Worker {
         };
         fetching.left -= 1;
         let noted = bare_transaction(|| {
-            durable_reply();
+            durable();
             fetching.reply.fetched(errand, reply)
         });
         match noted {
@@ -206,14 +205,11 @@ impl Worker {
 
     pub(super) fn reply_ended(&mut self, mut reply: Box<Replying>, end: CallEnd) {
         let stored = bare_transaction(|| {
-            durable_reply();
+            durable();
             let next = reply.ended(&end)?;
-            let job = &reply.job;
-            owner::as_owner(|| match next {
-                Next::Done => super::end(job, "succeeded", None),
-                // Tools were called.
-                _ => forget(),
-            })?;
+            if matches!(next, Next::Done) {
+                owner::as_owner(|| jobs::end(&reply.job, "succeeded", None))?;
+            }
             Ok(next)
         });
         match stored {
@@ -253,7 +249,7 @@ impl Worker {
         };
         let failed = transaction(|| {
             reply.fail(message, Some(error))?;
-            super::end(&reply.job, job, Some(error))
+            jobs::end(&reply.job, job, Some(error))
         });
         if self.note(failed).is_none() {
             self.owed.push(reply.job.clone());
