@@ -59,6 +59,8 @@ struct Worker {
     /// Replies that wait for calls of tools, by their message; and these calls.
     fetching: HashMap<pgrx::Uuid, Fetching>,
     errands: HashMap<u32, (pgrx::Uuid, Errand)>,
+    /// Those that runners make, by the call.
+    with_runners: HashMap<pgrx::Uuid, (pgrx::Uuid, Errand)>,
     /// Replies that are whole but could not be stored, because of a lock say.
     unstored: Vec<(Box<Replying>, CallEnd)>,
     /// Calls of HTTP tools that were sent.
@@ -161,6 +163,7 @@ impl Worker {
             replies: HashMap::new(),
             fetching: HashMap::new(),
             errands: HashMap::new(),
+            with_runners: HashMap::new(),
             unstored: Vec::new(),
             calls: HashMap::new(),
             unstored_calls: Vec::new(),
@@ -225,6 +228,7 @@ impl Worker {
                 }
                 self.give_back();
                 self.cancel_replies();
+                self.hear_runners();
                 self.store_again();
                 self.store_calls();
                 self.claim_documents();
@@ -372,10 +376,7 @@ impl Worker {
                 self.reply_again(&reply, 0.0);
             }
         }
-        self.errands.clear();
-        for (_, fetching) in std::mem::take(&mut self.fetching) {
-            self.reply_again(&fetching.reply, 0.0);
-        }
+        self.fetching_lost();
         for (_, reembed) in std::mem::take(&mut self.reembeds) {
             self.give(&reembed.job, 0.0, false);
         }

@@ -1,5 +1,5 @@
-//! Calls that wait in the queue: those of SQL functions, which a runner runs as who made them, and those of HTTP
-//! endpoints, which the worker sends.
+//! Calls that wait in the queue: those of SQL functions, which a runner runs as who made them, or tries for who is to
+//! approve them; and those of HTTP endpoints, which the worker sends.
 
 use super::confirming::{self, COLUMNS, Stored, outdated};
 use super::registry::{self, Tool};
@@ -45,13 +45,16 @@ enum Found {
     Gone,
 }
 
+/// Which calls `c` wait: to be run, or to be tried for who is to approve them.
+const WAITS: &str = "(c.status = 'queued' or c.status = 'awaiting_confirmation' and c.effect_hash is null)";
+
 /// The call, locked. Nobody waits for a lock here: who has it may take long.
 fn find(workspace: Uuid, call: Uuid) -> Result<Found> {
     owner::as_owner(|| {
         let found = spi::change(
             &format!(
                 "select {COLUMNS}, c.principal_role::text, c.principal_claims::text from helper.function_calls c \
-                 where c.workspace_id = $1 and c.id = $2 and c.status = 'queued' for update skip locked"
+                 where c.workspace_id = $1 and c.id = $2 and {WAITS} for update skip locked"
             ),
             &[workspace.into(), call.into()],
             |row| Ok(Waiting { stored: Stored::read(row)?, role: row.get(10)?, claims: row.opt(11)? }),
@@ -61,7 +64,7 @@ fn find(workspace: Uuid, call: Uuid) -> Result<Found> {
             return Ok(Found::Waiting(Box::new(waiting)));
         }
         let taken = spi::change(
-            "select true from helper.function_calls c where c.workspace_id = $1 and c.id = $2 and c.status = 'queued'",
+            &format!("select true from helper.function_calls c where c.workspace_id = $1 and c.id = $2 and {WAITS}"),
             &[workspace.into(), call.into()],
             |row| row.get::<bool>(1),
         )?;
@@ -100,13 +103,52 @@ pub fn run_queued(workspace: Uuid, call: Uuid) -> Result<Queued> {
         Found::Taken => return Ok(Queued::Later),
         Found::Gone => return Ok(Queued::Ended),
     };
+    if waiting.stored.status == "awaiting_confirmation" {
+        show(&waiting)?;
+        return Ok(Queued::Ended);
+    }
     begin(&waiting, |tool| {
-        // The tool's own time binds each wait for a lock, its own and those for what came of it.
-        let time = CString::new(tool.timeout_ms.to_string()).map_err(|_| Error::bug("a number holds a NUL"))?;
-        session::set_locally(c"lock_timeout", &time);
+        bind_waits(tool)?;
         confirming::run(&waiting.stored, tool).map(Some)
     })?;
     Ok(Queued::Ended)
+}
+
+/// A tool's own time binds each wait for a lock, the tool's and those for what came of it. A second more: the tool is to be
+/// told that its time is over, not that a lock was.
+fn bind_waits(tool: &Tool) -> Result<()> {
+    let time = CString::new(tool.timeout_ms.saturating_add(1000).to_string())
+        .map_err(|_| Error::bug("a number holds a NUL"))?;
+    session::set_locally(c"lock_timeout", &time);
+    Ok(())
+}
+
+/// Keeps for who is to approve a call what it would do. One that cannot be tried is told when it is approved.
+fn show(waiting: &Waiting) -> Result<()> {
+    let stored = &waiting.stored;
+    let shown = owner::as_principal(&waiting.role, waiting.claims.as_deref(), || {
+        let tool = registry::find(stored.workspace, &stored.name)?;
+        if stored.is_same && tool.target.is_some() {
+            bind_waits(&tool)?;
+            confirming::preview(&tool, stored.workspace, stored.id, &stored.arguments)?;
+        }
+        Ok(())
+    });
+    match shown {
+        Err(error) if matches!(error.kind, Kind::NotPermitted | Kind::UnknownObject) => Ok(()),
+        other => other,
+    }
+}
+
+/// Cancels a queued call that no runner has begun, as the owner; nobody waits for one that has.
+pub fn cancel_queued(workspace: Uuid, call: Uuid) -> Result<()> {
+    spi::run(
+        "with open as materialized ( \
+           select c.workspace_id, c.id from helper.function_calls c \
+           where c.workspace_id = $1 and c.id = $2 and c.status = 'queued' for update skip locked) \
+         select helper._move_call(o.workspace_id, o.id, array['queued'], 'cancelled') from open o",
+        &[workspace.into(), call.into()],
+    )
 }
 
 /// Makes a queued call of an HTTP endpoint ready to be sent, in a transaction of the worker. Only outside of

@@ -11,7 +11,7 @@ use crate::pg::transaction::{bare_transaction, transaction};
 use crate::pg::{calling, owner, settings, spi};
 use std::time::{Duration, Instant};
 
-/// A reply that waits for calls of tools that the gateway makes.
+/// A reply that waits for calls of tools that the gateway or runners make.
 pub(super) struct Fetching {
     pub(super) reply: Box<Replying>,
     /// How many have not ended.
@@ -76,18 +76,23 @@ impl Worker {
         }
     }
 
-    /// Sends calls of tools to the gateway; the reply waits for all of them.
+    /// Sends calls of tools to the gateway, and notes those that runners make; the reply waits for all of them.
     fn fetch(&mut self, reply: Box<Replying>, errands: Vec<Errand>) {
         let message = reply.message();
         let mut fetching = Fetching { reply, left: 0 };
         for errand in errands {
-            match self.send(&errand.request) {
+            let Some(request) = &errand.request else {
+                fetching.left += 1;
+                self.with_runners.insert(errand.call, (message, errand));
+                continue;
+            };
+            match self.send(request) {
                 Ok(Some(id)) => {
                     fetching.left += 1;
                     self.errands.insert(id, (message, errand));
                 }
                 Ok(None) => {
-                    self.forget_errands(message);
+                    self.forget_errands(message, true);
                     self.reply_again(&fetching.reply, 0.0);
                     return self.lost();
                 }
@@ -98,7 +103,7 @@ impl Worker {
                         fetching.reply.fetched(&errand, Ok(Reply::Tool(Box::new(failed))))
                     });
                     if let Err(error) = noted {
-                        self.forget_errands(message);
+                        self.forget_errands(message, false);
                         return self.reply_failed(&fetching.reply, &error);
                     }
                 }
@@ -125,22 +130,80 @@ impl Worker {
             Tag::Error => Err(wire::decode::<Error>(&frame.body).unwrap_or_else(|error| error)),
             _ => Err(calling::another()),
         };
-        fetching.left -= 1;
         let noted = bare_transaction(|| {
             durable();
             fetching.reply.fetched(errand, reply)
         });
+        self.errand_noted(fetching, noted);
+    }
+
+    /// Goes on with replies whose calls runners have ended. A call that no runner has begun when its reply has taken as long
+    /// as it may is cancelled.
+    pub(super) fn hear_runners(&mut self) {
+        if self.with_runners.is_empty() {
+            return;
+        }
+        let late = |message: &pgrx::Uuid| self.fetching.get(message).is_some_and(|fetching| fetching.reply.is_late());
+        let late: Vec<&Errand> =
+            self.with_runners.values().filter(|(message, _)| late(message)).map(|(_, errand)| errand).collect();
+        let (workspaces, calls): (Vec<_>, Vec<_>) =
+            self.with_runners.values().map(|(_, errand)| (errand.workspace, errand.call)).unzip();
+        let ended = transaction(|| {
+            late.iter().try_for_each(|errand| errand.lost())?;
+            spi::change(
+                "select w.call from unnest($1, $2) w (workspace, call) \
+                 left join helper.function_calls c on c.workspace_id = w.workspace and c.id = w.call \
+                 where c.id is null or c.finished_at is not null",
+                &[workspaces.into(), calls.into()],
+                |row| row.get::<pgrx::Uuid>(1),
+            )
+        });
+        for call in self.notes.note(ended).unwrap_or_default() {
+            let Some((message, errand)) = self.with_runners.remove(&call) else { continue };
+            let Some(mut fetching) = self.fetching.remove(&message) else { continue };
+            let noted = bare_transaction(|| {
+                durable();
+                fetching.reply.called(&errand)
+            });
+            self.errand_noted(fetching, noted);
+        }
+    }
+
+    /// Goes on with a reply one of whose errands has ended.
+    fn errand_noted(&mut self, mut fetching: Fetching, noted: Result<()>) {
+        let message = fetching.reply.message();
+        fetching.left -= 1;
         match noted {
             Ok(()) => self.fetched(fetching),
             Err(error) => {
-                self.forget_errands(message);
+                self.forget_errands(message, false);
                 self.reply_failed(&fetching.reply, &error);
             }
         }
     }
 
-    /// Errands of a reply that goes on no more.
-    fn forget_errands(&mut self, message: pgrx::Uuid) {
+    /// The gateway went away: replies that waited for it are begun again, and those that wait for runners alone wait on.
+    pub(super) fn fetching_lost(&mut self) {
+        let lost: Vec<pgrx::Uuid> =
+            std::mem::take(&mut self.errands).into_values().map(|(message, _)| message).collect();
+        self.with_runners.retain(|_, (message, _)| !lost.contains(message));
+        for message in lost {
+            if let Some(fetching) = self.fetching.remove(&message) {
+                self.reply_again(&fetching.reply, 0.0);
+            }
+        }
+    }
+
+    /// Errands of a reply that stops waiting for them; where it will be begun again, it takes up those of runners.
+    fn forget_errands(&mut self, message: pgrx::Uuid, is_begun_again: bool) {
+        let with_runners: Vec<Errand> =
+            self.with_runners.extract_if(|_, (of, _)| *of == message).map(|(_, (_, errand))| errand).collect();
+        if !is_begun_again {
+            for errand in with_runners {
+                let settled = transaction(|| errand.lost());
+                self.note(settled);
+            }
+        }
         let ids: Vec<u32> = self.errands.iter().filter(|(_, (of, _))| *of == message).map(|(id, _)| *id).collect();
         for id in ids {
             if let Some(link) = &mut self.link {
@@ -298,7 +361,7 @@ impl Worker {
             .collect();
         for message in &named {
             if let Some(fetching) = self.fetching.remove(message) {
-                self.forget_errands(*message);
+                self.forget_errands(*message, false);
                 self.reply_failed(&fetching.reply, &Error::new(Kind::Cancelled, "the reply was cancelled"));
             }
         }
