@@ -53,7 +53,7 @@ comment on column helper.function_calls.tool_call_id is 'The model''s own id of 
 comment on column helper.function_calls.arguments is 'Arguments, as they are passed';
 comment on column helper.function_calls.arguments_hash is 'SHA-256 of the tool''s name and the arguments in canonical form: what an approval is for';
 comment on column helper.function_calls.status is 'pending, awaiting_confirmation, queued, running, succeeded, failed, rejected, expired, cancelled or uncertain (sent, and nobody knows what came of it)';
-comment on column helper.function_calls.in_queue is 'Whether the worker runs it, not the session that calls or confirms';
+comment on column helper.function_calls.in_queue is 'Whether a runner or the worker runs it, not the session that calls or confirms';
 comment on column helper.function_calls.idempotency_key is 'The same key is the same call';
 comment on column helper.function_calls.preview is 'Rows before and after, for each table that it would change';
 comment on column helper.function_calls.effect_hash is 'SHA-256 of what the preview shows, new identifiers and present times left out';
@@ -74,6 +74,12 @@ create index function_calls_conversation_id_idx on helper.function_calls (conver
 create index function_calls_user_id_id_idx on helper.function_calls (user_id, id);
 create index function_calls_running_idx on helper.function_calls (id) where status = 'running';
 create index function_calls_lapses_at_idx on helper.function_calls (lapses_at) where status = 'awaiting_confirmation';
+
+-- A reply goes on that waited for it.
+create trigger function_calls_wake after update on helper.function_calls
+  for each row when (
+    old.finished_at is null and new.finished_at is not null and new.in_queue and new.message_id is not null and new.lapses_at is null)
+  execute function helper._wake_worker();
 
 alter table helper.function_calls enable row level security;
 create policy function_calls_select_concerned on helper.function_calls for select
@@ -341,7 +347,7 @@ create function helper.call(
 ) returns uuid
 language c volatile parallel unsafe as 'MODULE_PATHNAME', 'call_function_wrapper';
 comment on function helper.call(text, jsonb, uuid, text, jsonb) is
-  'Calls a tool as the caller and returns the call''s id. One that needs confirmation waits for it; others run at once in this transaction, or after it by the worker: HTTP endpoints, and with option queue (true). A tool that fails leaves the transaction as it was: call_status tells its error. With an idempotency_key a repeated call is the first one. Errors: 22023 arguments do not fit, 42501, 42704, 53400 limit reached, 55000';
+  'Calls a tool as the caller and returns the call''s id. One that needs confirmation waits for it; others run at once in this transaction, or after it in the background: HTTP endpoints, and with option queue (true). A tool that fails leaves the transaction as it was: call_status tells its error. With an idempotency_key a repeated call is the first one. Errors: 22023 arguments do not fit, 42501, 42704, 53400 limit reached, 55000';
 
 create function helper.call_status(call uuid) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -355,7 +361,7 @@ comment on function helper.call_status(uuid) is
 create function helper.confirm(call uuid) returns jsonb
 language c volatile parallel unsafe as 'MODULE_PATHNAME', 'confirm_call_wrapper';
 comment on function helper.confirm(uuid) is
-  'Approves a call and returns it as call_status does. Who made it has it run at once in this transaction; one of somebody else, of an HTTP endpoint or with option queue is run by the worker as who made it. One that was approved before is returned as it is and never runs again; one that would do something else than its preview showed waits again with the new preview. Errors: 42501, 42704, 55000 rejected, cancelled or expired';
+  'Approves a call and returns it as call_status does. Who made it has it run at once in this transaction; one of somebody else, of an HTTP endpoint or with option queue is run in the background as who made it. One that was approved before is returned as it is and never runs again; one that would do something else than its preview showed waits again with the new preview. Errors: 42501, 42704, 55000 rejected, cancelled or expired';
 
 create function helper.preview(call uuid) returns jsonb
 language c volatile parallel unsafe as 'MODULE_PATHNAME', 'preview_call_wrapper';

@@ -1,11 +1,11 @@
 -- Work that waits. `jobs` is the durable record; `job_queue` holds a thin row for each job that may be claimed, deleted
--- on claim; `job_leases` one row for each job that runs, fenced by a token. Only the worker and the functions of this
+-- on claim; `job_leases` one row for each job that runs, fenced by a token. Only worker, runners and the functions of this
 -- extension touch them.
 
 create table helper.jobs (
   workspace_id uuid not null,
   id uuid not null default helper.uuid_v7(),
-  kind text not null constraint jobs_kind_check check (kind in ('call', 'index', 'reembed', 'reply')),
+  kind text not null constraint jobs_kind_check check (kind in ('call', 'index', 'reembed', 'reply', 'send')),
   key uuid,
   payload jsonb not null default '{}',
   principal_role name not null,
@@ -22,8 +22,8 @@ create table helper.jobs (
 comment on table helper.jobs is 'Work that was asked for and runs later: the durable record';
 comment on column helper.jobs.workspace_id is 'Workspace that the work belongs to';
 comment on column helper.jobs.id is 'Identifier, in order of creation';
-comment on column helper.jobs.kind is 'What is done: call runs a tool; index reads a document, cuts it and embeds it; reembed embeds a workspace''s chunks by another model; reply answers a question';
-comment on column helper.jobs.key is 'Jobs with the same key never run at once; for index, the document; for reembed, the workspace; for reply, the conversation; for call, the call';
+comment on column helper.jobs.kind is 'What is done: call runs a SQL function; send calls an HTTP endpoint; index reads a document, cuts it and embeds it; reembed embeds a workspace''s chunks by another model; reply answers a question';
+comment on column helper.jobs.key is 'Jobs with the same key never run at once; for index, the document; for reembed, the workspace; for reply, the conversation; for call and send, the call';
 comment on column helper.jobs.payload is 'What the kind needs to know';
 comment on column helper.jobs.principal_role is 'Role of the caller who asked';
 comment on column helper.jobs.principal_claims is 'JWT claims of the caller who asked; JSON null when they were malformed';
@@ -61,6 +61,7 @@ create table helper.job_leases (
   job_id uuid not null,
   key uuid,
   token uuid not null default helper.uuid_v7(),
+  runner uuid,
   claimed_at timestamptz not null default clock_timestamp(),
   primary key (workspace_id, job_id),
   constraint job_leases_job_fkey foreign key (workspace_id, job_id) references helper.jobs on delete cascade
@@ -70,8 +71,9 @@ comment on column helper.job_leases.workspace_id is 'Workspace that the work bel
 comment on column helper.job_leases.job_id is 'The job';
 comment on column helper.job_leases.key is 'The job''s key';
 comment on column helper.job_leases.token is 'Whoever ends the job must hold this token; a lost lease has another';
+comment on column helper.job_leases.runner is 'Runner that claimed it; null: the worker';
 comment on column helper.job_leases.claimed_at is 'When it was claimed';
-create index job_leases_key_idx on helper.job_leases (workspace_id, key);
+create unique index job_leases_key_idx on helper.job_leases (workspace_id, key);
 
 alter table helper.jobs enable row level security;
 alter table helper.job_queue enable row level security;
@@ -89,6 +91,16 @@ language c as 'MODULE_PATHNAME', 'wake_worker_wrapper';
 comment on function helper._wake_worker() is 'Wakes this database''s worker when the transaction commits';
 create trigger job_queue_wake after insert on helper.job_queue
   for each statement execute function helper._wake_worker();
+
+create function helper._wake_runner() returns trigger
+language c as 'MODULE_PATHNAME', 'wake_runner_wrapper';
+comment on function helper._wake_runner() is 'Wakes a runner of this database when the transaction commits, or has one started';
+create trigger job_queue_wake_runner after insert on helper.job_queue
+  for each row when (new.kind = 'call') execute function helper._wake_runner();
+
+create function helper._runners() returns uuid[]
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'runner_ids_wrapper';
+comment on function helper._runners() is 'Runners of this database that are alive, by the ids that their leases have';
 
 -- Plans are kept for the session, those of foreign keys too: one made while a table is small would read all of it for each of
 -- the thousands of rows that the same transaction adds. So here and where documents are written no table is read through.
@@ -123,8 +135,8 @@ $$;
 comment on function helper._enqueue(uuid, text, jsonb, uuid) is 'Adds a job as the caller and returns its id; an index job whose key waits already is not added, and null returned';
 
 -- Claims jobs of at most `workspaces` workspaces that have one to do, those after `after` first, each at most `share`, and
--- none of those in `without`. The recursion steps from one workspace to the next, so that its cost depends on their number and not on the backlog.
-create function helper._claim(kind text, after uuid, workspaces integer, share integer, without uuid[])
+-- none of those in `without`; a runner claims one job, as it does one thing at a time. The recursion steps from one workspace to the next, so that its cost depends on their number and not on the backlog.
+create function helper._claim(kind text, after uuid, workspaces integer, share integer, without uuid[], runner uuid default null)
 returns table (workspace_id uuid, job_id uuid, job_kind text, key uuid, payload jsonb, attempts integer, token uuid)
 language sql volatile set search_path = pg_catalog, pg_temp as $$
   with recursive turn (workspace_id, is_due, n) as (
@@ -160,14 +172,16 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
       for update skip locked
     ) w
     where t.is_due
-  ), taken as (
-    delete from helper.job_queue q using picked p
-    where q.workspace_id = p.workspace_id and q.job_id = p.job_id
-    returning q.workspace_id, q.job_id, q.key
+    limit case when runner is not null then 1 end
   ), leased as (
-    insert into helper.job_leases (workspace_id, job_id, key)
-    select t.workspace_id, t.job_id, t.key from taken t
+    -- Of two who claim jobs with the same key at once, the second finds the first one's lease here.
+    insert into helper.job_leases (workspace_id, job_id, key, runner)
+    select p.workspace_id, p.job_id, p.key, runner from picked p
+    on conflict do nothing
     returning job_leases.workspace_id, job_leases.job_id, job_leases.token
+  ), taken as (
+    delete from helper.job_queue q using leased l
+    where q.workspace_id = l.workspace_id and q.job_id = l.job_id
   )
   update helper.jobs j
   set status = 'running', started_at = clock_timestamp(), attempts = j.attempts + 1
@@ -175,7 +189,7 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
   where j.workspace_id = l.workspace_id and j.id = l.job_id
   returning j.workspace_id, j.id, j.kind, j.key, j.payload, j.attempts, l.token
 $$;
-comment on function helper._claim(text, uuid, integer, integer, uuid[]) is 'Leases waiting jobs of a kind to the worker, workspaces in turn';
+comment on function helper._claim(text, uuid, integer, integer, uuid[], uuid) is 'Leases waiting jobs of a kind to the worker or a runner, workspaces in turn';
 
 create function helper._finish(workspace uuid, job uuid, token uuid, status text, error jsonb) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -241,7 +255,10 @@ declare
   v_lease record;
 begin
   for v_lease in
-    select l.workspace_id, l.job_id, l.token from helper.job_leases l where l.token <> all (alive)
+    select l.workspace_id, l.job_id, l.token
+    from helper.job_leases l
+    -- Each runner is known before its first lease can be seen here.
+    where case when l.runner is null then l.token <> all (alive) else l.runner <> all (helper._runners()) end
   loop
     perform helper._requeue(v_lease.workspace_id, v_lease.job_id, v_lease.token, interval '0', true);
     v_count := v_count + 1;
@@ -249,12 +266,12 @@ begin
   return v_count;
 end
 $$;
-comment on function helper._release_leases(uuid[]) is 'Gives back what a worker that is gone had claimed: a database has one worker, so every lease is such but those that it holds';
+comment on function helper._release_leases(uuid[]) is 'Gives back what processes that are gone had claimed: runners that are not there any more, and the worker but for the tokens it holds, as a database has one; null leaves the worker''s alone';
 
 create function helper._clean(retention_minutes integer, alive uuid[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-  -- A lease that the worker does not hold is nobody's: it was loaded from a dump, say.
+  -- A lease that neither the worker nor a runner holds is nobody's: it was loaded from a dump, say.
   perform helper._release_leases(alive);
   delete from helper.jobs j
   where j.ctid = any (array(
@@ -274,4 +291,4 @@ begin
   group by f.workspace_id, f.config;
 end
 $$;
-comment on function helper._clean(integer, uuid[]) is 'Gives back leases whose token the worker does not hold, deletes the record of jobs that ended long ago and folds the counts together';
+comment on function helper._clean(integer, uuid[]) is 'Gives back leases that nobody holds, deletes the record of jobs that ended long ago and folds the counts together';

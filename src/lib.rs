@@ -8,7 +8,7 @@
 //!    `document`); no backend ever opens a socket to the network.
 //! 5. It writes through SPI as the extension's owner, after a check, and replies.
 //!
-//! A worker in each database takes queued jobs through the same steps.
+//! A worker in each database takes queued jobs through the same steps; runners beside it run what was queued in SQL.
 
 pub mod core;
 #[cfg(feature = "gateway")]

@@ -21,17 +21,22 @@ pub const ROUNDS: u32 = 8;
 pub const CALLS: u32 = 24;
 pub const SECONDS: u64 = 300;
 
-/// A call over HTTP that is to be sent to the gateway.
+/// A call that a reply waits for.
 pub struct Errand {
     at: usize,
-    workspace: Uuid,
-    call: Uuid,
-    pub request: Box<Request>,
+    pub workspace: Uuid,
+    pub call: Uuid,
+    /// What to ask the gateway, of a call over HTTP; a runner has taken or takes any other one.
+    pub request: Option<Box<Request>>,
 }
 
 impl Errand {
-    /// Notes, as the owner, that nobody waits for it any more: whether it was done is not known.
+    /// Notes, as the owner, that nobody waits for it any more: whether a request was done is not known, and what no runner
+    /// has begun is not.
     pub fn lost(&self) -> Result<()> {
+        if self.request.is_none() {
+            return tools::cancel_queued(self.workspace, self.call);
+        }
         let error = Error::not_ready("the reply that called it ended first");
         tools::ended(self.workspace, self.call, ToolReply::Failed { error, reached: true })
     }
@@ -79,7 +84,7 @@ impl Turns {
         let mut chat = self.chat.clone();
         if let Some(agent) = &self.agent {
             chat.messages.extend(agent.messages(&self.seal, self.room));
-            if agent.must_end() || Instant::now() >= self.until {
+            if agent.must_end() || self.is_late() {
                 chat.tool_choice = ToolChoice::None;
             }
         }
@@ -93,7 +98,7 @@ impl Turns {
             None => end,
             Some(so_far) => together(so_far, end),
         });
-        let late = Instant::now() >= self.until;
+        let late = self.is_late();
         let goes_on = self.agent.as_mut().is_some_and(|agent| !late && agent.hear(&said, cost));
         self.said = if goes_on { Said::default() } else { said };
         goes_on
@@ -104,9 +109,10 @@ impl Turns {
         self.agent.as_ref().map_or_else(Vec::new, |agent| agent.open().into_iter().map(|(_, call)| call).collect())
     }
 
-    /// Makes the calls of the last turn, as the caller and inside their transaction; returns those that the gateway has to
-    /// make. What a call comes to, an error too, is the model's to hear.
-    pub fn act(&mut self, question: &Question, stored: &Stored) -> Result<Vec<Errand>> {
+    /// Makes the calls of the last turn, as the caller and inside their transaction; returns those that are made elsewhere:
+    /// by the gateway, and with `by_runner` those of SQL functions. What a call comes to, an error too, is the model's to
+    /// hear.
+    pub fn act(&mut self, question: &Question, stored: &Stored, by_runner: bool) -> Result<Vec<Errand>> {
         let Some(agent) = &mut self.agent else { return Ok(Vec::new()) };
         let mut errands = Vec::new();
         for (at, call) in agent.open() {
@@ -124,6 +130,7 @@ impl Turns {
                 tool_call_id: &call.id,
                 name: &call.name,
                 arguments: &call.arguments,
+                by_runner,
             })?;
             note(agent, at, outcome, question.workspace, &mut errands);
         }
@@ -139,9 +146,28 @@ impl Turns {
         Ok(())
     }
 
+    /// Takes what came of an errand that a runner had.
+    pub fn called(&mut self, workspace: Uuid, errand: &Errand) -> Result<()> {
+        let outcome = tools::outcome(workspace, errand.call)?;
+        let outcome = outcome.ok_or_else(|| Error::bug("a call that was to have ended has not"))?;
+        if let Some(agent) = &mut self.agent {
+            note(agent, errand.at, outcome, workspace, &mut Vec::new());
+        }
+        Ok(())
+    }
+
+    /// Whether it has taken as long as it may, so that nothing more is called.
+    pub fn is_late(&self) -> bool {
+        Instant::now() >= self.until
+    }
+
     /// Runs errands from a session, all at once.
     pub fn fetch(&mut self, question: &Question, errands: &[Errand]) -> Result<()> {
-        let under_way: Vec<Result<Exchange>> = errands.iter().map(|errand| Exchange::start(&errand.request)).collect();
+        let start = |errand: &Errand| match &errand.request {
+            Some(request) => Exchange::start(request),
+            None => Err(Error::bug("a session waits for no runner")),
+        };
+        let under_way: Vec<Result<Exchange>> = errands.iter().map(start).collect();
         for (errand, exchange) in errands.iter().zip(under_way) {
             let reply = exchange.and_then(|mut exchange| {
                 loop {
@@ -277,7 +303,11 @@ fn note(agent: &mut Agent, at: usize, outcome: Outcome, workspace: Uuid, errands
         Outcome::Awaiting { call } => agent.give(at, Some(*call.as_bytes()), State::Awaiting),
         Outcome::Send { call, request } => {
             agent.give(at, Some(*call.as_bytes()), State::Open);
-            errands.push(Errand { at, workspace, call, request });
+            errands.push(Errand { at, workspace, call, request: Some(request) });
+        }
+        Outcome::Queued { call } => {
+            agent.give(at, Some(*call.as_bytes()), State::Open);
+            errands.push(Errand { at, workspace, call, request: None });
         }
     }
 }

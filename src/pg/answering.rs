@@ -88,7 +88,7 @@ fn respond(arguments: Arguments) -> Result<(Stored, Reply, &'static str)> {
         if !turns.heard(said, end) {
             break;
         }
-        let errands = turns.act(&question, &stored)?;
+        let errands = turns.act(&question, &stored, false)?;
         turns.fetch(&question, &errands)?;
         if turns.is_awaiting() {
             break;

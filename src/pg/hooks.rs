@@ -1,5 +1,6 @@
-//! Two hooks: whoever drops, renames, moves or copies a database gets our worker out of it first, and a dropped
-//! extension's worker leaves at commit.
+//! Two hooks: whoever drops, renames, moves or copies a database gets our processes out of it first, whoever drops or
+//! updates the extension its runners, which may be in the middle of something long; a dropped extension's worker leaves at
+//! commit.
 
 use crate::pg::{shared, wait, wake};
 use pgrx::prelude::*;
@@ -62,18 +63,68 @@ unsafe fn template(options: *mut pg_sys::List) -> *mut std::ffi::c_char {
     }
 }
 
-/// Gets the worker out of a database and keeps it out until the transaction ends. Returns whether it may have the extension.
+/// Gets worker and runners out of a database and keeps them out until the transaction ends. Returns whether it may have
+/// the extension.
 fn vacate(database: u32) -> bool {
-    let Some(worker) = wake::hold(database) else { return false };
-    if worker != 0 {
-        let begin = Instant::now();
-        // It ends on SIGTERM, in a transaction or not.
-        shared::terminate(worker);
-        while shared::is_alive(worker) && begin.elapsed() < Duration::from_secs(5) {
-            wait::interruptible(None, Some(Duration::from_millis(5)));
-        }
-    }
+    let Some(processes) = wake::hold(database) else { return false };
+    end(&processes);
     true
+}
+
+/// Ends processes of ours and waits until they are gone.
+fn end(processes: &[i32]) {
+    let begin = Instant::now();
+    for pid in processes {
+        // It ends on SIGTERM, in a transaction or not.
+        shared::terminate(*pid);
+    }
+    while processes.iter().any(|pid| shared::is_alive(*pid)) && begin.elapsed() < Duration::from_secs(5) {
+        wait::interruptible(None, Some(Duration::from_millis(5)));
+    }
+}
+
+/// Whether a statement needs the extension for itself, and whoever says it may have it: then it would wait for what runners
+/// do until their tools have ended.
+unsafe fn needs_extension(statement: *mut pg_sys::Node) -> bool {
+    unsafe {
+        let extension = match (!statement.is_null()).then(|| (*statement).type_) {
+            Some(pg_sys::NodeTag::T_DropStmt) => {
+                let drop = statement.cast::<pg_sys::DropStmt>();
+                (*drop).removeType == pg_sys::ObjectType::OBJECT_EXTENSION
+                    && ((*drop).behavior == pg_sys::DropBehavior::DROP_CASCADE || names_extension((*drop).objects))
+            }
+            Some(pg_sys::NodeTag::T_AlterExtensionStmt) => {
+                CStr::from_ptr((*statement.cast::<pg_sys::AlterExtensionStmt>()).extname) == c"helper_ai"
+            }
+            _ => false,
+        };
+        if !extension {
+            return false;
+        }
+        let extension = pg_sys::get_extension_oid(c"helper_ai".as_ptr(), true);
+        extension != pg_sys::InvalidOid && (pg_sys::superuser() || owns_extension(extension, pg_sys::GetUserId()))
+    }
+}
+
+/// Whether a list of names has the extension's.
+unsafe fn names_extension(names: *mut pg_sys::List) -> bool {
+    unsafe {
+        let length = if names.is_null() { 0 } else { (*names).length };
+        (0..length as usize).any(|at| {
+            let name = (*(*names).elements.add(at)).ptr_value;
+            CStr::from_ptr((*name.cast::<pg_sys::String>()).sval) == c"helper_ai"
+        })
+    }
+}
+
+/// Gets the runners out of the extension's way. Those that are started meanwhile wait for the extension's lock behind
+/// whoever asked for it first.
+fn vacate_extension() {
+    let runners: Vec<i32> = shared::change(|state| {
+        let slot = state.slot(wake::this_database());
+        slot.iter().flat_map(|slot| slot.started()).map(|runner| runner.pid).collect()
+    });
+    end(&runners);
 }
 
 #[pg_guard]
@@ -93,6 +144,9 @@ unsafe extern "C-unwind" fn utility(
         let database = needed_alone((*statement).utilityStmt);
         // Privileges are checked by the statement itself: who may not drop a database only makes our worker restart.
         let vacated = database != 0 && owns(database) && vacate(database);
+        if shared::preloaded() && needs_extension((*statement).utilityStmt) {
+            vacate_extension();
+        }
         let next = PREVIOUS_UTILITY.unwrap_or(standard);
         pg_sys::ffi::pg_guard_ffi_boundary(|| {
             next(statement, query, read_only, context, params, environment, destination, completion)
@@ -148,6 +202,16 @@ unsafe fn is_owner(database: pg_sys::Oid, user: pg_sys::Oid) -> bool {
 #[cfg(not(feature = "pg15"))]
 unsafe fn is_owner(database: pg_sys::Oid, user: pg_sys::Oid) -> bool {
     unsafe { pg_sys::object_ownercheck(pg_sys::DatabaseRelationId, database, user) }
+}
+
+#[cfg(feature = "pg15")]
+unsafe fn owns_extension(extension: pg_sys::Oid, user: pg_sys::Oid) -> bool {
+    unsafe { pg_sys::pg_extension_ownercheck(extension, user) }
+}
+
+#[cfg(not(feature = "pg15"))]
+unsafe fn owns_extension(extension: pg_sys::Oid, user: pg_sys::Oid) -> bool {
+    unsafe { pg_sys::object_ownercheck(pg_sys::ExtensionRelationId, extension, user) }
 }
 
 /// Whether the caller may do such things to the database, so that a stranger cannot keep our worker out of it.

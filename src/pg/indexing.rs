@@ -7,6 +7,7 @@ use crate::core::chat::Purpose;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{Chunk, Prepare, Prepared, Request};
 use crate::pg::embedder::{Asking, Call, Embedder};
+use crate::pg::jobs::Job;
 use crate::pg::{settings, spi};
 use pgrx::JsonB;
 use sha2::{Digest, Sha256};
@@ -33,17 +34,6 @@ const MOST_REFUSALS: i32 = 8;
 
 /// Longest title, in characters.
 const LONGEST_TITLE: usize = 1000;
-
-/// A leased job.
-#[derive(Clone)]
-pub struct Job {
-    pub workspace: pgrx::Uuid,
-    pub id: pgrx::Uuid,
-    /// The document, or whatever else the kind works on.
-    pub key: pgrx::Uuid,
-    pub attempts: i32,
-    pub token: pgrx::Uuid,
-}
 
 /// What is to be done next with documents.
 pub enum Next {

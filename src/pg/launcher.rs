@@ -1,13 +1,15 @@
-//! The launcher: keeps the gateway running as its child, and one worker in each database that has the extension.
+//! The launcher: keeps the gateway running as its child, one worker in each database that has the extension, and runners
+//! where there is work for them.
 //!
 //! It is connected to no database, so it is in nobody's way.
 
 use crate::pg::gateway::SOCKET;
-use crate::pg::shared::Note;
+use crate::pg::shared::{Note, Slot};
 use crate::pg::{settings, shared, wait};
 use pgrx::bgworkers::{BackgroundWorker, BackgroundWorkerBuilder, BgWorkerStartTime, SignalWakeFlags};
 use pgrx::prelude::*;
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -28,6 +30,9 @@ pub fn register() {
         .enable_spi_access()
         .load();
 }
+
+/// When the launcher looks again though nothing happens.
+const LATER: Duration = Duration::from_secs(10);
 
 /// How long to wait before the next start of something that ends again and again.
 #[derive(Clone, Copy)]
@@ -161,7 +166,9 @@ struct Launcher {
     gateway_told: Told,
     worker_told: Told,
     gateway_backoff: Backoff,
+    runner_told: Told,
     workers: HashMap<u32, Backoff>,
+    runners: HashMap<u32, Backoff>,
     /// Databases that nobody has looked into since the server started.
     unseen: Vec<u32>,
 }
@@ -182,8 +189,10 @@ pub extern "C-unwind" fn helper_ai_launcher_main(_arg: pg_sys::Datum) {
         refused: None,
         gateway_told: Told::default(),
         worker_told: Told::default(),
+        runner_told: Told::default(),
         gateway_backoff: Backoff::first(),
         workers: HashMap::new(),
+        runners: HashMap::new(),
         unseen: databases().into_iter().filter(|(_, template)| !template).map(|(database, _)| database).collect(),
     };
     while !BackgroundWorker::sigterm_received() {
@@ -292,7 +301,7 @@ impl Launcher {
     }
 
     fn worker_round(&mut self) -> Duration {
-        let mut next = Duration::from_secs(10);
+        let mut next = LATER;
         // One without the extension gives its slot back at once, so that any number of databases has its turn.
         shared::change(|state| {
             while let Some(database) = self.unseen.last() {
@@ -306,84 +315,180 @@ impl Launcher {
         if !self.unseen.is_empty() {
             next = Duration::from_millis(500);
         }
-        let mut present: Option<Vec<u32>> = None;
+        let mut present = None;
         let slots = shared::read(|state| state.slots);
         for slot in slots.iter().filter(|slot| slot.database != 0) {
-            let database = slot.database;
-            if slot.worker != 0 && !shared::is_alive(slot.worker) {
-                // It ended without clearing its slot, by an error: again, but not in a tight loop.
-                shared::change(|state| {
-                    if let Some(slot) = state.slot(database) {
-                        slot.worker = 0;
-                        slot.wanted = true;
-                    }
-                });
-                self.workers.entry(database).or_insert_with(Backoff::first).ended(Backoff::LONGEST);
-            } else if slot.worker != 0 || !slot.wanted {
-                continue;
-            }
-            if shared::is_session(slot.held_by) {
-                // It wakes us when it is through.
-                next = next.min(Duration::from_secs(1));
-                continue;
-            }
-            let present =
-                present.get_or_insert_with(|| databases().into_iter().map(|(database, _)| database).collect());
-            let gone = !present.contains(&database);
-            shared::change(|state| {
-                if let Some(slot) = state.slot(database) {
-                    slot.held_by = 0;
-                    if gone {
-                        *slot = shared::Slot::default();
-                    }
-                }
-            });
-            if gone {
-                self.workers.remove(&database);
-                continue;
-            }
-            let backoff = self.workers.entry(database).or_insert_with(Backoff::first);
-            if !backoff.due() {
-                next = next.min(backoff.left());
-                continue;
-            }
-            backoff.started = Instant::now();
-            let started = BackgroundWorkerBuilder::new(&format!("helper_ai worker for database {database}"))
-                .set_type("helper_ai worker")
-                .set_library("helper_ai")
-                .set_function("helper_ai_worker_main")
-                .set_argument(Some(pg_sys::Datum::from(database)))
-                .set_notify_pid(unsafe { pg_sys::MyProcPid })
-                .set_restart_time(None)
-                .enable_spi_access()
-                .load_dynamic();
-            match started.map(|worker| worker.wait_for_startup()) {
-                Ok(Ok(pid)) => shared::change(|state| {
-                    if let Some(slot) = state.slot(database)
-                        && slot.worker == 0
-                        && slot.wanted
-                        && shared::is_alive(pid)
-                    {
-                        slot.worker = pid;
-                    }
-                }),
-                _ if BackgroundWorker::sigterm_received() => return next,
-                _ => {
-                    backoff.ended(Backoff::LONGEST);
-                    if self.worker_told.anew("no room") {
-                        ereport!(
-                            PgLogLevel::LOG,
-                            PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
-                            "could not start a helper_ai worker",
-                            "Raise max_worker_processes: one is needed for the launcher and one for each database with helper_ai."
-                        );
-                    }
-                    next = next.min(backoff.left());
-                }
-            }
+            next = next.min(self.keep(slot.database, &mut present));
         }
         next
     }
+
+    /// Starts what a database wants and has not. `present` are the databases that there are, once somebody had to know.
+    fn keep(&mut self, database: u32, present: &mut Option<Vec<u32>>) -> Duration {
+        let slot = self.bury(database);
+        let worker = slot.wanted && slot.worker == 0;
+        let runner = slot.runner_wanted && slot.started().all(|runner| runner.busy);
+        if !worker && !runner {
+            return LATER;
+        }
+        if shared::is_session(slot.held_by) {
+            // It wakes us when it is through.
+            return Duration::from_secs(1);
+        }
+        let present = present.get_or_insert_with(|| databases().into_iter().map(|(database, _)| database).collect());
+        let gone = !present.contains(&database);
+        shared::change(|state| {
+            if let Some(slot) = state.slot(database) {
+                slot.held_by = 0;
+                if gone {
+                    *slot = Slot::default();
+                }
+            }
+        });
+        if gone {
+            self.workers.remove(&database);
+            self.runners.remove(&database);
+            return LATER;
+        }
+        let mut next = LATER;
+        if worker {
+            next = next.min(self.start_worker(database));
+        }
+        if runner {
+            next = next.min(self.start_runner(database, slot.started().count()));
+        }
+        next
+    }
+
+    /// Notes which of a database's processes ended without clearing their entry, by an error or a signal: they are started
+    /// again, but not in a tight loop. Returns the slot as it is now.
+    fn bury(&mut self, database: u32) -> Slot {
+        let known = shared::change(|state| state.slot(database).copied()).unwrap_or_default();
+        let dead = |pid: i32| pid != 0 && !shared::is_alive(pid);
+        let worker = dead(known.worker);
+        let runners: Vec<i32> = known.started().map(|runner| runner.pid).filter(|pid| dead(*pid)).collect();
+        if !worker && runners.is_empty() {
+            return known;
+        }
+        if worker {
+            self.workers.entry(database).or_insert_with(Backoff::first).ended(Backoff::LONGEST);
+        }
+        if !runners.is_empty() {
+            self.runners.entry(database).or_insert_with(Backoff::first).ended(Backoff::LONGEST);
+        }
+        let (slot, worker) = shared::change(|state| {
+            let Some(slot) = state.slot(database) else { return (Slot::default(), 0) };
+            if worker && slot.worker == known.worker {
+                slot.worker = 0;
+            }
+            for pid in &runners {
+                if let Some(runner) = slot.runner(*pid) {
+                    *runner = Default::default();
+                }
+                slot.runner_lost = true;
+                slot.runner_wanted = true;
+            }
+            slot.wanted = true;
+            (*slot, slot.worker)
+        });
+        // It gives back what a runner had claimed.
+        shared::wake_process(worker);
+        slot
+    }
+
+    fn start_worker(&mut self, database: u32) -> Duration {
+        let backoff = self.workers.entry(database).or_insert_with(Backoff::first);
+        if !backoff.due() {
+            return backoff.left();
+        }
+        backoff.started = Instant::now();
+        match launch("worker", c"helper_ai_worker_main", database) {
+            Some(pid) => shared::change(|state| {
+                if let Some(slot) = state.slot(database)
+                    && slot.worker == 0
+                    && slot.wanted
+                    && shared::is_alive(pid)
+                {
+                    slot.worker = pid;
+                }
+            }),
+            None if BackgroundWorker::sigterm_received() => {}
+            None => {
+                backoff.ended(Backoff::LONGEST);
+                let left = backoff.left();
+                if self.worker_told.anew("no room") {
+                    ereport!(
+                        PgLogLevel::LOG,
+                        PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
+                        "could not start a helper_ai worker",
+                        "Raise max_worker_processes: one is needed for the launcher and one for each database with helper_ai, besides its runners."
+                    );
+                }
+                return left;
+            }
+        }
+        LATER
+    }
+
+    /// Starts one more runner where there may be more than these.
+    fn start_runner(&mut self, database: u32, count: usize) -> Duration {
+        let most = settings::RUNNERS.get() as usize;
+        if most == 0 && self.runner_told.anew("none") {
+            ereport!(
+                PgLogLevel::LOG,
+                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                "helper_ai runs no queued calls",
+                "helper_ai.runners is 0: queued calls of SQL functions wait in all databases until it is raised."
+            );
+        }
+        if count >= most {
+            return LATER;
+        }
+        let backoff = self.runners.entry(database).or_insert_with(Backoff::first);
+        if !backoff.due() {
+            return backoff.left();
+        }
+        backoff.started = Instant::now();
+        match launch("runner", c"helper_ai_runner_main", database) {
+            // One that has entered itself is as it says, and one that is gone has left.
+            Some(pid) => shared::change(|state| {
+                if let Some(slot) = state.slot(database)
+                    && shared::is_alive(pid)
+                {
+                    slot.enter(pid);
+                }
+            }),
+            None if BackgroundWorker::sigterm_received() => {}
+            None => {
+                backoff.ended(Backoff::LONGEST);
+                let left = backoff.left();
+                if self.runner_told.anew("no room") {
+                    ereport!(
+                        PgLogLevel::LOG,
+                        PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
+                        "could not start a helper_ai runner",
+                        "Raise max_worker_processes: at most helper_ai.runners are needed for each database in which calls are queued, besides the launcher and the workers. Until then queued calls wait for those that run."
+                    );
+                }
+                return left;
+            }
+        }
+        LATER
+    }
+}
+
+/// Starts a process of a database; `None` where there is no room for it.
+fn launch(kind: &str, function: &CStr, database: u32) -> Option<i32> {
+    let started = BackgroundWorkerBuilder::new(&format!("helper_ai {kind} for database {database}"))
+        .set_type(&format!("helper_ai {kind}"))
+        .set_library("helper_ai")
+        .set_function(&function.to_string_lossy())
+        .set_argument(Some(pg_sys::Datum::from(database)))
+        .set_notify_pid(unsafe { pg_sys::MyProcPid })
+        .set_restart_time(None)
+        .enable_spi_access()
+        .load_dynamic();
+    started.ok()?.wait_for_startup().ok()
 }
 
 /// Databases that can be connected to, and whether each is a template.

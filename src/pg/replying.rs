@@ -9,7 +9,7 @@ use crate::pg::acting::{self, Errand, Turns};
 use crate::pg::asking::{self, Arguments, Question};
 use crate::pg::budget::Reservation;
 use crate::pg::embedder::{Asking, Call, Embedder};
-use crate::pg::indexing::Job;
+use crate::pg::jobs::Job;
 use crate::pg::messages::{self, Stored};
 use crate::pg::prompting::{self, Draft, FOLDING_MS};
 use crate::pg::report::Reported;
@@ -28,7 +28,7 @@ const MANY: usize = 200;
 pub enum Next {
     /// Ask the gateway this.
     Ask(Box<Request>),
-    /// Have the gateway make these calls of tools, at once.
+    /// Wait for these calls of tools: the gateway is to make its own, and runners take theirs.
     Fetch(Vec<Errand>),
     /// It is stored; the job is done.
     Done,
@@ -281,6 +281,23 @@ impl Replying {
         })
     }
 
+    /// Takes what came of an errand that a runner had; inside a transaction.
+    pub fn called(&mut self, errand: &Errand) -> Result<()> {
+        let (Some(question), Some(turns)) = (&self.question, &mut self.turns) else {
+            return Err(Error::bug("a reply has no question"));
+        };
+        let stored = self.stored;
+        owner::as_principal(&self.role, self.claims.as_deref(), || {
+            turns.called(question.workspace, errand)?;
+            turns.keep(question, &stored)
+        })
+    }
+
+    /// Whether it has taken as long as it may.
+    pub fn is_late(&self) -> bool {
+        self.turns.as_ref().is_some_and(Turns::is_late)
+    }
+
     /// All errands are done: what is next; inside a transaction.
     pub fn fetched_all(&mut self) -> Result<Next> {
         self.acted(Vec::new())
@@ -366,7 +383,7 @@ impl Replying {
         let stored = self.stored;
         let errands = owner::as_principal(&self.role, self.claims.as_deref(), || {
             if turns.heard(self.said.clone(), end.clone()) {
-                let errands = turns.act(question, &stored)?;
+                let errands = turns.act(question, &stored, true)?;
                 turns.keep(question, &stored)?;
                 return Ok(Some(errands));
             }

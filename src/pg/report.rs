@@ -1,8 +1,9 @@
 //! Turns our error into Postgres' report: the one place that knows both.
 
-use crate::core::error::{Error, Kind};
+use crate::core::error::{Error, Kind, Result};
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
+use std::time::Instant;
 
 /// What a function that SQL sees returns.
 pub type Reported<T> = std::result::Result<T, ErrorReport>;
@@ -35,5 +36,31 @@ impl From<Error> for ErrorReport {
 impl From<pgrx::spi::SpiError> for Error {
     fn from(error: pgrx::spi::SpiError) -> Self {
         Error::bug(format!("unexpected reply from SPI: {error}"))
+    }
+}
+
+/// The troubles of a background process, which goes on with its work.
+pub struct Notes {
+    who: &'static str,
+    /// What was logged last, and when.
+    told: Option<(String, Instant)>,
+}
+
+impl Notes {
+    pub fn of(who: &'static str) -> Notes {
+        Notes { who, told: None }
+    }
+
+    /// Logs an error, the same one once a minute.
+    pub fn note<T>(&mut self, outcome: Result<T>) -> Option<T> {
+        let error = match outcome {
+            Ok(value) => return Some(value),
+            Err(error) => error,
+        };
+        if !self.told.as_ref().is_some_and(|(told, at)| *told == error.message && at.elapsed().as_secs() < 60) {
+            log!("helper_ai {}: {} ({})", self.who, error.message, error.kind.sqlstate());
+            self.told = Some((error.message, Instant::now()));
+        }
+        None
     }
 }

@@ -9,6 +9,7 @@ pub static MODEL_PATH: GucSetting<Option<CString>> = GucSetting::<Option<CString
 pub static CA_FILE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 pub static GATEWAY_THREADS: GucSetting<i32> = GucSetting::<i32>::new(0);
 pub static INDEXING_CONCURRENCY: GucSetting<i32> = GucSetting::<i32>::new(4);
+pub static RUNNERS: GucSetting<i32> = GucSetting::<i32>::new(2);
 pub static REPLY_CONCURRENCY: GucSetting<i32> = GucSetting::<i32>::new(256);
 pub static MAX_DOCUMENT_SIZE: GucSetting<i32> = GucSetting::<i32>::new(50 * 1024);
 pub static CHUNK_TOKENS: GucSetting<i32> = GucSetting::<i32>::new(200);
@@ -71,6 +72,16 @@ pub fn define() {
         &REPLY_CONCURRENCY,
         1,
         10000,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"helper_ai.runners",
+        c"Most processes in each database that run what callers queue in SQL.",
+        c"They are started when there is work and leave when there has been none for minutes. Each takes one of max_worker_processes, besides one for the launcher and one for each database's worker. With 0 queued calls of SQL functions wait.",
+        &RUNNERS,
+        0,
+        crate::pg::shared::RUNNERS as i32,
         GucContext::Sighup,
         GucFlags::default(),
     );

@@ -1,6 +1,7 @@
-//! What the processes tell each other in shared memory: which databases have a worker, and who is the launcher.
+//! What the processes tell each other in shared memory: which databases have a worker and runners, and who is the launcher.
 
 use crate::core::error::{Error, Result};
+use crate::pg::settings;
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgLwLock, pg_shmem_init};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,21 @@ pub const SLOTS: usize = 64;
 static STATE: PgLwLock<Shared> = unsafe { PgLwLock::new(c"helper_ai") };
 static PRELOADED: AtomicBool = AtomicBool::new(false);
 
-/// A database and its worker.
+/// Runners that a database can have at once.
+pub const RUNNERS: usize = 8;
+
+/// A process that runs what callers ask for in SQL.
+#[derive(Clone, Copy, Default)]
+pub struct Runner {
+    /// Its process id, or 0.
+    pub pid: i32,
+    /// By which its leases are known: unlike a process id it never comes again. Zeros while it starts.
+    pub id: [u8; 16],
+    /// It does something, and will look for more when that is done.
+    pub busy: bool,
+}
+
+/// A database, its worker and its runners.
 #[derive(Clone, Copy, Default)]
 pub struct Slot {
     /// Database, or 0 for a free slot.
@@ -20,8 +35,38 @@ pub struct Slot {
     pub worker: i32,
     /// Somebody wants the worker started, or wants it to look whether it is still needed.
     pub wanted: bool,
-    /// Process that is about to drop, rename or copy the database; no worker meanwhile.
+    /// Process that is about to drop, rename or copy the database; no worker and no runner meanwhile.
     pub held_by: i32,
+    /// Its runners.
+    pub runners: [Runner; RUNNERS],
+    /// There may be work for a runner that none has looked for yet.
+    pub runner_wanted: bool,
+    /// A runner ended in the middle of something; the worker gives its leases back.
+    pub runner_lost: bool,
+}
+
+impl Slot {
+    /// Its runners that were started and are not known to have ended.
+    pub fn started(&self) -> impl Iterator<Item = &Runner> {
+        self.runners.iter().filter(|runner| runner.pid != 0)
+    }
+
+    /// The entry of a runner.
+    pub fn runner(&mut self, pid: i32) -> Option<&mut Runner> {
+        self.runners.iter_mut().find(|runner| runner.pid == pid)
+    }
+
+    /// Enters a runner, if it is not there yet; `None` where there is no room.
+    pub fn enter(&mut self, pid: i32) -> Option<&mut Runner> {
+        let at = self
+            .runners
+            .iter()
+            .position(|runner| runner.pid == pid)
+            .or_else(|| self.runners.iter().position(|runner| runner.pid == 0))?;
+        let runner = &mut self.runners[at];
+        runner.pid = pid;
+        Some(runner)
+    }
 }
 
 /// A short text.
@@ -133,6 +178,29 @@ impl Shared {
         slot.database = database;
         Some(slot)
     }
+}
+
+/// Says that there is work for a database's runners, which is committed: wakes one that is idle, or else the launcher,
+/// which starts one more where there may be more. Those that are busy look for it when they are done.
+pub fn want_runner(database: u32) {
+    let most = settings::RUNNERS.get() as usize;
+    let pid = change(|state| {
+        let launcher = state.launcher;
+        let Some(slot) = state.slot_or_new(database) else { return 0 };
+        slot.runner_wanted = true;
+        let idle = slot.started().find(|runner| !runner.busy).map(|runner| runner.pid);
+        let count = slot.started().count();
+        // With none at all the launcher says why.
+        idle.unwrap_or(if count < most || count == 0 { launcher } else { 0 })
+    });
+    wake_process(pid);
+}
+
+/// Ids of a database's runners that are there. Whoever asks which leases are nobody's reads the leases first.
+pub fn runner_ids(database: u32) -> Vec<[u8; 16]> {
+    let slot = read(|state| state.slots.iter().find(|slot| slot.database == database).copied());
+    let runners = slot.iter().flat_map(Slot::started).filter(|runner| runner.id != [0; 16] && is_alive(runner.pid));
+    runners.map(|runner| runner.id).collect()
 }
 
 /// Sets the latch of a process, if it is still there.

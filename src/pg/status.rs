@@ -16,10 +16,11 @@ fn status() -> Reported<JsonB> {
     }
     // SAFETY: set once when the process connects.
     let database = unsafe { pg_sys::MyDatabaseId.to_u32() };
-    let (launcher, gateway_pid, starts, worker) = shared::change(|state| {
-        let worker = state.slot(database).map_or(0, |slot| slot.worker);
-        (state.launcher, state.gateway, state.gateway_starts, worker)
+    let (launcher, gateway_pid, starts, slot) = shared::change(|state| {
+        let slot = state.slot(database).map(|slot| *slot).unwrap_or_default();
+        (state.launcher, state.gateway, state.gateway_starts, slot)
     });
+    let runners: Vec<i32> = slot.started().map(|runner| runner.pid).collect();
     let (gateway, error) = match gateway::status() {
         Ok(Reply::Status(status)) => (
             serde_json::json!({
@@ -44,7 +45,8 @@ fn status() -> Reported<JsonB> {
         "library": env!("CARGO_PKG_VERSION"),
         "preloaded": true,
         "launcher_pid": launcher,
-        "worker_pid": worker,
+        "worker_pid": slot.worker,
+        "runner_pids": runners,
         "gateway": gateway,
         "error": error,
     })))

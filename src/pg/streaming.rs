@@ -200,7 +200,7 @@ impl Stream {
 
     fn act(&mut self) -> Result<()> {
         let Some(turns) = &mut self.turns else { return Ok(()) };
-        let errands = turns.act(&self.question, &self.stored)?;
+        let errands = turns.act(&self.question, &self.stored, false)?;
         turns.fetch(&self.question, &errands)?;
         for call in turns.tool_calls().as_array().into_iter().flatten().skip(self.told) {
             self.ready.push_back(("tool_call", call.clone()));

@@ -1,5 +1,5 @@
-//! What is done when a transaction ends: the worker is woken when something was enqueued, and not before; a database that
-//! was held for a statement is given back.
+//! What is done when a transaction ends: worker or runner is woken when something was enqueued, and not before; a database
+//! that was held for a statement is given back.
 
 use crate::pg::shared;
 use pgrx::prelude::*;
@@ -8,13 +8,15 @@ use std::cell::{Cell, RefCell};
 thread_local! {
     static REGISTERED: Cell<bool> = const { Cell::new(false) };
     static PENDING: Cell<bool> = const { Cell::new(false) };
+    /// The same for a runner.
+    static RUNNER: Cell<bool> = const { Cell::new(false) };
     /// Databases that no worker may enter until the transaction ends.
     static HELD: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     /// A database that this transaction makes.
     static MADE: Cell<u32> = const { Cell::new(0) };
 }
 
-fn this_database() -> u32 {
+pub fn this_database() -> u32 {
     // SAFETY: set once when the process connects.
     unsafe { pg_sys::MyDatabaseId.to_u32() }
 }
@@ -22,6 +24,10 @@ fn this_database() -> u32 {
 #[pg_guard]
 unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
     if event == pg_sys::XactEvent::XACT_EVENT_COMMIT {
+        // Somebody may wait for what it runs.
+        if RUNNER.replace(false) {
+            shared::want_runner(this_database());
+        }
         if PENDING.replace(false) {
             worker_now();
         }
@@ -33,6 +39,7 @@ unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _arg: *mut st
     } else if event == pg_sys::XactEvent::XACT_EVENT_ABORT || event == pg_sys::XactEvent::XACT_EVENT_PREPARE {
         // A prepared transaction may be committed by any session later: the worker's own rounds find its work.
         PENDING.set(false);
+        RUNNER.set(false);
         MADE.set(0);
         release();
     }
@@ -71,9 +78,17 @@ pub fn worker_at_commit() {
     }
 }
 
-/// Keeps workers out of a database until this transaction ends, however it ends. Returns the worker that is in it, or 0;
-/// `None` where the database has no slot and so no worker.
-pub fn hold(database: u32) -> Option<i32> {
+/// At commit: wakes a runner of this database, or has the launcher start one.
+pub fn runner_at_commit() {
+    if shared::preloaded() {
+        listen();
+        RUNNER.set(true);
+    }
+}
+
+/// Keeps worker and runners out of a database until this transaction ends, however it ends. Returns those that are in it;
+/// `None` where the database has no slot and so none of them.
+pub fn hold(database: u32) -> Option<Vec<i32>> {
     listen();
     // SAFETY: a plain number.
     let me = unsafe { pg_sys::MyProcPid };
@@ -81,7 +96,8 @@ pub fn hold(database: u32) -> Option<i32> {
     shared::change(|state| {
         state.slot(database).map(|slot| {
             slot.held_by = me;
-            slot.worker
+            let runners = slot.started().map(|runner| runner.pid);
+            runners.chain(std::iter::once(slot.worker)).filter(|pid| *pid != 0).collect()
         })
     })
 }
@@ -113,6 +129,13 @@ fn worker_in(database: u32) {
 #[pg_trigger(sql = false)]
 fn wake_worker<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<PgHeapTuple<'a, impl WhoAllocated>>, PgHeapTupleError> {
     worker_at_commit();
+    Ok(trigger.new())
+}
+
+/// Trigger on whatever runners take their work from.
+#[pg_trigger(sql = false)]
+fn wake_runner<'a>(trigger: &'a PgTrigger<'a>) -> Result<Option<PgHeapTuple<'a, impl WhoAllocated>>, PgHeapTupleError> {
+    runner_at_commit();
     Ok(trigger.new())
 }
 

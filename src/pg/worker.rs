@@ -8,7 +8,6 @@ mod reembeds;
 mod replies;
 mod sent;
 mod tidying;
-mod transaction;
 
 use replies::Fetching;
 
@@ -16,14 +15,15 @@ use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{CallEnd, Frame, Request, ToolReply};
 use crate::pg::acting::Errand;
 use crate::pg::gateway::Link;
-use crate::pg::indexing::{self, Indexing, Job};
+use crate::pg::indexing::{self, Indexing};
+use crate::pg::jobs::{Job, end, first, requeue};
 use crate::pg::reembedding::Reembedding;
 use crate::pg::replying::Replying;
+use crate::pg::report::Notes;
+use crate::pg::transaction::{extension_exists, transaction};
 use crate::pg::worker::sent::Sent;
 use crate::pg::worker::tidying::Chore;
-use crate::pg::worker::transaction::{extension_exists, transaction};
-use crate::pg::{shared, spi, wait};
-use pgrx::JsonB;
+use crate::pg::{session, shared, spi, wait};
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
 #[cfg(not(feature = "pg18"))]
 use pgrx::pg_sys::pqsignal;
@@ -35,11 +35,6 @@ use std::time::{Duration, Instant};
 
 /// The worker looks at the queue this often even if nobody wakes it: for what was put off, and prepared transactions.
 const ROUND: Duration = Duration::from_secs(5);
-
-/// Before every workspace.
-fn first() -> pgrx::Uuid {
-    pgrx::Uuid::from_bytes([0; 16])
-}
 
 unsafe extern "C-unwind" {
     fn die(signal: i32);
@@ -64,6 +59,8 @@ struct Worker {
     /// Replies that wait for calls of tools, by their message; and these calls.
     fetching: HashMap<pgrx::Uuid, Fetching>,
     errands: HashMap<u32, (pgrx::Uuid, Errand)>,
+    /// Those that runners make, by the call.
+    with_runners: HashMap<pgrx::Uuid, (pgrx::Uuid, Errand)>,
     /// Replies that are whole but could not be stored, because of a lock say.
     unstored: Vec<(Box<Replying>, CallEnd)>,
     /// Calls of HTTP tools that were sent.
@@ -99,8 +96,7 @@ struct Worker {
     deaths: HashMap<[u8; 16], u32>,
     /// Jobs that could not be given back, because of a lock say.
     owed: Vec<Job>,
-    /// The trouble that was logged last, and when.
-    told: Option<(String, Instant)>,
+    notes: Notes,
 }
 
 /// The worker's main function; the argument is the database.
@@ -133,42 +129,26 @@ pub extern "C-unwind" fn helper_ai_worker_main(arg: pg_sys::Datum) {
         return;
     }
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(database.into()), None);
-    configure();
+    session::configure(c"helper_ai worker");
+    session::relax();
     let leave = Worker::new().run(database);
+    let mut runners = Vec::new();
     shared::change(|state| {
         if let Some(slot) = state.slot(database) {
             slot.worker = 0;
             match leave {
-                Leave::NotNeeded if slot.held_by == 0 => *slot = shared::Slot::default(),
+                Leave::NotNeeded if slot.held_by == 0 => {
+                    runners.extend(slot.started().map(|runner| runner.pid));
+                    *slot = shared::Slot::default();
+                }
                 Leave::NotNeeded => {}
                 // Whoever asked, there is work to come back to.
                 Leave::Asked => slot.wanted = true,
             }
         }
     });
-}
-
-/// Settings of the worker's own session.
-fn configure() {
-    let set = |name: &std::ffi::CStr, value: &std::ffi::CStr| unsafe {
-        // SAFETY: names and values are constants.
-        pg_sys::SetConfigOption(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_SUSET,
-            pg_sys::GucSource::PGC_S_SESSION,
-        );
-    };
-    set(c"search_path", c"pg_catalog, pg_temp");
-    // Nobody's open transaction stops the work for all.
-    set(c"lock_timeout", c"2s");
-    // What a crash takes back is done again; that is cheaper than a flush for each document.
-    set(c"synchronous_commit", c"off");
-    // Plans that were made while the tables were small, those of foreign keys too, would read all of them for each row.
-    set(c"enable_seqscan", c"off");
-    // Where there is no other way than through a table, its cost would have the statement compiled.
-    set(c"jit", c"off");
-    set(c"application_name", c"helper_ai worker");
+    // Without a slot they leave too.
+    runners.into_iter().for_each(shared::wake_process);
 }
 
 impl Worker {
@@ -183,6 +163,7 @@ impl Worker {
             replies: HashMap::new(),
             fetching: HashMap::new(),
             errands: HashMap::new(),
+            with_runners: HashMap::new(),
             unstored: Vec::new(),
             calls: HashMap::new(),
             unstored_calls: Vec::new(),
@@ -204,7 +185,7 @@ impl Worker {
             pause: Duration::ZERO,
             deaths: HashMap::new(),
             owed: Vec::new(),
-            told: None,
+            notes: Notes::of("worker"),
         }
     }
 
@@ -212,7 +193,7 @@ impl Worker {
         if !extension_exists() {
             return Leave::NotNeeded;
         }
-        // Whatever runs is what an earlier worker left behind: a database has one.
+        // What the worker seems to do is what an earlier one left behind: a database has one.
         let released = transaction(|| spi::run("select helper._settle_calls(), helper._release_leases()", &[]));
         self.note(released);
         loop {
@@ -226,9 +207,11 @@ impl Worker {
             }
             // SAFETY: handles barriers and invalidations; a termination leaves above or raises here.
             pgrx::check_for_interrupts!();
-            let (woken, held) = shared::change(|state| match state.slot(database) {
-                Some(slot) => (std::mem::take(&mut slot.wanted), slot.held_by != 0),
-                None => (false, false),
+            let (woken, lost, held) = shared::change(|state| match state.slot(database) {
+                Some(slot) => {
+                    (std::mem::take(&mut slot.wanted), std::mem::take(&mut slot.runner_lost), slot.held_by != 0)
+                }
+                None => (false, false, false),
             });
             if held {
                 return Leave::Asked;
@@ -239,15 +222,21 @@ impl Worker {
             }
             if woken || now >= self.next_look {
                 self.next_look = now + ROUND;
+                if lost {
+                    let released = transaction(|| spi::run("select helper._release_leases(null)", &[]));
+                    self.note(released);
+                }
                 self.give_back();
                 self.cancel_replies();
+                self.hear_runners();
                 self.store_again();
                 self.store_calls();
                 self.claim_documents();
                 self.claim_reembeds();
                 self.claim_replies();
                 self.expire_calls();
-                self.run_calls();
+                self.send_calls();
+                self.call_runners();
             }
             self.receive();
             self.write_replies();
@@ -261,17 +250,9 @@ impl Worker {
         }
     }
 
-    /// Logs an error; the work goes on. The same one is logged once a minute.
+    /// Logs an error; the work goes on.
     fn note<T>(&mut self, outcome: Result<T>) -> Option<T> {
-        let error = match outcome {
-            Ok(value) => return Some(value),
-            Err(error) => error,
-        };
-        if !self.told.as_ref().is_some_and(|(told, at)| *told == error.message && at.elapsed().as_secs() < 60) {
-            log!("helper_ai worker: {} ({})", error.message, error.kind.sqlstate());
-            self.told = Some((error.message, Instant::now()));
-        }
-        None
+        self.notes.note(outcome)
     }
 
     /// Gives back what could not be given back before.
@@ -395,10 +376,7 @@ impl Worker {
                 self.reply_again(&reply, 0.0);
             }
         }
-        self.errands.clear();
-        for (_, fetching) in std::mem::take(&mut self.fetching) {
-            self.reply_again(&fetching.reply, 0.0);
-        }
+        self.fetching_lost();
         for (_, reembed) in std::mem::take(&mut self.reembeds) {
             self.give(&reembed.job, 0.0, false);
         }
@@ -431,85 +409,4 @@ impl Worker {
             self.owed.push(job.clone());
         }
     }
-}
-
-/// Whether a job of a kind may be claimed, so that a look at an empty queue costs little.
-fn is_due(kind: &str) -> Result<bool> {
-    let due = spi::change(
-        "select true from helper.job_queue q where q.kind = $1 and q.run_at <= clock_timestamp() limit 1",
-        &[kind.into()],
-        |row| row.get::<bool>(1),
-    )?;
-    Ok(!due.is_empty())
-}
-
-/// Which jobs are wanted.
-struct Wanted<'a> {
-    kind: &'a str,
-    /// The workspace that was served last: those after it come first.
-    after: pgrx::Uuid,
-    /// Of so many workspaces,
-    workspaces: usize,
-    /// so many of each,
-    share: usize,
-    /// and none of these.
-    without: &'a [pgrx::Uuid],
-}
-
-/// Leases waiting jobs of a kind from some workspaces, going round.
-fn claim(wanted: &Wanted) -> Result<Vec<Job>> {
-    if !is_due(wanted.kind)? {
-        return Ok(Vec::new());
-    }
-    let mut jobs = claim_after(wanted)?;
-    let served = jobs.chunk_by(|a, b| a.workspace == b.workspace).count();
-    if served < wanted.workspaces {
-        jobs.extend(claim_after(&Wanted { after: first(), workspaces: wanted.workspaces - served, ..*wanted })?);
-    }
-    Ok(jobs)
-}
-
-fn claim_after(wanted: &Wanted) -> Result<Vec<Job>> {
-    let mut jobs = spi::change(
-        "select workspace_id, job_id, key, attempts, token from helper._claim($1, $2, $3, $4, $5)",
-        &[
-            wanted.kind.into(),
-            wanted.after.into(),
-            (wanted.workspaces as i32).into(),
-            (wanted.share as i32).into(),
-            wanted.without.to_vec().into(),
-        ],
-        |row| {
-            Ok(Job {
-                workspace: row.get(1)?,
-                id: row.get(2)?,
-                key: row.get(3)?,
-                attempts: row.get(4)?,
-                token: row.get(5)?,
-            })
-        },
-    )?;
-    // In the order in which they were asked for; `returning` keeps none.
-    jobs.sort_by_key(|job| (*job.workspace.as_bytes(), *job.id.as_bytes()));
-    Ok(jobs)
-}
-
-fn end(job: &Job, status: &str, error: Option<&Error>) -> Result<()> {
-    spi::run(
-        "select helper._finish($1, $2, $3, $4, $5)",
-        &[
-            job.workspace.into(),
-            job.id.into(),
-            job.token.into(),
-            status.into(),
-            error.map(|error| JsonB(indexing::facts(error))).into(),
-        ],
-    )
-}
-
-fn requeue(job: &Job, seconds: f64, count_attempt: bool) -> Result<()> {
-    spi::run(
-        "select helper._requeue($1, $2, $3, pg_catalog.make_interval(secs => $4), $5)",
-        &[job.workspace.into(), job.id.into(), job.token.into(), seconds.into(), count_attempt.into()],
-    )
 }

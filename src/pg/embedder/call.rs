@@ -4,7 +4,8 @@ use super::{Asking, Embedder};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{CallEnd, Request};
 use crate::pg::budget::Reservation;
-use crate::pg::indexing::{self, Again, Job};
+use crate::pg::indexing::{self, Again};
+use crate::pg::jobs::Job;
 use std::slice::ChunksExact;
 
 /// One call after the other for the same work, each with its slice of the texts.

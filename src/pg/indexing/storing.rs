@@ -2,11 +2,12 @@
 //!
 //! `unnest` of several arrays is syntax, and means the one of `pg_catalog` wherever it stands.
 
-use super::{Document, Indexing, Job, Stored, embedded_text};
+use super::{Document, Indexing, Stored, embedded_text};
 use crate::core::error::{Error, Result};
 use crate::core::wire::Chunk;
 use crate::core::{sentences, terms};
 use crate::pg::embedder::Embedder;
+use crate::pg::jobs::Job;
 use crate::pg::{identity, spi, terms as lexing};
 use std::collections::{HashMap, HashSet};
 

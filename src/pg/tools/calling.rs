@@ -90,9 +90,14 @@ fn record(tool: &Tool, workspace: Uuid, arguments: &str, origin: &Origin) -> Res
     })
 }
 
-/// Puts a call into the queue, as the owner.
+/// Puts a call into the queue, for a runner or the worker, as the owner.
 pub fn enqueue(workspace: Uuid, call: Uuid) -> Result<()> {
-    spi::run("select helper._enqueue($1, 'call', '{}', $2)", &[workspace.into(), call.into()])
+    spi::run(
+        "select helper._enqueue($1, case f.kind when 'http' then 'send' else 'call' end, '{}', $2) \
+         from helper.function_calls c join helper.functions f on f.id = c.function_id \
+         where c.workspace_id = $1 and c.id = $2",
+        &[workspace.into(), call.into()],
+    )
 }
 
 /// Moves a call to another state; `false` where it is in none of those. `facts` is JSON.
@@ -205,16 +210,19 @@ fn call_function(
         let ran = running::run(&tool, &arguments, workspace, Mode::Keep)?;
         ended(workspace, id, &ran.outcome)?;
     }
-    preview_for_approver(&tool, workspace, id, &arguments)?;
+    preview_for_approver(&tool, workspace, id, &arguments, false)?;
     Ok(id)
 }
 
 /// Who approves somebody else's call cannot run it as them to see what it would do.
-fn preview_for_approver(tool: &Tool, workspace: Uuid, call: Uuid, arguments: &str) -> Result<()> {
-    if tool.needs_confirmation && tool.approver_role.is_some() && tool.target.is_some() {
-        confirming::preview(tool, workspace, call, arguments)?;
+fn preview_for_approver(tool: &Tool, workspace: Uuid, call: Uuid, arguments: &str, by_runner: bool) -> Result<()> {
+    if !tool.needs_confirmation || tool.approver_role.is_none() || tool.target.is_none() {
+        return Ok(());
     }
-    Ok(())
+    if by_runner {
+        return owner::as_owner(|| enqueue(workspace, call));
+    }
+    confirming::preview(tool, workspace, call, arguments).map(drop)
 }
 
 fn refused(fault: &Fault) -> Outcome {
@@ -241,7 +249,11 @@ pub fn begin(made: &Made) -> Result<Outcome> {
         conversation: Some(made.conversation),
         message: Some(made.message),
         tool_call_id: Some(made.tool_call_id),
-        in_queue: tool.target.is_none() && tool.needs_confirmation,
+        in_queue: if tool.target.is_none() {
+            tool.needs_confirmation
+        } else {
+            made.by_runner && !tool.needs_confirmation
+        },
         ..Origin::default()
     };
     // The limit on calls is an error that the model may hear of.
@@ -254,11 +266,14 @@ pub fn begin(made: &Made) -> Result<Outcome> {
         Err(fault) => return Ok(refused(&fault)),
     };
     if tool.needs_confirmation {
-        preview_for_approver(&tool, made.workspace, id, &arguments)?;
+        preview_for_approver(&tool, made.workspace, id, &arguments, made.by_runner)?;
         return Ok(Outcome::Awaiting { call: id });
     }
     if tool.target.is_none() {
         return send(made.workspace, id);
+    }
+    if made.by_runner {
+        return Ok(Outcome::Queued { call: id });
     }
     let ran = running::run(&tool, &arguments, made.workspace, Mode::Keep)?;
     ended(made.workspace, id, &ran.outcome)?;
@@ -326,16 +341,18 @@ pub fn take_up(workspace: Uuid, call: Uuid) -> Result<Outcome> {
     if let Some(outcome) = outcome(workspace, call)? {
         return Ok(outcome);
     }
-    let idempotent = owner::as_owner(|| {
+    let found = owner::as_owner(|| {
         spi::first(
-            "select f.idempotent from helper.function_calls c join helper.functions f on f.id = c.function_id \
-             where c.workspace_id = $1 and c.id = $2 and c.status = 'running'",
+            "select c.status, coalesce(f.idempotent, false) from helper.function_calls c \
+             left join helper.functions f on f.id = c.function_id where c.workspace_id = $1 and c.id = $2",
             &[workspace.into(), call.into()],
-            |row| row.get::<bool>(1),
+            |row| Ok((row.get::<String>(1)?, row.get::<bool>(2)?)),
         )
     })?;
-    if idempotent == Some(true) {
-        return send(workspace, call);
+    match found {
+        Some((status, _)) if status == "queued" => return Ok(Outcome::Queued { call }),
+        Some((_, true)) => return send(workspace, call),
+        _ => {}
     }
     let error = Error::not_ready("the call was under way when the worker ended");
     finish(workspace, call, Ok(Reply::Tool(Box::new(ToolReply::Failed { error, reached: true }))))

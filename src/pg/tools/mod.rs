@@ -21,7 +21,7 @@ use crate::pg::{owner, spi};
 use pgrx::Uuid;
 
 pub use calling::text_of;
-pub use queued::{Queued, give_up, run_queued};
+pub use queued::{Queued, ToSend, cancel_queued, prepare_queued, run_queued, tried};
 pub use remote::{back_to_queue, ended};
 
 /// A tool that may be offered to a model.
@@ -46,6 +46,8 @@ pub struct Made<'a> {
     pub name: &'a str,
     /// As the model wrote them.
     pub arguments: &'a str,
+    /// A runner runs SQL functions, not this session.
+    pub by_runner: bool,
 }
 
 /// Where a call stands.
@@ -56,6 +58,8 @@ pub enum Outcome {
     Awaiting { call: Uuid },
     /// An HTTP endpoint's: send this to the gateway, then [`finish`].
     Send { call: Uuid, request: Box<Request> },
+    /// A runner has taken or takes it; it wakes the worker when it has ended.
+    Queued { call: Uuid },
 }
 
 /// What the caller may have called in a workspace; `asked` narrows it to names, `product:slug` and `tag:word`, and is
@@ -106,7 +110,8 @@ pub fn finish(workspace: Uuid, call: Uuid, reply: Result<Reply>) -> Result<Outco
     calling::finish(workspace, call, reply)
 }
 
-/// A call of [`begin`] that was to be sent, by somebody who is gone: to be sent again where that does no harm, else uncertain.
+/// A call of [`begin`] that somebody who is gone waited for: one that was to be sent is sent again where that does no harm,
+/// else uncertain.
 pub fn take_up(workspace: Uuid, call: Uuid) -> Result<Outcome> {
     calling::take_up(workspace, call)
 }

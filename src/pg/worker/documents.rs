@@ -1,10 +1,11 @@
 //! The worker's documents: claimed in bundles of one workspace, read, cut, embedded and stored.
 
-use super::transaction::transaction;
-use super::{Wanted, Worker, claim, end, requeue};
+use super::Worker;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{self, Frame, Item, Reply, Tag};
-use crate::pg::indexing::{self, Again, Indexing, Job, Next, Stored, TOGETHER};
+use crate::pg::indexing::{self, Again, Indexing, Next, Stored, TOGETHER};
+use crate::pg::jobs::{Job, Wanted, claim, end, requeue};
+use crate::pg::transaction::transaction;
 use crate::pg::{calling, settings, spi};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -88,7 +89,7 @@ impl Worker {
             return Vec::new();
         }
         let share = if self.careful { 1 } else { self.share };
-        let wanted = Wanted { kind: "index", after: self.turn, workspaces, share, without };
+        let wanted = Wanted { kind: "index", after: self.turn, workspaces, share, without, runner: None };
         let jobs = transaction(|| claim(&wanted));
         self.note(jobs).unwrap_or_default()
     }

@@ -1,9 +1,9 @@
 //! The worker's ledger: the gateway's records of calls, stored whatever became of the transactions that made them.
 
 use super::Worker;
-use super::transaction::transaction;
 use crate::core::wire::{self, Frame, Item, Record, Request};
 use crate::pg::spi;
+use crate::pg::transaction::transaction;
 use pgrx::JsonB;
 use pgrx::prelude::*;
 

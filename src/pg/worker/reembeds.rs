@@ -1,12 +1,13 @@
 //! The worker's workspaces that are embedded by another model.
 
-use super::transaction::transaction;
-use super::{Wanted, Worker, claim, end, requeue};
+use super::Worker;
 use crate::core::error::{Error, Result};
 use crate::core::wire::{self, Frame, Item, Reply, Tag};
 use crate::pg::calling;
 use crate::pg::indexing::{self, Again};
+use crate::pg::jobs::{Job, Wanted, claim, end, requeue};
 use crate::pg::reembedding::{self, Next, Reembedding};
+use crate::pg::transaction::transaction;
 use std::time::Instant;
 
 /// Workspaces that are embedded anew at once, in turn where there are more; documents that are added or changed go beside
@@ -19,7 +20,14 @@ impl Worker {
         if room == 0 || !self.connected() {
             return;
         }
-        let wanted = Wanted { kind: "reembed", after: self.reembed_turn, workspaces: room, share: 1, without: &[] };
+        let wanted = Wanted {
+            kind: "reembed",
+            after: self.reembed_turn,
+            workspaces: room,
+            share: 1,
+            without: &[],
+            runner: None,
+        };
         let jobs = transaction(|| claim(&wanted));
         for job in self.note(jobs).unwrap_or_default() {
             self.reembed_turn = job.workspace;
@@ -92,7 +100,7 @@ impl Worker {
     }
 
     /// Tries again after some seconds, or gives the model up.
-    fn reembed_failed(&mut self, job: &super::Job, error: &Error, again: Option<Again>) {
+    fn reembed_failed(&mut self, job: &Job, error: &Error, again: Option<Again>) {
         let outcome = transaction(|| {
             reembedding::failed(job, error, again)?;
             match again {

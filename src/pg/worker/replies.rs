@@ -1,24 +1,22 @@
 //! The worker's replies: questions that `helper.ask_async` put into the queue.
 
-use super::calls::{durable_reply, forget};
-use super::transaction::{bare_transaction, transaction};
-use super::{Wanted, Worker, claim, requeue};
+use super::Worker;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{self, CallEnd, Frame, Item, Reply, Tag, ToolReply};
 use crate::pg::acting::Errand;
+use crate::pg::jobs::{self, MOST_ATTEMPTS, Wanted, claim, requeue};
 use crate::pg::replying::{Next, Replying};
+use crate::pg::session::durable;
+use crate::pg::transaction::{bare_transaction, transaction};
 use crate::pg::{calling, owner, settings, spi};
 use std::time::{Duration, Instant};
 
-/// A reply that waits for calls of tools that the gateway makes.
+/// A reply that waits for calls of tools that the gateway or runners make.
 pub(super) struct Fetching {
     pub(super) reply: Box<Replying>,
     /// How many have not ended.
     left: usize,
 }
-
-/// A reply is given up after it was tried this often.
-const MOST_ATTEMPTS: i32 = 5;
 
 impl Worker {
     pub(super) fn claim_replies(&mut self) {
@@ -29,7 +27,8 @@ impl Worker {
                 return;
             }
             let after = self.reply_turn;
-            let wanted = Wanted { kind: "reply", after, workspaces: room.min(64), share: 1, without: &[] };
+            let wanted =
+                Wanted { kind: "reply", after, workspaces: room.min(64), share: 1, without: &[], runner: None };
             let jobs = transaction(|| claim(&wanted));
             let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
             for job in jobs {
@@ -77,29 +76,34 @@ impl Worker {
         }
     }
 
-    /// Sends calls of tools to the gateway; the reply waits for all of them.
+    /// Sends calls of tools to the gateway, and notes those that runners make; the reply waits for all of them.
     fn fetch(&mut self, reply: Box<Replying>, errands: Vec<Errand>) {
         let message = reply.message();
         let mut fetching = Fetching { reply, left: 0 };
         for errand in errands {
-            match self.send(&errand.request) {
+            let Some(request) = &errand.request else {
+                fetching.left += 1;
+                self.with_runners.insert(errand.call, (message, errand));
+                continue;
+            };
+            match self.send(request) {
                 Ok(Some(id)) => {
                     fetching.left += 1;
                     self.errands.insert(id, (message, errand));
                 }
                 Ok(None) => {
-                    self.forget_errands(message);
+                    self.forget_errands(message, true);
                     self.reply_again(&fetching.reply, 0.0);
                     return self.lost();
                 }
                 Err(error) => {
                     let noted = bare_transaction(|| {
-                        durable_reply();
+                        durable();
                         let failed = ToolReply::Failed { error, reached: false };
                         fetching.reply.fetched(&errand, Ok(Reply::Tool(Box::new(failed))))
                     });
                     if let Err(error) = noted {
-                        self.forget_errands(message);
+                        self.forget_errands(message, false);
                         return self.reply_failed(&fetching.reply, &error);
                     }
                 }
@@ -126,22 +130,80 @@ impl Worker {
             Tag::Error => Err(wire::decode::<Error>(&frame.body).unwrap_or_else(|error| error)),
             _ => Err(calling::another()),
         };
-        fetching.left -= 1;
         let noted = bare_transaction(|| {
-            durable_reply();
+            durable();
             fetching.reply.fetched(errand, reply)
         });
+        self.errand_noted(fetching, noted);
+    }
+
+    /// Goes on with replies whose calls runners have ended. A call that no runner has begun when its reply has taken as long
+    /// as it may is cancelled.
+    pub(super) fn hear_runners(&mut self) {
+        if self.with_runners.is_empty() {
+            return;
+        }
+        let late = |message: &pgrx::Uuid| self.fetching.get(message).is_some_and(|fetching| fetching.reply.is_late());
+        let late: Vec<&Errand> =
+            self.with_runners.values().filter(|(message, _)| late(message)).map(|(_, errand)| errand).collect();
+        let (workspaces, calls): (Vec<_>, Vec<_>) =
+            self.with_runners.values().map(|(_, errand)| (errand.workspace, errand.call)).unzip();
+        let ended = transaction(|| {
+            late.iter().try_for_each(|errand| errand.lost())?;
+            spi::change(
+                "select w.call from unnest($1, $2) w (workspace, call) \
+                 left join helper.function_calls c on c.workspace_id = w.workspace and c.id = w.call \
+                 where c.id is null or c.finished_at is not null",
+                &[workspaces.into(), calls.into()],
+                |row| row.get::<pgrx::Uuid>(1),
+            )
+        });
+        for call in self.notes.note(ended).unwrap_or_default() {
+            let Some((message, errand)) = self.with_runners.remove(&call) else { continue };
+            let Some(mut fetching) = self.fetching.remove(&message) else { continue };
+            let noted = bare_transaction(|| {
+                durable();
+                fetching.reply.called(&errand)
+            });
+            self.errand_noted(fetching, noted);
+        }
+    }
+
+    /// Goes on with a reply one of whose errands has ended.
+    fn errand_noted(&mut self, mut fetching: Fetching, noted: Result<()>) {
+        let message = fetching.reply.message();
+        fetching.left -= 1;
         match noted {
             Ok(()) => self.fetched(fetching),
             Err(error) => {
-                self.forget_errands(message);
+                self.forget_errands(message, false);
                 self.reply_failed(&fetching.reply, &error);
             }
         }
     }
 
-    /// Errands of a reply that goes on no more.
-    fn forget_errands(&mut self, message: pgrx::Uuid) {
+    /// The gateway went away: replies that waited for it are begun again, and those that wait for runners alone wait on.
+    pub(super) fn fetching_lost(&mut self) {
+        let lost: Vec<pgrx::Uuid> =
+            std::mem::take(&mut self.errands).into_values().map(|(message, _)| message).collect();
+        self.with_runners.retain(|_, (message, _)| !lost.contains(message));
+        for message in lost {
+            if let Some(fetching) = self.fetching.remove(&message) {
+                self.reply_again(&fetching.reply, 0.0);
+            }
+        }
+    }
+
+    /// Errands of a reply that stops waiting for them; where it will be begun again, it takes up those of runners.
+    fn forget_errands(&mut self, message: pgrx::Uuid, is_begun_again: bool) {
+        let with_runners: Vec<Errand> =
+            self.with_runners.extract_if(|_, (of, _)| *of == message).map(|(_, (_, errand))| errand).collect();
+        if !is_begun_again {
+            for errand in with_runners {
+                let settled = transaction(|| errand.lost());
+                self.note(settled);
+            }
+        }
         let ids: Vec<u32> = self.errands.iter().filter(|(_, (of, _))| *of == message).map(|(id, _)| *id).collect();
         for id in ids {
             if let Some(link) = &mut self.link {
@@ -206,14 +268,11 @@ impl Worker {
 
     pub(super) fn reply_ended(&mut self, mut reply: Box<Replying>, end: CallEnd) {
         let stored = bare_transaction(|| {
-            durable_reply();
+            durable();
             let next = reply.ended(&end)?;
-            let job = &reply.job;
-            owner::as_owner(|| match next {
-                Next::Done => super::end(job, "succeeded", None),
-                // Tools were called.
-                _ => forget(),
-            })?;
+            if matches!(next, Next::Done) {
+                owner::as_owner(|| jobs::end(&reply.job, "succeeded", None))?;
+            }
             Ok(next)
         });
         match stored {
@@ -253,7 +312,7 @@ impl Worker {
         };
         let failed = transaction(|| {
             reply.fail(message, Some(error))?;
-            super::end(&reply.job, job, Some(error))
+            jobs::end(&reply.job, job, Some(error))
         });
         if self.note(failed).is_none() {
             self.owed.push(reply.job.clone());
@@ -302,7 +361,7 @@ impl Worker {
             .collect();
         for message in &named {
             if let Some(fetching) = self.fetching.remove(message) {
-                self.forget_errands(*message);
+                self.forget_errands(*message, false);
                 self.reply_failed(&fetching.reply, &Error::new(Kind::Cancelled, "the reply was cancelled"));
             }
         }

@@ -2,12 +2,12 @@
 //! Where that is not known, because the gateway or we went away in between, the call is uncertain, or sent again where a
 //! repetition does no harm.
 
-use super::calls::{MOST_ATTEMPTS, durable};
-use super::transaction::transaction;
-use super::{Worker, end, requeue};
+use super::Worker;
 use crate::core::error::Error;
 use crate::core::wire::{self, Frame, Reply, Request, Tag, ToolReply, ToolRequest};
-use crate::pg::indexing::Job;
+use crate::pg::jobs::{Job, MOST_ATTEMPTS, end, requeue};
+use crate::pg::session::durable;
+use crate::pg::transaction::transaction;
 use crate::pg::{calling, tools};
 use std::time::{Duration, Instant};
 

@@ -2,9 +2,9 @@
 //! Each workspace's is a transaction of its own, so that trouble with one never keeps the others waiting.
 
 use super::Worker;
-use super::transaction::transaction;
 use crate::core::error::Result;
 use crate::pg::indexing::Indexing;
+use crate::pg::transaction::transaction;
 use crate::pg::{packing, settings, spi};
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! The worker's transactions: short, each ended on every way out, an error of Postgres told apart by whether it passes.
+//! Transactions of the background processes: short, each ended on every way out, an error of Postgres told apart by whether it passes.
 
 use crate::core::error::{Error, Kind, Result};
 use crate::pg::owner;
@@ -6,12 +6,12 @@ use pgrx::prelude::*;
 use std::panic::AssertUnwindSafe;
 
 /// Runs one short transaction as the extension's owner. An error rolls it back and is returned.
-pub(super) fn transaction<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub fn transaction<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     bare_transaction(|| owner::as_owner(work))
 }
 
 /// Runs one short transaction that says itself as whom.
-pub(super) fn bare_transaction<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub fn bare_transaction<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     // SAFETY: the server's own sequence for a transaction of a background worker; every way out ends it.
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
@@ -68,7 +68,7 @@ fn from_postgres(caught: &pg_sys::panic::CaughtError) -> Error {
 }
 
 /// Whether this database has the extension.
-pub(super) fn extension_exists() -> bool {
+pub fn extension_exists() -> bool {
     // SAFETY: a lookup inside a transaction of its own.
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();

@@ -1,0 +1,230 @@
+//! Runners: processes that run what callers ask for in SQL, each one thing at a time, so that what takes long keeps neither
+//! the worker nor other tenants waiting. A database has as many as there is work for, and at most `helper_ai.runners`.
+//!
+//! Whoever enqueues such work wakes an idle runner at commit ([`shared::want_runner`]), or has the launcher start one. A
+//! runner that begins something while more is due does the same; one that has done something looks for more itself.
+
+mod calls;
+
+use crate::core::error::Result;
+use crate::pg::jobs::{self, Job};
+use crate::pg::report::{Notes, Reported};
+use crate::pg::transaction::{extension_exists, transaction};
+use crate::pg::{identity, session, settings, shared, spi, wait, wake};
+use pgrx::Uuid;
+use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
+#[cfg(not(feature = "pg18"))]
+use pgrx::pg_sys::pqsignal;
+#[cfg(feature = "pg18")]
+use pgrx::pg_sys::pqsignal_be as pqsignal;
+use pgrx::prelude::*;
+use std::time::{Duration, Instant};
+
+/// A runner that has had nothing to do for so long leaves.
+const IDLE: Duration = Duration::from_secs(300);
+
+unsafe extern "C-unwind" {
+    fn die(signal: i32);
+}
+
+/// What became of a look for work.
+enum Worked {
+    /// Something was done; there may be more.
+    Busy,
+    /// There is nothing to do, and nothing before this time as far as is known.
+    Idle { next_look: Option<Instant> },
+}
+
+/// What a runner does next.
+enum Step {
+    Work,
+    Rest,
+    Leave,
+}
+
+struct Runner {
+    database: u32,
+    pid: i32,
+    /// By which its leases are known.
+    id: Uuid,
+    /// When it looks for work though nobody wakes it.
+    next_look: Option<Instant>,
+    /// When it last had something to do.
+    worked_at: Instant,
+    /// Workspace whose call was run last.
+    call_turn: Uuid,
+    /// Jobs that could not be given back, because of a lock say.
+    owed: Vec<Job>,
+    notes: Notes,
+}
+
+/// Whether something is due that runners do; as the owner, inside a transaction.
+pub fn is_due() -> Result<bool> {
+    jobs::is_due("call")
+}
+
+/// Says that there is work for this database's runners.
+pub fn want_here() {
+    shared::want_runner(wake::this_database());
+}
+
+/// `helper._runners`.
+#[pg_extern(sql = false, volatile, parallel_unsafe)]
+fn runner_ids() -> Reported<Vec<Uuid>> {
+    if !shared::preloaded() {
+        return Ok(Vec::new());
+    }
+    Ok(shared::runner_ids(wake::this_database()).into_iter().map(Uuid::from_bytes).collect())
+}
+
+/// A runner's main function; the argument is the database.
+#[pg_guard]
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn helper_ai_runner_main(arg: pg_sys::Datum) {
+    let database = arg.value() as u32;
+    BackgroundWorker::attach_signal_handlers(SignalWakeFlags::SIGHUP);
+    // SAFETY: the server's own handlers; called before anything can wait.
+    let pid = unsafe {
+        pqsignal(pg_sys::SIGTERM as i32, Some(die));
+        pg_sys::MyProcPid
+    };
+    let mut runner = Runner::new(database, pid);
+    if !runner.enter() {
+        return;
+    }
+    BackgroundWorker::connect_worker_to_spi_by_oid(Some(database.into()), None);
+    session::configure(c"helper_ai runner");
+    let may_have_work = runner.run();
+    runner.leave(may_have_work);
+}
+
+impl Runner {
+    fn new(database: u32, pid: i32) -> Self {
+        Runner {
+            database,
+            pid,
+            id: Uuid::from_bytes(identity::new_id()),
+            next_look: None,
+            worked_at: Instant::now(),
+            call_turn: jobs::first(),
+            owed: Vec::new(),
+            notes: Notes::of("runner"),
+        }
+    }
+
+    /// Enters itself into the database's slot; `false` where it is one too many, or somebody needs the database.
+    fn enter(&self) -> bool {
+        let most = settings::RUNNERS.get() as usize;
+        shared::change(|state| {
+            let Some(slot) = state.slot(self.database) else { return false };
+            let others = slot.started().filter(|runner| runner.pid != self.pid).count();
+            let may = slot.held_by == 0 && others < most;
+            if may && let Some(entry) = slot.enter(self.pid) {
+                *entry = shared::Runner { pid: self.pid, id: *self.id.as_bytes(), busy: true };
+                return true;
+            }
+            clear(slot, self.pid, true);
+            false
+        })
+    }
+
+    fn leave(&self, may_have_work: bool) {
+        shared::change(|state| {
+            if let Some(slot) = state.slot(self.database) {
+                clear(slot, self.pid, may_have_work);
+                slot.runner_lost |= !self.owed.is_empty();
+            }
+        });
+    }
+
+    /// Works until it is not needed or asked to leave; says whether there may be work to come back to.
+    fn run(&mut self) -> bool {
+        // What a runner that is gone had claimed; the worker does so too, but may be busy.
+        let released = transaction(|| spi::run("select helper._release_leases(null)", &[]));
+        self.notes.note(released);
+        // Whoever had it started has work for it.
+        self.next_look = Some(Instant::now());
+        loop {
+            // SAFETY: a flag that the signal handler sets.
+            if unsafe { (&raw const pg_sys::ProcDiePending).read_volatile() } != 0 {
+                return true;
+            }
+            if BackgroundWorker::sighup_received() {
+                // SAFETY: the server's own way to read its configuration again.
+                unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+            }
+            // SAFETY: handles barriers and invalidations; a termination leaves above or raises here.
+            pgrx::check_for_interrupts!();
+            match self.step() {
+                Step::Leave => return true,
+                Step::Work if !extension_exists() => return false,
+                Step::Work => match self.work() {
+                    Worked::Busy => {
+                        self.worked_at = Instant::now();
+                        self.next_look = Some(self.worked_at);
+                    }
+                    Worked::Idle { next_look } => self.next_look = next_look,
+                },
+                Step::Rest => self.rest(),
+            }
+        }
+    }
+
+    /// Takes the wish for a runner, or else says that this one is idle: in one look at the slot, so that whoever wishes
+    /// meanwhile wakes it.
+    fn step(&self) -> Step {
+        let now = Instant::now();
+        let most = settings::RUNNERS.get() as usize;
+        let is_due = self.next_look.is_some_and(|at| at <= now);
+        let is_needed = self.worked_at.elapsed() < IDLE || self.next_look.is_some_and(|at| at <= now + IDLE);
+        shared::change(|state| {
+            let Some(slot) = state.slot(self.database) else { return Step::Leave };
+            if slot.held_by != 0 || slot.started().count() > most {
+                return Step::Leave;
+            }
+            let is_wanted = slot.runner_wanted;
+            let Some(entry) = slot.runner(self.pid) else { return Step::Leave };
+            entry.busy = is_due || is_wanted;
+            if entry.busy {
+                slot.runner_wanted = false;
+                Step::Work
+            } else if is_needed {
+                Step::Rest
+            } else {
+                *entry = shared::Runner::default();
+                Step::Leave
+            }
+        })
+    }
+
+    /// Does a piece of work.
+    fn work(&mut self) -> Worked {
+        self.give_back();
+        self.run_a_call()
+    }
+
+    fn rest(&self) {
+        let idle = IDLE.saturating_sub(self.worked_at.elapsed());
+        let next = self.next_look.map(|at| at.saturating_duration_since(Instant::now()));
+        // Whole milliseconds, rounded up, or the last one would be waited for in many short waits.
+        wait::wait(None, Some(next.map_or(idle, |next| next.min(idle.max(next))) + Duration::from_micros(999)));
+    }
+
+    /// Gives back what could not be given back before.
+    fn give_back(&mut self) {
+        for job in std::mem::take(&mut self.owed) {
+            let given = transaction(|| jobs::requeue(&job, 5.0, true));
+            if self.notes.note(given).is_none() {
+                self.owed.push(job);
+            }
+        }
+    }
+}
+
+/// Clears a runner's entry, if it has not done so for want of work.
+fn clear(slot: &mut shared::Slot, pid: i32, may_have_work: bool) {
+    if let Some(entry) = slot.runner(pid) {
+        *entry = shared::Runner::default();
+        slot.runner_wanted |= may_have_work;
+    }
+}

@@ -1,0 +1,67 @@
+//! Settings of a background process's own session, and of its transactions that do what somebody asked for.
+
+use crate::core::error::Result;
+use crate::pg::spi;
+use pgrx::prelude::*;
+use std::ffi::CStr;
+
+/// Settings of the session.
+pub fn configure(name: &CStr) {
+    set(c"search_path", c"pg_catalog, pg_temp");
+    // Nobody's open transaction stops the work for all.
+    set(c"lock_timeout", c"2s");
+    // Plans that were made while the tables were small, those of foreign keys too, would read all of them for each row.
+    set(c"enable_seqscan", c"off");
+    // Where there is no other way than through a table, its cost would have the statement compiled.
+    set(c"jit", c"off");
+    set(c"application_name", name);
+}
+
+/// The worker's commits are not waited for: what a crash takes back is done again, which is cheaper than a flush for each
+/// document.
+pub fn relax() {
+    set(c"synchronous_commit", c"off");
+}
+
+fn set(name: &CStr, value: &CStr) {
+    // SAFETY: names and values are constants.
+    unsafe {
+        pg_sys::SetConfigOption(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+        );
+    }
+}
+
+/// Until the transaction ends: what was done for somebody and told to the world is not forgotten in a crash, and the
+/// other ways of our session are not for what callers run.
+pub fn durable() {
+    set_locally(c"synchronous_commit", c"on");
+    set_locally(c"enable_seqscan", c"on");
+}
+
+/// Sets something until the transaction, or the level of settings inside it, ends.
+pub fn set_locally(name: &CStr, value: &CStr) {
+    // SAFETY: a name and a value that the server knows; the texts are copied.
+    unsafe {
+        pg_sys::set_config_option(
+            name.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_LOCAL,
+            true,
+            0,
+            false,
+        );
+    }
+}
+
+/// What a caller's SQL left in the session is not for the next one to find, which may be another tenant's.
+pub fn forget() -> Result<()> {
+    ["close all", "discard temp", "discard sequences", "deallocate all", "select pg_catalog.pg_advisory_unlock_all()"]
+        .into_iter()
+        .try_for_each(|sql| spi::run(sql, &[]))
+}
