@@ -25,14 +25,17 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function helper._attached_fields(helper.attached_tables) is 'Expression for what is read of a row r of an attached table, a JSON object';
 
+-- In plpgsql, as what is called once a row: a function in SQL with a search path of its own is parsed at each call.
 create function helper._attached_key(attachment helper.attached_tables, fields jsonb) returns text
-language sql immutable set search_path = pg_catalog, pg_temp as $$
-  select case
-    when cardinality(attachment.key_columns) = 1 then coalesce(fields ->> attachment.key_columns[1]::text, '')
-    else (
-      select string_agg(replace(replace(coalesce(fields ->> k.name::text, ''), '%', '%25'), '/', '%2F'), '/' order by k.n)
-      from unnest(attachment.key_columns) with ordinality k (name, n))
-  end
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  if cardinality(attachment.key_columns) = 1 then
+    return coalesce(fields ->> attachment.key_columns[1]::text, '');
+  end if;
+  return (
+    select string_agg(replace(replace(coalesce(fields ->> k.name::text, ''), '%', '%25'), '/', '%2F'), '/' order by k.n)
+    from unnest(attachment.key_columns) with ordinality k (name, n));
+end
 $$;
 comment on function helper._attached_key(helper.attached_tables, jsonb) is 'external_id of a row: its key, or its keys joined by / with % and / in them escaped';
 
@@ -42,26 +45,27 @@ declare
   v_workspace uuid := coalesce(attachment.workspace_id, (fields ->> attachment.workspace_column::text)::uuid);
   v_content text := fields ->> attachment.content_column::text;
   v_title text := coalesce(nullif(btrim(left(fields ->> attachment.title_column::text, 1000)), ''), attachment.relation::text);
+  v_key text := helper._attached_key(attachment, fields);
 begin
   if v_workspace is null or v_content is null or left(v_content, 1000) !~ '[^[:space:]]' and v_content !~ '[^[:space:]]' then
-    perform helper._attached_drop(attachment, helper._attached_key(attachment, fields));
+    perform helper._attached_drop(attachment, v_key);
     return;
   end if;
   if octet_length(v_content) > helper._limit_bytes('helper_ai.max_document_size', '50MB') then
-    perform helper._attached_drop(attachment, helper._attached_key(attachment, fields));
+    perform helper._attached_drop(attachment, v_key);
     raise warning using message = format('row of table %s is too large to be a document and was left out', attachment.relation);
     return;
   end if;
   -- A row that moved to another workspace takes its document along.
   delete from helper.knowledge_sources s
-  where s.attachment_id = attachment.id and s.external_id = helper._attached_key(attachment, fields) and s.workspace_id <> v_workspace;
+  where s.attachment_id = attachment.id and s.external_id = v_key and s.workspace_id <> v_workspace;
   perform helper._put_source(
     v_workspace,
     v_title,
     convert_to(v_content, 'UTF8'),
     false,
     attachment.source_type,
-    helper._attached_key(attachment, fields),
+    v_key,
     'text/markdown',
     coalesce((select jsonb_object_agg(m.name, fields -> m.name::text) from unnest(attachment.metadata_columns) m (name)), '{}'),
     attachment.language,

@@ -16,8 +16,10 @@ $$;
 comment on function helper._writable_workspace(uuid, text) is 'The workspace of a call that changes something; 42501 where the caller''s role in it is too low';
 
 create function helper._limit_bytes(name text, fallback text) returns bigint
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select pg_size_bytes(coalesce(nullif(current_setting(name, true), ''), fallback))
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return pg_size_bytes(coalesce(nullif(current_setting(name, true), ''), fallback));
+end
 $$;
 comment on function helper._limit_bytes(text, text) is 'A size setting in bytes';
 

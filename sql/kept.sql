@@ -2,7 +2,7 @@
 
 create function helper._forget_kept() returns trigger
 language c as 'MODULE_PATHNAME', 'forget_kept_wrapper';
-comment on function helper._forget_kept() is 'Tells every session, when the transaction commits, to forget what it keeps of providers, models, their defaults and token ratios, budgets and the source of membership';
+comment on function helper._forget_kept() is 'Tells every session, when the transaction commits, to forget what it keeps of providers, models, their defaults and token ratios, budgets, modes and the source of membership';
 
 create trigger providers_forget after insert or update or delete or truncate on helper.providers
   for each statement execute function helper._forget_kept();
@@ -15,6 +15,8 @@ create trigger model_catalog_forget after insert or update or delete or truncate
 create trigger model_defaults_forget after insert or update or delete or truncate on helper.model_defaults
   for each statement execute function helper._forget_kept();
 create trigger budgets_forget after insert or update or delete or truncate on helper.budgets
+  for each statement execute function helper._forget_kept();
+create trigger modes_forget after insert or update or delete or truncate on helper.modes
   for each statement execute function helper._forget_kept();
 create trigger membership_source_forget after insert or update or delete or truncate on helper.membership_source
   for each statement execute function helper._forget_kept();

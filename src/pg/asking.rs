@@ -4,6 +4,7 @@ use crate::core::chat::Part;
 use crate::core::error::{Error, Kind, Result};
 use crate::pg::acting::{self, Bounds};
 use crate::pg::calling::Tuning;
+use crate::pg::kept::Kept;
 use crate::pg::routes::{self, Chosen};
 use crate::pg::searching::{self, LONGEST};
 use crate::pg::tools::{self, Offered};
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 
 /// A way of answering.
+#[derive(Clone)]
 pub struct Mode {
     pub name: String,
     pub instructions: String,
@@ -225,9 +227,25 @@ fn tools_of(value: &Value) -> Result<Vec<String>> {
     }
 }
 
-/// A mode of the workspace or for all, with its model, whether it looks documents up, and how many passages.
-fn mode(workspace: pgrx::Uuid, name: &str) -> Result<(Mode, Option<String>, bool, usize)> {
-    let found = owner::as_owner(|| {
+/// A mode with its model, whether it looks documents up, and how many passages.
+type Found = (Mode, Option<String>, bool, usize);
+
+thread_local! {
+    static MODES: Kept<([u8; 16], String), Option<Found>> = Kept::new();
+}
+
+/// A mode of the workspace or for all.
+fn mode(workspace: pgrx::Uuid, name: &str) -> Result<Found> {
+    let found =
+        MODES.with(|modes| modes.get((*workspace.as_bytes(), name.to_owned()), || find_mode(workspace, name)))?;
+    found.ok_or_else(|| {
+        Error::bad_argument(format!("mode \"{name}\" does not exist"))
+            .hint("Modes are chat, copy, summary and those that helper.set_mode has added.")
+    })
+}
+
+fn find_mode(workspace: pgrx::Uuid, name: &str) -> Result<Option<Found>> {
+    owner::as_owner(|| {
         spi::first(
             "select m.instructions, m.model, m.temperature, m.max_tokens, m.knowledge, m.k, m.output_schema, m.tools from helper.modes m \
              where m.name = $2 and (m.workspace_id = $1 or m.workspace_id is null) \
@@ -249,10 +267,6 @@ fn mode(workspace: pgrx::Uuid, name: &str) -> Result<(Mode, Option<String>, bool
                 ))
             },
         )
-    })?;
-    found.ok_or_else(|| {
-        Error::bad_argument(format!("mode \"{name}\" does not exist"))
-            .hint("Modes are chat, copy, summary and those that helper.set_mode has added.")
     })
 }
 

@@ -6,6 +6,7 @@ use crate::pg::report::Reported;
 use crate::pg::{owner, settings, spi};
 use pgrx::prelude::*;
 use sha2::{Digest, Sha256};
+use std::cell::Cell;
 use std::ffi::CStr;
 
 /// The role that asks: that of `set role`, else the session's; security definer functions in between do not change it.
@@ -163,14 +164,28 @@ fn my_role(workspace: Option<pgrx::Uuid>) -> Reported<Option<String>> {
     Ok(best.and_then(|rank| ROLES.get(rank - 1)).map(|name| (*name).to_owned()))
 }
 
-/// A new identifier: RFC 9562 version 7.
+/// `helper.uuid_v7`.
+#[pg_extern(sql = false, volatile, parallel_safe)]
+fn uuid_v7() -> pgrx::Uuid {
+    pgrx::Uuid::from_bytes(new_id())
+}
+
+thread_local! {
+    /// Microseconds of the last one.
+    static LAST_ID: Cell<i64> = const { Cell::new(0) };
+}
+
+/// A new identifier: RFC 9562 version 7, with twelve bits of the millisecond's fraction in rand_a. Those of one session come
+/// one after the other, as many as it makes in a microsecond.
 pub fn new_id() -> [u8; 16] {
     let mut bytes = [0; 16];
     // SAFETY: the buffer is as long as it is said to be; the clock is a plain getter.
-    let micros = unsafe {
+    let now = unsafe {
         pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len());
         pg_sys::GetCurrentTimestamp() + 946_684_800_000_000
     };
+    let micros = now.max(LAST_ID.get() + 1);
+    LAST_ID.set(micros);
     bytes[..6].copy_from_slice(&((micros / 1000) as u64).to_be_bytes()[2..]);
     // The millisecond's fraction, in twelve bits.
     let fraction = (micros % 1000 * 4096 / 1000) as u16;

@@ -20,7 +20,7 @@ const SLICE: usize = 64;
 const REMOTE_SLICE: usize = 8192;
 
 /// Documents that go together at most.
-pub const TOGETHER: usize = 256;
+pub const TOGETHER: usize = 512;
 
 /// Bytes of documents that go together: a few seconds' work of the local model, or a few requests to a provider.
 const LOCAL_BYTES: i64 = 16 * 1024;

@@ -85,7 +85,9 @@ pub fn begin(question: &Question, status: &str) -> Result<Stored> {
 /// Takes the turn in the conversation, and says where question and reply will be stored: in a new one where none is given.
 /// Another reply that is under way is waited for, or refused, as the question says; one that may wait queues behind it.
 pub fn take_turn(question: &Question, may_queue: bool) -> Result<Stored> {
-    let (asked, reply) = two_ids();
+    // In this order, and so are their ids.
+    let asked = pgrx::Uuid::from_bytes(identity::new_id());
+    let reply = pgrx::Uuid::from_bytes(identity::new_id());
     let Some(conversation) = question.conversation else {
         let conversation = pgrx::Uuid::from_bytes(identity::new_id());
         return Ok(Stored { conversation, question: asked, reply });
@@ -116,7 +118,8 @@ pub fn store(question: &Question, stored: &Stored, status: &str) -> Result<()> {
     let rows = owner::as_owner(|| {
         spi::change(
             "with held as ( \
-               update helper.conversations c set message_count = c.message_count + 2, last_message_at = clock_timestamp() \
+               update helper.conversations c set message_count = c.message_count + 2, \
+                 last_message_at = case when $11 then c.last_message_at else clock_timestamp() end \
                where c.workspace_id = $1 and c.id = $2 and c.user_id = $3 returning 1 \
              ) \
              insert into helper.messages (workspace_id, conversation_id, id, role, content, status, completed_at, provider, model, mode) \
@@ -135,6 +138,8 @@ pub fn store(question: &Question, stored: &Stored, status: &str) -> Result<()> {
                 provider.into(),
                 model.into(),
                 question.mode.name.as_str().into(),
+                // What an index holds stays as it was inserted a moment ago.
+                question.conversation.is_none().into(),
             ],
             |row| row.get::<bool>(1),
         )
@@ -143,16 +148,6 @@ pub fn store(question: &Question, stored: &Stored, status: &str) -> Result<()> {
         2 => Ok(()),
         _ => Err(Error::unknown_object(format!("conversation \"{}\" does not exist", stored.conversation))),
     }
-}
-
-/// Two new ids, the second of which comes after the first.
-fn two_ids() -> (pgrx::Uuid, pgrx::Uuid) {
-    let first = identity::new_id();
-    let mut second = identity::new_id();
-    while second <= first {
-        second = identity::new_id();
-    }
-    (pgrx::Uuid::from_bytes(first), pgrx::Uuid::from_bytes(second))
 }
 
 /// Puts a whole reply into its place.

@@ -81,6 +81,9 @@ impl Worker {
             for jobs in jobs.chunk_by(|a, b| a.workspace == b.workspace) {
                 self.load(jobs, self.places().free);
             }
+            if self.places().free == 0 {
+                return;
+            }
         }
     }
 
@@ -150,6 +153,7 @@ impl Worker {
     }
 
     pub(super) fn document_frame(&mut self, mut indexing: Indexing, frame: &Frame) {
+        let others = self.tasks.len();
         let next = match frame.tag {
             Tag::Item => match wire::decode::<Item>(&frame.body) {
                 Ok(Item::Embeddings { dimensions, values }) => {
@@ -187,8 +191,10 @@ impl Worker {
             Tag::Hello | Tag::Request | Tag::Cancel => Err(calling::another()),
         };
         self.go_on(indexing, next);
-        // There is room for another one.
-        self.next_look = Instant::now();
+        // A look is not for nothing: where somebody's old snapshot keeps the claimed jobs' rows, it goes through all of them.
+        if self.tasks.len() <= others {
+            self.next_look = Instant::now();
+        }
     }
 
     fn store(&mut self, indexing: &Indexing) {
