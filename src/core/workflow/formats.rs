@@ -151,10 +151,10 @@ fn tool(step: Object, variables: &Variables) -> Result<Value> {
     let known = ["send_message", "add_tag", "notify_team", "ai_response"];
     step.need("action")?;
     let params = step.object("params")?;
-    let find = |names: &[&str]| names.iter().find_map(|name| params.get(*name)).map(|value| rewritten(value, variables));
-    let need = |names: &[&str]| {
-        find(names).ok_or_else(|| wrong(&format!("{}.{}", step.at("params"), names[0]), "is missing"))
-    };
+    let find =
+        |names: &[&str]| names.iter().find_map(|name| params.get(*name)).map(|value| rewritten(value, variables));
+    let need =
+        |names: &[&str]| find(names).ok_or_else(|| wrong(&format!("{}.{}", step.at("params"), names[0]), "is missing"));
     let contact = || find(&["contact_id", "contactId"]).unwrap_or_else(|| json!("{{ input.contact_id }}"));
     let phone = ["phone_number", "phoneNumber", "to", "phone"];
     let (tool, arguments) = match step.one_of("action", &known)?.unwrap_or_default() {
@@ -174,7 +174,8 @@ fn tool(step: Object, variables: &Variables) -> Result<Value> {
         }
         "notify_team" => {
             let body = find(&["body", "message", "text"]).unwrap_or(Value::Null);
-            let title = find(&["title"]).unwrap_or_else(|| if body.is_null() { json!("Notification") } else { body.clone() });
+            let title =
+                find(&["title"]).unwrap_or_else(|| if body.is_null() { json!("Notification") } else { body.clone() });
             ("send_notification", json!({"user_id": need(&["user_id", "userId"])?, "title": title, "body": body}))
         }
         _ => {
@@ -205,8 +206,10 @@ fn expression(step: Object, variables: &Variables) -> Result<Value> {
         "contains" => {
             let text = condition.need_text("value")?;
             // In a pattern (RFC 9485) these are more than themselves.
-            let literal: String =
-                text.chars().flat_map(|c| (r"\.*+?()[]{}|^$-".contains(c)).then_some('\\').into_iter().chain([c])).collect();
+            let literal: String = text
+                .chars()
+                .flat_map(|c| (r"\.*+?()[]{}|^$-".contains(c)).then_some('\\').into_iter().chain([c]))
+                .collect();
             format!("search({field}, {})", json!(literal))
         }
         "not_equals" => format!("{field} != {}", value()?),

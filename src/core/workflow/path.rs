@@ -136,7 +136,8 @@ impl Rewritten {
     /// `{{ path }}` in an expression: the path itself. Returns its length.
     fn bare(&mut self, rest: &str) -> Result<usize> {
         let unread = || Error::bad_argument("a template in an expression is not closed");
-        let inner = rest.strip_prefix("{{").ok_or_else(|| Error::bad_argument("\"{\" has no place in an expression"))?;
+        let inner =
+            rest.strip_prefix("{{").ok_or_else(|| Error::bad_argument("\"{\" has no place in an expression"))?;
         let end = end_of_path(inner);
         let after = inner[end..].strip_prefix("}}").ok_or_else(unread)?;
         let written = inner[..end].trim();

@@ -110,8 +110,9 @@ impl<'v> Names<'v> {
         for object in objects {
             let name = object.need_text("name")?;
             if !is_name(name) {
-                return Err(wrong(&object.at("name"), format!("\"{name}\" is not a name"))
-                    .hint("A name has letters, digits and underscores, begins with no digit, and is at most 63 long."));
+                return Err(wrong(&object.at("name"), format!("\"{name}\" is not a name")).hint(
+                    "A name has letters, digits and underscores, begins with no digit, and is at most 63 long.",
+                ));
             }
             if let Some(earlier) = names.iter().position(|other| *other == name) {
                 return Err(wrong(&object.at("name"), format!("\"{name}\" is the name of steps[{earlier}] already")));
@@ -401,7 +402,8 @@ fn switch(object: &Object, names: &Names) -> Result<StepKind> {
 
 fn map(object: &Object) -> Result<StepKind> {
     let over = Template::read(object.need("over")?, &object.at("over"))?;
-    if !matches!(object.get("over"), Some(Value::Array(_))) && !matches!(object.get("over"), Some(Value::String(_)) if over.literal().is_none())
+    if !matches!(object.get("over"), Some(Value::Array(_)))
+        && !matches!(object.get("over"), Some(Value::String(_)) if over.literal().is_none())
     {
         return Err(wrong(&object.at("over"), "is neither an array nor a template"));
     }

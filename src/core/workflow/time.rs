@@ -68,8 +68,9 @@ fn milliseconds(clock: &str) -> Option<i64> {
     }
     let fraction = match fraction {
         None => 0,
-        Some(digits) if (1..=9).contains(&digits.len()) => number(&format!("{digits:0<3}")[..3], 3)
-            .filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()))?,
+        Some(digits) if (1..=9).contains(&digits.len()) => {
+            number(&format!("{digits:0<3}")[..3], 3).filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()))?
+        }
         Some(_) => return None,
     };
     Some(((hours * 60 + minutes) * 60 + seconds) * 1000 + fraction)
@@ -123,7 +124,8 @@ mod tests {
         ] {
             assert_eq!(interval(text), Some(expected), "{text}");
         }
-        for text in ["", " ", "10", "min", "10 parsecs", "1 month", "-1 s", "0 s", "1 s,", "1..5 s", "99999 weeks", ".5 s"]
+        for text in
+            ["", " ", "10", "min", "10 parsecs", "1 month", "-1 s", "0 s", "1 s,", "1..5 s", "99999 weeks", ".5 s"]
         {
             assert_eq!(interval(text), None, "{text}");
         }
