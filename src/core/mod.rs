@@ -1,5 +1,6 @@
 //! Decisions, and nothing else: no Postgres, no sockets, no clock, no randomness. Ids and time come in as arguments.
 
+pub mod admission;
 pub mod agent;
 pub mod answer;
 pub mod block;

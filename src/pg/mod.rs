@@ -14,6 +14,7 @@ mod calling;
 mod completing;
 mod embedder;
 mod embedding;
+mod events;
 mod extracting;
 mod gateway;
 mod hooks;
@@ -34,6 +35,7 @@ mod reembedding;
 mod replying;
 mod report;
 mod routes;
+mod schedules;
 mod searching;
 mod settings;
 mod shared;
@@ -44,6 +46,7 @@ mod terms;
 mod tools;
 mod wait;
 mod wake;
+mod webhooks;
 mod worker;
 
 use pgrx::prelude::*;
@@ -58,6 +61,7 @@ pub extern "C-unwind" fn _PG_init() {
     if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
         shared::request();
         budget::request();
+        webhooks::request();
         hooks::install();
         launcher::register();
     }
