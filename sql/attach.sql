@@ -2,21 +2,24 @@
 
 -- The owner of a table decides what types its columns have, and to_jsonb runs a cast to json that belongs to a type. So
 -- only Postgres's own types go through it; any other is written by its output function, which only a superuser can make.
+create function helper._json_of(field text, type oid) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select case
+    when t.typnamespace = 'pg_catalog'::regnamespace and t.typtype in ('b', 'r') then format('to_jsonb(%s)', field)
+    else format('case when %1$s is not null then to_jsonb(format(''%%s'', %1$s)) end', field)
+  end
+  from pg_type t
+  where t.oid = _json_of.type
+$$;
+comment on function helper._json_of(text, oid) is 'Expression for the JSON of a field of a type that anybody may have made';
+
 create function helper._attached_fields(attachment helper.attached_tables) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select format('(select coalesce(jsonb_object_agg(f.name, f.value), ''{}'') from (values %s) f (name, value))',
     coalesce(
-      string_agg(
-        format(
-          case
-            when t.typnamespace = 'pg_catalog'::regnamespace and t.typtype in ('b', 'r') then '(%1$L, to_jsonb(r.%2$I))'
-            else '(%1$L, case when r.%2$I is not null then to_jsonb(format(''%%s'', r.%2$I)) end)'
-          end,
-          a.attname, a.attname),
-        ', '),
+      string_agg(format('(%L, %s)', a.attname, helper._json_of(format('r.%I', a.attname), a.atttypid)), ', '),
       '(null::text, null::jsonb)'))
   from pg_attribute a
-  join pg_type t on t.oid = a.atttypid
   where a.attrelid = attachment.relation
     and a.attnum > 0
     and not a.attisdropped
@@ -121,6 +124,29 @@ end
 $$;
 comment on function helper._attached_changed() is 'Trigger of attached tables: keeps documents in step with rows';
 
+-- Whoever has a table followed by triggers of ours has what they see told.
+create function helper._require_table(relation regclass) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  if not has_table_privilege(helper.caller_role(), relation, 'TRIGGER') or not has_table_privilege(helper.caller_role(), relation, 'SELECT') then
+    raise exception using errcode = '42501', message = format('permission denied for table %s', relation),
+      detail = 'Attaching a table needs the privileges SELECT and TRIGGER on it.';
+  end if;
+  -- Who sees only some of the rows must not make all of them documents.
+  if exists (
+    select from pg_class c
+    where c.oid = relation and c.relrowsecurity and not pg_has_role(helper.caller_role(), c.relowner, 'USAGE')
+  ) then
+    raise exception using errcode = '42501', message = format('permission denied for table %s', relation),
+      detail = 'A table with row-level security is attached by its owner.';
+  end if;
+  if not exists (select from pg_class c where c.oid = relation and c.relkind in ('r', 'p') and c.relpersistence = 'p' and c.relnamespace <> 'helper'::regnamespace) then
+    raise exception using errcode = '22023', message = format('%s is not an ordinary table', relation);
+  end if;
+end
+$$;
+comment on function helper._require_table(regclass) is 'Refuses a table that is none of the ordinary ones, or not the caller''s to have followed. Errors: 22023, 42501';
+
 create function helper.attach_table(
   relation regclass,
   title text,
@@ -143,21 +169,7 @@ begin
   if relation is null or title is null or content is null then
     raise exception using errcode = '22023', message = 'relation, title and content must be given';
   end if;
-  if not has_table_privilege(helper.caller_role(), relation, 'TRIGGER') or not has_table_privilege(helper.caller_role(), relation, 'SELECT') then
-    raise exception using errcode = '42501', message = format('permission denied for table %s', relation),
-      detail = 'Attaching a table needs the privileges SELECT and TRIGGER on it.';
-  end if;
-  -- Who sees only some of the rows must not make all of them documents.
-  if exists (
-    select from pg_class c
-    where c.oid = relation and c.relrowsecurity and not pg_has_role(helper.caller_role(), c.relowner, 'USAGE')
-  ) then
-    raise exception using errcode = '42501', message = format('permission denied for table %s', relation),
-      detail = 'A table with row-level security is attached by its owner.';
-  end if;
-  if not exists (select from pg_class c where c.oid = relation and c.relkind in ('r', 'p') and c.relpersistence = 'p' and c.relnamespace <> 'helper'::regnamespace) then
-    raise exception using errcode = '22023', message = format('%s is not an ordinary table', relation);
-  end if;
+  perform helper._require_table(relation);
   perform helper._check_document('-', '{}', source_type, language, 1);
   if v_key is null then
     select array_agg(a.attname order by k.n) into v_key

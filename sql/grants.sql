@@ -34,6 +34,11 @@ declare
     ['function_settings', 'select'],
     ['function_calls', 'select (workspace_id, id, function_id, function_name, user_id, conversation_id, message_id, tool_call_id, arguments, arguments_hash, status, in_queue, idempotency_key, preview, effect_hash, result, error, approver_role, self_approval, decided_by, decided_at, reason, lapses_at, created_at, started_at, finished_at)'],
     ['conversation_summaries', 'select'],
+    ['workflow_schedules', 'select'],
+    ['workflow_event_triggers', 'select'],
+    ['workflow_events', 'select'],
+    ['workflow_webhooks', 'select'],
+    ['workflow_webhook_keys', 'select, insert'],
     ['index_progress', 'select'],
     ['jobs', 'select (workspace_id, id, kind, key, status, attempts, error, created_at, started_at, finished_at)'],
     ['notes', 'select, insert (workspace_id, shared, pinned, title, content, tags), update (shared, pinned, title, content, tags), delete'],
@@ -83,7 +88,7 @@ begin
       and case
         when p.proname = any (v_administrators) then level = 'administrator'
         when p.proname = any (v_services) then level in ('service', 'administrator')
-        else level <> 'anon' or p.proname = any (v_predicates)
+        else level <> 'anon' or p.proname = any (v_predicates) or p.proname = 'webhook'
       end
   loop
     execute format('grant execute on routine %s to %I', v_function, grantee);
@@ -100,7 +105,7 @@ begin
 end
 $$;
 comment on function helper._grant(name, text) is
-  'Grants a role what a level needs: anon (predicates only), user, service (user, keeping people and workspaces, and the WhatsApp Cloud API) or administrator (user, and the administrator''s functions). Errors: 22023';
+  'Grants a role what a level needs: anon (predicates and webhook only), user, service (user, keeping people and workspaces, and the WhatsApp Cloud API) or administrator (user, and the administrator''s functions). Errors: 22023';
 
 create function helper.grant_usage(role regrole) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$

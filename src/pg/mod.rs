@@ -14,6 +14,7 @@ mod calling;
 mod completing;
 mod embedder;
 mod embedding;
+mod events;
 mod extracting;
 mod gateway;
 mod hooks;
@@ -36,6 +37,7 @@ mod replying;
 mod report;
 mod routes;
 mod runner;
+mod schedules;
 mod searching;
 mod session;
 mod settings;
@@ -48,6 +50,7 @@ mod tools;
 mod transaction;
 mod wait;
 mod wake;
+mod webhooks;
 mod worker;
 
 use pgrx::prelude::*;
@@ -62,6 +65,7 @@ pub extern "C-unwind" fn _PG_init() {
     if unsafe { pg_sys::process_shared_preload_libraries_in_progress } {
         shared::request();
         budget::request();
+        webhooks::request();
         hooks::install();
         launcher::register();
     }

@@ -17,6 +17,8 @@ pub static CHUNK_OVERLAP: GucSetting<i32> = GucSetting::<i32>::new(24);
 pub static VECTOR_WEIGHT: GucSetting<f64> = GucSetting::<f64>::new(0.5);
 pub static API_ROLES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"anon, authenticated"));
 pub static WORKSPACE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+pub static MAX_WEBHOOK_SIZE: GucSetting<i32> = GucSetting::<i32>::new(256);
+pub static WORKFLOW_DEPTH: GucSetting<i32> = GucSetting::<i32>::new(0);
 pub static JOB_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 60);
 
 /// Registers them all.
@@ -139,6 +141,26 @@ pub fn define() {
         c"The id of a workspace that the caller is a member of.",
         &WORKSPACE,
         GucContext::Userset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"helper_ai.max_webhook_size",
+        c"Largest body of a webhook that is accepted.",
+        c"",
+        &MAX_WEBHOOK_SIZE,
+        1,
+        16 * 1024,
+        GucContext::Sighup,
+        GucFlags::UNIT_KB,
+    );
+    GucRegistry::define_int_guc(
+        c"helper_ai.workflow_depth",
+        c"Workflows that led to this step, each started by an event of the one before.",
+        c"Set by the extension while a run's steps are done.",
+        &WORKFLOW_DEPTH,
+        0,
+        1000,
+        GucContext::Suset,
         GucFlags::default(),
     );
     GucRegistry::define_int_guc(

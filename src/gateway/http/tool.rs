@@ -4,15 +4,14 @@
 //! was asked may have been done.
 
 use crate::core::error::{Error, Kind, Result};
+use crate::core::signature::{hex, hmac_sha256};
 use crate::core::wire::{Endpoint, Errand, Signature, ToolAnswer, ToolReply, ToolRequest};
 use crate::gateway::http::exchange::jitter;
 use crate::gateway::http::fault::Fault;
 use crate::gateway::http::{Addressee, Providers, credential, deadline, egress, too_slow};
 use encoding_rs::{Encoding, UTF_8};
-use hmac::{Hmac, Mac};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Method, Request, Response, Url};
-use sha2::Sha256;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::time::timeout_at;
 
@@ -174,14 +173,7 @@ async fn signed(
         None => url.path().to_owned(),
     };
     let text = format!("{seconds}\n{method}\n{target}\n{}", body.unwrap_or_default());
-    Ok(format!("t={seconds},v1={}", hmac_sha256(secret.as_bytes(), text.as_bytes())?))
-}
-
-/// HMAC-SHA256 (RFC 2104) in hexadecimal digits.
-fn hmac_sha256(key: &[u8], text: &[u8]) -> Result<String> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).map_err(|_| Error::bug("a key of any length is fit for HMAC"))?;
-    mac.update(text);
-    Ok(mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("t={seconds},v1={}", hex(&hmac_sha256(secret.as_bytes(), &[text.as_bytes()])?)))
 }
 
 /// Whether another request may go better after this status.
@@ -246,15 +238,6 @@ fn text(bytes: &[u8], charset: &'static Encoding, content_type: &str, truncated:
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn signatures_are_those_of_rfc_4231() {
-        let expected = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
-        assert_eq!(hmac_sha256(b"Jefe", b"what do ya want for nothing?").unwrap(), expected);
-        let expected = "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54";
-        let text = b"Test Using Larger Than Block-Size Key - Hash Key First";
-        assert_eq!(hmac_sha256(&[0xaa; 131], text).unwrap(), expected);
-    }
 
     #[test]
     fn a_reply_is_text_or_named() {

@@ -1,0 +1,434 @@
+-- Workflows that start by what happens: events that somebody names, and rows that change. Both are written into an outbox
+-- by the transaction in which they happen, and are gone with it when it is rolled back; a background process starts the runs.
+
+create table helper.workflow_event_triggers (
+  workspace_id uuid not null,
+  id uuid not null default helper.uuid_v7(),
+  workflow_id uuid not null,
+  event text,
+  relation regclass,
+  operations text[] constraint workflow_event_triggers_operations_check check (operations <@ '{insert,update,delete}'),
+  workspace_column name,
+  condition text,
+  problem text,
+  problem_at timestamptz,
+  created_by uuid,
+  created_at timestamptz not null default clock_timestamp(),
+  primary key (workspace_id, id),
+  constraint workflow_event_triggers_workflow_fkey foreign key (workspace_id, workflow_id) references helper.workflows on delete cascade,
+  constraint workflow_event_triggers_event_check check ((event is null) <> (relation is null)),
+  constraint workflow_event_triggers_event_key unique (workflow_id, event),
+  constraint workflow_event_triggers_relation_key unique (workflow_id, relation)
+);
+comment on table helper.workflow_event_triggers is 'Events and tables that start workflows';
+comment on column helper.workflow_event_triggers.workspace_id is 'Workspace of the workflow';
+comment on column helper.workflow_event_triggers.id is 'Identifier, in order of creation';
+comment on column helper.workflow_event_triggers.workflow_id is 'The workflow';
+comment on column helper.workflow_event_triggers.event is 'Name of the event; null for a table';
+comment on column helper.workflow_event_triggers.relation is 'The table; null for an event; written as its name in a dump';
+comment on column helper.workflow_event_triggers.operations is 'Which changes of the table: insert, update, delete';
+comment on column helper.workflow_event_triggers.workspace_column is 'Column with the workspace that a row belongs to; null: all rows are this workspace''s';
+comment on column helper.workflow_event_triggers.condition is 'Expression that must hold: over event and payload, or operation, new and old';
+comment on column helper.workflow_event_triggers.problem is 'Why it last started nothing, though it should have';
+comment on column helper.workflow_event_triggers.problem_at is 'When that was';
+comment on column helper.workflow_event_triggers.created_by is 'Who set it up';
+comment on column helper.workflow_event_triggers.created_at is 'When it was set up';
+create index workflow_event_triggers_event_idx on helper.workflow_event_triggers (event, workspace_id);
+
+create table helper.workflow_events (
+  workspace_id uuid not null,
+  id uuid not null default helper.uuid_v7(),
+  name text,
+  trigger_id uuid,
+  payload jsonb not null,
+  depth integer not null,
+  created_at timestamptz not null default clock_timestamp(),
+  primary key (workspace_id, id)
+);
+comment on table helper.workflow_events is 'What happened and was not looked at yet';
+comment on column helper.workflow_events.workspace_id is 'Workspace that it happened in';
+comment on column helper.workflow_events.id is 'Identifier, in order of creation';
+comment on column helper.workflow_events.name is 'Name of the event; null for a row that changed';
+comment on column helper.workflow_events.trigger_id is 'Trigger whose table''s row changed';
+comment on column helper.workflow_events.payload is 'What is known of it: the input of the runs that it starts';
+comment on column helper.workflow_events.depth is 'How many workflows led to it, each by an event';
+comment on column helper.workflow_events.created_at is 'When it happened';
+
+alter table helper.workflow_event_triggers enable row level security;
+alter table helper.workflow_events enable row level security;
+create policy workflow_event_triggers_select_member on helper.workflow_event_triggers for select
+  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
+comment on policy workflow_event_triggers_select_member on helper.workflow_event_triggers is 'Members see what starts their workspaces'' workflows';
+-- A payload may hold rows that not every member may read.
+create policy workflow_events_select_admin on helper.workflow_events for select
+  using (workspace_id = any ((select helper.my_workspaces('admin'))::uuid[]));
+comment on policy workflow_events_select_admin on helper.workflow_events is 'Admins see what waits in their workspaces';
+select pg_catalog.pg_extension_config_dump('helper.workflow_event_triggers', '');
+select pg_catalog.pg_extension_config_dump('helper.workflow_events', '');
+
+create trigger workflow_events_wake after insert on helper.workflow_events
+  for each statement execute function helper._wake_worker();
+
+create function helper._condition_holds(condition text, happened jsonb) returns boolean
+language c immutable parallel safe as 'MODULE_PATHNAME', 'condition_holds_wrapper';
+comment on function helper._condition_holds(text, jsonb) is
+  'Whether an expression (RFC 9535) holds over the members of an object; null as the object only reads the expression. Errors: 22023';
+
+-- A run at this depth still runs; what it makes happen starts nothing.
+create function helper._deepest() returns integer
+language sql immutable parallel safe set search_path = pg_catalog, pg_temp as 'select 8';
+comment on function helper._deepest() is 'Workflows that may follow one another by events';
+
+create function helper._depth() returns integer
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(nullif(current_setting('helper_ai.workflow_depth', true), '')::integer, 0)
+$$;
+comment on function helper._depth() is 'Depth of the run whose step this is; 0 outside of runs';
+
+create function helper.emit_event(name text, payload jsonb default '{}', workspace uuid default null) returns uuid
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workspace uuid := helper._writable_workspace(workspace, 'member');
+  v_event uuid;
+begin
+  if name is null or name !~ '^[a-zA-Z][a-zA-Z0-9_.:-]{0,99}$' then
+    raise exception using errcode = '22023', message = format('event name "%s" is not valid', name),
+      hint = 'Use at most 100 letters, digits, "_", ".", ":" and "-".';
+  end if;
+  if payload is null or jsonb_typeof(payload) <> 'object' then
+    raise exception using errcode = '22023', message = 'payload is not a JSON object';
+  end if;
+  if octet_length(payload::text) > 262144 then
+    raise exception using errcode = '53400', message = 'payload of an event is too large',
+      detail = format('It has %s bytes, expected at most 262144.', octet_length(payload::text));
+  end if;
+  if helper._depth() >= helper._deepest() then
+    raise exception using errcode = '53400', message = 'workflows start one another too deep',
+      detail = format('This run is the end of a chain of %s, each started by an event of the one before.', helper._deepest()),
+      hint = 'Make the condition of one of them narrower.';
+  end if;
+  insert into helper.workflow_events (workspace_id, name, payload, depth)
+  values (v_workspace, emit_event.name, emit_event.payload, helper._depth())
+  returning id into v_event;
+  return v_event;
+end
+$$;
+comment on function helper.emit_event(text, jsonb, uuid) is
+  'Says that something happened, which starts the workflows that wait for it when this transaction commits; returns the event''s id. For members. Errors: 22023, 42501, 42704, 53400 too large or too deep';
+
+create function helper.on_event(workflow text, event text, condition text default null, workspace uuid default null) returns uuid
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workflow helper.workflows := helper._workflow(workflow, workspace, 'admin');
+  v_trigger uuid;
+begin
+  if event is null or event !~ '^[a-zA-Z][a-zA-Z0-9_.:-]{0,99}$' then
+    raise exception using errcode = '22023', message = format('event name "%s" is not valid', event),
+      hint = 'Use at most 100 letters, digits, "_", ".", ":" and "-".';
+  end if;
+  perform helper._condition_holds(condition, null);
+  insert into helper.workflow_event_triggers as t (workspace_id, workflow_id, event, condition, created_by)
+  values (v_workflow.workspace_id, v_workflow.id, on_event.event, on_event.condition, helper.current_user_id())
+  on conflict on constraint workflow_event_triggers_event_key do update
+  set condition = excluded.condition, problem = null, problem_at = null
+  returning t.id into v_trigger;
+  return v_trigger;
+end
+$$;
+comment on function helper.on_event(text, text, text, uuid) is
+  'Starts a workflow whenever an event of this name is emitted in its workspace and a condition over event and payload holds (an expression such as @.payload.score > 50); again with the same event changes the condition. Returns the trigger''s id. For workspace admins. Errors: 22023, 42501, 42704';
+
+-- Rows that change
+
+create function helper._row_json(relation regclass, alias text) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  -- A function takes a hundred arguments.
+  select coalesce(string_agg(format('jsonb_build_object(%s)', g.fields), ' || ' order by g.part), '''{}''::jsonb')
+  from (
+    select (a.attnum - 1) / 50 as part,
+      string_agg(format('%L, %s', a.attname, helper._json_of(format('%s.%I', alias, a.attname), a.atttypid)), ', ' order by a.attnum) as fields
+    from pg_attribute a
+    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
+    group by 1
+  ) g
+$$;
+comment on function helper._row_json(regclass, text) is 'Expression for a row of a table as a JSON object';
+
+create function helper._same_row(relation regclass, out condition text, out key name)
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select string_agg(format('o.%1$I operator(pg_catalog.=) n.%1$I', a.attname), ' and '), min(a.attname)
+  from pg_index i
+  join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any (i.indkey::smallint[])
+  join pg_type t on t.oid = a.atttypid
+  where i.indrelid = relation and i.indisprimary
+  having bool_and(t.typnamespace = 'pg_catalog'::regnamespace and t.typtype = 'b')
+$$;
+comment on function helper._same_row(regclass) is
+  'Condition that rows n and o of a table have the same primary key, and a column of it; null where there is none, or one of types that somebody made';
+
+-- One statement for all rows, with nothing in it that a row of another workspace would get through: an updated row's former
+-- values are told only where they were this workspace's too.
+create function helper._row_events(trigger helper.workflow_event_triggers, operation text) returns text
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_new constant text := helper._row_json(trigger.relation, 'n');
+  v_old constant text := helper._row_json(trigger.relation, 'o');
+  v_ours constant text := case when trigger.workspace_column is null then 'true' else format('%%s.%I operator(pg_catalog.=) $1', trigger.workspace_column) end;
+  v_same record;
+  v_rows text;
+begin
+  select s.* into v_same from helper._same_row(trigger.relation) s;
+  v_rows := case
+    when operation = 'insert' then
+      format('select jsonb_build_object(''operation'', ''insert'', ''new'', %s) from new_rows n where %s', v_new, format(v_ours, 'n'))
+    when operation = 'delete' then
+      format('select jsonb_build_object(''operation'', ''delete'', ''old'', %s) from old_rows o where %s', v_old, format(v_ours, 'o'))
+    when v_same.key is null then
+      format('select jsonb_build_object(''operation'', ''update'', ''new'', %s, ''old'', null) from new_rows n where %s', v_new, format(v_ours, 'n'))
+    else
+      format(
+        'select jsonb_build_object(''operation'', ''update'', ''new'', %s, ''old'', case when o.%I is not null then %s end)
+         from new_rows n left join old_rows o on %s and %s where %s',
+        v_new, v_same.key, v_old, v_same.condition, format(v_ours, 'o'), format(v_ours, 'n'))
+  end;
+  return format(
+    'insert into helper.workflow_events (workspace_id, trigger_id, payload, depth)
+     select $1, $2, case when pg_column_size(r.payload) > 262144 then jsonb_build_object(''operation'', %L, ''too_large'', true) else r.payload end, $3
+     from (%s) r (payload)',
+    operation, v_rows);
+end
+$$;
+comment on function helper._row_events(helper.workflow_event_triggers, text) is 'Statement that writes the events of a statement''s rows';
+
+create function helper._rows_changed() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp set jit = off as $$
+declare
+  v_trigger helper.workflow_event_triggers;
+begin
+  select t.* into v_trigger
+  from helper.workflow_event_triggers t
+  where t.workspace_id = tg_argv[0]::uuid and t.id = tg_argv[1]::uuid and t.relation = tg_relid;
+  if not found then
+    return null;
+  end if;
+  if helper._depth() >= helper._deepest() then
+    perform helper._trouble(v_trigger.workspace_id, v_trigger.id,
+      format('workflows start one another too deep: a change of %s by the last of %s was not told', tg_relid::regclass, helper._deepest()));
+    return null;
+  end if;
+  -- The table's owner may have changed it since.
+  if v_trigger.workspace_column is not null and not exists (
+    select from pg_attribute a where a.attrelid = tg_relid and a.attname = v_trigger.workspace_column and a.atttypid = 'uuid'::regtype and not a.attisdropped)
+  then
+    perform helper._trouble(v_trigger.workspace_id, v_trigger.id,
+      format('table %s has no column "%s" of type uuid any more', tg_relid::regclass, v_trigger.workspace_column));
+    return null;
+  end if;
+  execute helper._row_events(v_trigger, lower(tg_op)) using v_trigger.workspace_id, v_trigger.id, helper._depth();
+  return null;
+end
+$$;
+comment on function helper._rows_changed() is 'Trigger of tables that start workflows: writes their rows'' events';
+
+create function helper._trouble(workspace uuid, trigger uuid, problem text) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  update helper.workflow_event_triggers t
+  set problem = left(_trouble.problem, 1000), problem_at = clock_timestamp()
+  where t.workspace_id = _trouble.workspace and t.id = _trouble.trigger
+$$;
+comment on function helper._trouble(uuid, uuid, text) is 'Notes why a trigger started nothing';
+
+create function helper._check_followed(relation regclass, operations text[], workspace_column name) returns void
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  if relation is null or operations is null or operations = '{}' then
+    raise exception using errcode = '22023', message = 'relation and operations must be given';
+  end if;
+  if not operations <@ '{insert,update,delete}' then
+    raise exception using errcode = '22023', message = 'operations are not known', hint = 'Use insert, update and delete.';
+  end if;
+  perform helper._require_table(relation);
+  if workspace_column is null then
+    -- Whose rows they are is said by whoever owns them.
+    if not exists (select from pg_class c where c.oid = relation and pg_has_role(helper.caller_role(), c.relowner, 'USAGE')) then
+      raise exception using errcode = '42501', message = format('permission denied for table %s', relation),
+        detail = 'Only its owner may give all of a table''s rows to one workspace.', hint = 'Name the column that holds the workspace with workspace_column => ....';
+    end if;
+  elsif not exists (
+    select from pg_attribute a where a.attrelid = relation and a.attname = workspace_column and a.atttypid = 'uuid'::regtype and a.attnum > 0 and not a.attisdropped)
+  then
+    raise exception using errcode = '42704', message = format('table %s has no column "%s" of type uuid', relation, workspace_column);
+  end if;
+end
+$$;
+comment on function helper._check_followed(regclass, text[], name) is 'Refuses a table whose changes the caller may not have followed. Errors: 22023, 42501, 42704';
+
+create function helper.on_table(
+  workflow text,
+  relation regclass,
+  operations text[] default '{insert,update,delete}',
+  condition text default null,
+  workspace_column name default null,
+  workspace uuid default null
+) returns uuid
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workflow helper.workflows := helper._workflow(workflow, workspace, 'admin');
+  v_trigger helper.workflow_event_triggers;
+  v_operation text;
+begin
+  perform helper._check_followed(relation, operations, workspace_column);
+  perform helper._condition_holds(condition, null);
+  delete from helper.workflow_event_triggers t where t.workflow_id = v_workflow.id and t.relation = on_table.relation;
+  insert into helper.workflow_event_triggers (workspace_id, workflow_id, relation, operations, workspace_column, condition, created_by)
+  values (v_workflow.workspace_id, v_workflow.id, on_table.relation,
+    (select array_agg(distinct o.name order by o.name) from unnest(on_table.operations) o (name)),
+    on_table.workspace_column, on_table.condition, helper.current_user_id())
+  returning * into v_trigger;
+  foreach v_operation in array v_trigger.operations loop
+    execute format('create trigger %I after %s on %s referencing %s for each statement execute function helper._rows_changed(%L, %L)',
+      helper._row_trigger(v_trigger.id, v_operation), v_operation, relation,
+      case v_operation when 'insert' then 'new table as new_rows' when 'delete' then 'old table as old_rows' else 'old table as old_rows new table as new_rows' end,
+      v_trigger.workspace_id, v_trigger.id);
+  end loop;
+  return v_trigger.id;
+end
+$$;
+comment on function helper.on_table(text, regclass, text[], text, name, uuid) is
+  'Starts a workflow for each row of a table that is inserted, updated or deleted and for which a condition over operation, new and old holds: rows whose workspace_column is the workflow''s workspace, or all, which the table''s owner alone may say. Returns the trigger''s id. For workspace admins with SELECT and TRIGGER on the table, and its owner where it has row-level security. Errors: 22023, 42501, 42704';
+
+create function helper._row_trigger(trigger uuid, operation text) returns name
+language sql immutable set search_path = pg_catalog, pg_temp as $$
+  select format('helper_workflow_%s_%s', operation, replace(trigger::text, '-', ''))::name
+$$;
+comment on function helper._row_trigger(uuid, text) is 'Name of the trigger that follows a table''s changes';
+
+create function helper.remove_trigger(trigger uuid) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workspace uuid;
+begin
+  select t.workspace_id into v_workspace
+  from helper.workflow_event_triggers t
+  where t.id = remove_trigger.trigger and t.workspace_id = any (helper.my_workspaces());
+  if not found then
+    raise exception using errcode = '42704', message = format('trigger "%s" does not exist', trigger);
+  end if;
+  perform helper._require_role(v_workspace, 'admin');
+  delete from helper.workflow_event_triggers t where t.workspace_id = v_workspace and t.id = remove_trigger.trigger;
+end
+$$;
+comment on function helper.remove_trigger(uuid) is
+  'Stops an event or a table from starting a workflow; what happened before and waits still does. For workspace admins. Errors: 42501, 42704';
+
+create function helper._stop_following() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_operation text;
+begin
+  if exists (select from pg_class c where c.oid = old.relation) then
+    foreach v_operation in array old.operations loop
+      execute format('drop trigger if exists %I on %s', helper._row_trigger(old.id, v_operation), old.relation);
+    end loop;
+  end if;
+  return null;
+end
+$$;
+comment on function helper._stop_following() is 'Takes the triggers of a table away with what they were for';
+create trigger workflow_event_triggers_stop after delete on helper.workflow_event_triggers
+  for each row when (old.relation is not null) execute function helper._stop_following();
+
+-- Delivery
+
+create function helper._deliver_event(event helper.workflow_events) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_trigger helper.workflow_event_triggers;
+  v_about jsonb := case when event.name is null then event.payload else jsonb_build_object('event', event.name, 'payload', event.payload) end;
+  v_message text;
+begin
+  for v_trigger in
+    select t.*
+    from helper.workflow_event_triggers t
+    where t.workspace_id = event.workspace_id and t.id = event.trigger_id
+    union all
+    select t.*
+    from helper.workflow_event_triggers t
+    where t.workspace_id = event.workspace_id and t.event = _deliver_event.event.name
+  loop
+    begin
+      continue when v_trigger.condition is not null and not helper._condition_holds(v_trigger.condition, v_about);
+      perform helper._start_run(
+        event.workspace_id,
+        v_trigger.workflow_id,
+        jsonb_build_object('kind', case when event.name is null then 'table' else 'event' end,
+          'name', coalesce(event.name, v_trigger.relation::text), 'event', event.id, 'trigger', v_trigger.id,
+          'at', to_char(event.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')),
+        event.payload,
+        format('event:%s:%s', event.id, v_trigger.id),
+        event.depth + 1);
+    exception
+      when others then
+        get stacked diagnostics v_message = message_text;
+        perform helper._trouble(v_trigger.workspace_id, v_trigger.id, v_message);
+    end;
+  end loop;
+end
+$$;
+comment on function helper._deliver_event(helper.workflow_events) is 'Starts the workflows that wait for what happened';
+
+-- Workspaces take turns, from a different one on each time: the backlog of one delays no other.
+create function helper._deliver_events(most integer default 1000) returns bigint
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_first constant uuid := gen_random_uuid();
+  v_event helper.workflow_events;
+  v_count bigint := 0;
+begin
+  for v_event in
+    with recursive turn (workspace_id, n) as (
+      (select e.workspace_id, 1 from helper.workflow_events e where e.workspace_id >= v_first order by e.workspace_id limit 1)
+      union all
+      select f.workspace_id, t.n + 1
+      from turn t
+      cross join lateral (
+        select e.workspace_id from helper.workflow_events e where e.workspace_id > t.workspace_id order by e.workspace_id limit 1
+      ) f
+      where t.n < most
+    ), start (workspace_id, n) as (
+      (select e.workspace_id, 1 from helper.workflow_events e where e.workspace_id < v_first order by e.workspace_id limit 1)
+      union all
+      select f.workspace_id, t.n + 1
+      from start t
+      cross join lateral (
+        select e.workspace_id from helper.workflow_events e where e.workspace_id > t.workspace_id and e.workspace_id < v_first order by e.workspace_id limit 1
+      ) f
+      where t.n < most
+    ), workspaces as materialized (
+      select t.workspace_id from turn t union all select s.workspace_id from start s
+    ), picked as materialized (
+      select p.workspace_id, p.id
+      from workspaces w
+      cross join lateral (
+        select e.workspace_id, e.id
+        from helper.workflow_events e
+        where e.workspace_id = w.workspace_id
+        order by e.id
+        limit greatest(most / (select count(*) from workspaces), 1)
+        for update skip locked
+      ) p
+      limit most
+    ), taken as (
+      delete from helper.workflow_events e using picked p
+      where e.workspace_id = p.workspace_id and e.id = p.id
+      returning e.*
+    )
+    select t.* from taken t order by t.id
+  loop
+    perform helper._deliver_event(v_event);
+    v_count := v_count + 1;
+  end loop;
+  return v_count;
+end
+$$;
+comment on function helper._deliver_events(integer) is 'Starts what waits in the outbox, of each workspace in the order in which it happened, and returns how many events that was';

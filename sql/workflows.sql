@@ -1,0 +1,779 @@
+-- Workflows: what is to be done, their runs and each run's steps. A run is taken from the queue by a runner, which does its
+-- work in SQL, stores what came of it and says what is next in one transaction. Only the runner changes a run: whoever wants
+-- something of it puts a row into its queue.
+
+create table helper.workflows (
+  workspace_id uuid not null,
+  id uuid not null default helper.uuid_v7(),
+  name text not null constraint workflows_name_check check (name ~ '^[a-zA-Z][a-zA-Z0-9_-]{0,62}$'),
+  description text not null default '',
+  version integer not null default 1,
+  enabled boolean not null default true,
+  problem text,
+  user_id uuid not null,
+  principal_role name not null,
+  principal_claims jsonb,
+  settings jsonb not null default '{}' constraint workflows_settings_check check (jsonb_typeof(settings) = 'object'),
+  created_at timestamptz not null default clock_timestamp(),
+  updated_at timestamptz not null default clock_timestamp(),
+  primary key (workspace_id, id),
+  constraint workflows_name_key unique (name, workspace_id)
+);
+comment on table helper.workflows is 'Workflows of a workspace, written by the extension alone';
+comment on column helper.workflows.workspace_id is 'The workspace';
+comment on column helper.workflows.id is 'Identifier';
+comment on column helper.workflows.name is 'Name by which it is run';
+comment on column helper.workflows.description is 'What it is for';
+comment on column helper.workflows.version is 'Version that new runs have';
+comment on column helper.workflows.enabled is 'Whether runs are started; false: paused';
+comment on column helper.workflows.problem is 'Why it was paused, where nobody did so';
+comment on column helper.workflows.user_id is 'Its owner, as whom it runs';
+comment on column helper.workflows.principal_role is 'Role that its runs have';
+comment on column helper.workflows.principal_claims is 'JWT claims that its runs have; JSON null when they were malformed';
+comment on column helper.workflows.settings is 'What templates see as vars';
+comment on column helper.workflows.created_at is 'When it was created';
+comment on column helper.workflows.updated_at is 'When it last changed';
+
+create table helper.workflow_versions (
+  workspace_id uuid not null,
+  workflow_id uuid not null,
+  version integer not null,
+  definition jsonb not null,
+  created_by uuid,
+  created_at timestamptz not null default clock_timestamp(),
+  primary key (workspace_id, workflow_id, version),
+  constraint workflow_versions_workflow_fkey foreign key (workspace_id, workflow_id) references helper.workflows on delete cascade
+);
+comment on table helper.workflow_versions is 'Definitions of workflows; they never change, a run keeps the one that it began with';
+comment on column helper.workflow_versions.workspace_id is 'The workspace';
+comment on column helper.workflow_versions.workflow_id is 'The workflow';
+comment on column helper.workflow_versions.version is 'Counts from 1';
+comment on column helper.workflow_versions.definition is 'The definition, as helper.workflow_schema() describes it';
+comment on column helper.workflow_versions.created_by is 'Who wrote it';
+comment on column helper.workflow_versions.created_at is 'When it was written';
+
+create table helper.workflow_runs (
+  workspace_id uuid not null,
+  id uuid not null default helper.uuid_v7(),
+  workflow_id uuid not null,
+  version integer not null,
+  status text not null default 'queued' constraint workflow_runs_status_check check (status in (
+    'queued', 'running', 'waiting', 'paused', 'succeeded', 'failed', 'cancelled', 'timed_out')),
+  trigger jsonb not null,
+  input jsonb not null,
+  output jsonb,
+  error jsonb,
+  idempotency_key text constraint workflow_runs_idempotency_key_check check (char_length(idempotency_key) between 1 and 300),
+  depth integer not null default 0,
+  priority integer not null default 0,
+  user_id uuid,
+  replay_of uuid,
+  key text,
+  deadline timestamptz,
+  paused_at timestamptz,
+  created_at timestamptz not null default clock_timestamp(),
+  started_at timestamptz,
+  finished_at timestamptz,
+  primary key (workspace_id, id),
+  constraint workflow_runs_version_fkey foreign key (workspace_id, workflow_id, version) references helper.workflow_versions on delete cascade
+);
+create unique index workflow_runs_idempotency_key_idx on helper.workflow_runs (workflow_id, idempotency_key) where idempotency_key is not null;
+create index workflow_runs_workflow_id_id_idx on helper.workflow_runs (workflow_id, id);
+create index workflow_runs_created_at_idx on helper.workflow_runs using brin (created_at);
+alter table helper.workflow_runs set (fillfactor = 70);
+comment on table helper.workflow_runs is 'Runs of workflows, written by the extension alone';
+comment on column helper.workflow_runs.workspace_id is 'The workspace';
+comment on column helper.workflow_runs.id is 'Identifier, in order of creation';
+comment on column helper.workflow_runs.workflow_id is 'The workflow';
+comment on column helper.workflow_runs.version is 'Version of it that this is a run of';
+comment on column helper.workflow_runs.status is 'queued, running, waiting (all of it waits for somebody or a time), paused, succeeded, failed, cancelled or timed_out';
+comment on column helper.workflow_runs.trigger is 'What started it: kind (manual, schedule, event, table, webhook, workflow or replay), and more by kind';
+comment on column helper.workflow_runs.input is 'What it was started with; of an event or webhook, its payload';
+comment on column helper.workflow_runs.output is 'What it came to';
+comment on column helper.workflow_runs.error is 'Why it failed: sqlstate, message, detail, hint, step';
+comment on column helper.workflow_runs.idempotency_key is 'The same key of the same workflow is the same run';
+comment on column helper.workflow_runs.depth is 'How many workflows led to it';
+comment on column helper.workflow_runs.priority is 'Higher ones first, within the workspace';
+comment on column helper.workflow_runs.user_id is 'Who started it by hand';
+comment on column helper.workflow_runs.replay_of is 'The run that it repeats';
+comment on column helper.workflow_runs.key is 'Runs of the workflow with the same key count together for its concurrency; null until it begins, or where there is no limit';
+comment on column helper.workflow_runs.deadline is 'When it times out';
+comment on column helper.workflow_runs.paused_at is 'Since when it is paused';
+comment on column helper.workflow_runs.created_at is 'When it was asked for';
+comment on column helper.workflow_runs.started_at is 'When it began';
+comment on column helper.workflow_runs.finished_at is 'When it ended';
+
+create table helper.workflow_steps (
+  workspace_id uuid not null,
+  run_id uuid not null,
+  step text not null,
+  item integer not null default -1,
+  status text not null constraint workflow_steps_status_check check (status in (
+    'pending', 'ready', 'running', 'succeeded', 'failed', 'skipped', 'cancelled', 'waiting', 'uncertain')),
+  attempt integer not null,
+  input jsonb,
+  output jsonb,
+  error jsonb,
+  waits_for jsonb,
+  wake_at timestamptz,
+  started_at timestamptz,
+  finished_at timestamptz,
+  primary key (workspace_id, run_id, step, item),
+  constraint workflow_steps_run_fkey foreign key (workspace_id, run_id) references helper.workflow_runs on delete cascade
+);
+comment on table helper.workflow_steps is 'Steps of runs that began, or that will not begin any more, and items of maps';
+comment on column helper.workflow_steps.workspace_id is 'The workspace';
+comment on column helper.workflow_steps.run_id is 'The run';
+comment on column helper.workflow_steps.step is 'The step''s name';
+comment on column helper.workflow_steps.item is 'Number of the item of a map, from 0; -1: the step itself';
+comment on column helper.workflow_steps.status is 'pending, ready, running, succeeded, failed, skipped, cancelled, waiting or uncertain (whether it had its effect is not known)';
+comment on column helper.workflow_steps.attempt is 'Counts from 1; 0: it never began';
+comment on column helper.workflow_steps.input is 'What it was given, its templates filled in';
+comment on column helper.workflow_steps.output is 'What it came to';
+comment on column helper.workflow_steps.error is 'Why it failed: sqlstate, message, detail, hint';
+comment on column helper.workflow_steps.waits_for is 'What it waits for: call, message, run or event';
+comment on column helper.workflow_steps.wake_at is 'When it goes on at the latest';
+comment on column helper.workflow_steps.started_at is 'When this attempt began';
+comment on column helper.workflow_steps.finished_at is 'When it ended';
+
+create table helper.workflow_queue (
+  workspace_id uuid not null,
+  id uuid not null default helper.uuid_v7(),
+  run_id uuid not null,
+  priority integer not null default 0,
+  run_at timestamptz not null default clock_timestamp(),
+  attempts integer not null default 0,
+  command jsonb,
+  primary key (workspace_id, id),
+  constraint workflow_queue_run_fkey foreign key (workspace_id, run_id) references helper.workflow_runs on delete cascade
+);
+comment on table helper.workflow_queue is 'Runs that a runner is to look at, and what is wanted of them';
+comment on column helper.workflow_queue.workspace_id is 'The workspace; workspaces take turns';
+comment on column helper.workflow_queue.id is 'Identifier, in order of creation';
+comment on column helper.workflow_queue.run_id is 'The run';
+comment on column helper.workflow_queue.priority is 'The run''s, with its sign changed: lower ones first';
+comment on column helper.workflow_queue.run_at is 'Not before this time; infinity: when another run of the workflow has ended';
+comment on column helper.workflow_queue.attempts is 'Times that a runner ended over it';
+comment on column helper.workflow_queue.command is 'What is wanted: do (cancel, pause, resume or retry) and step; null: that it goes on';
+create index workflow_queue_turn_idx on helper.workflow_queue (workspace_id, priority, run_at, id);
+create index workflow_queue_run_id_idx on helper.workflow_queue (run_id);
+create index workflow_queue_run_at_idx on helper.workflow_queue (run_at);
+
+create table helper.workflow_waits (
+  workspace_id uuid not null,
+  id uuid not null default helper.uuid_v7(),
+  run_id uuid not null,
+  subject uuid,
+  event text,
+  matching jsonb,
+  payload jsonb,
+  primary key (workspace_id, id),
+  constraint workflow_waits_run_fkey foreign key (workspace_id, run_id) references helper.workflow_runs on delete cascade
+);
+comment on table helper.workflow_waits is 'What steps of runs wait for';
+comment on column helper.workflow_waits.workspace_id is 'The workspace';
+comment on column helper.workflow_waits.id is 'Identifier';
+comment on column helper.workflow_waits.run_id is 'The run that waits';
+comment on column helper.workflow_waits.subject is 'The call, message or run that it waits for';
+comment on column helper.workflow_waits.event is 'Name of the event that it waits for';
+comment on column helper.workflow_waits.matching is 'What the event''s payload must contain';
+comment on column helper.workflow_waits.payload is 'The event''s payload, once it came';
+create index workflow_waits_subject_idx on helper.workflow_waits (subject) where subject is not null;
+create index workflow_waits_event_idx on helper.workflow_waits (event, workspace_id) where payload is null;
+create index workflow_waits_run_id_idx on helper.workflow_waits (run_id);
+
+alter table helper.workflows enable row level security;
+alter table helper.workflow_versions enable row level security;
+alter table helper.workflow_runs enable row level security;
+alter table helper.workflow_steps enable row level security;
+-- No policies: for the extension alone.
+alter table helper.workflow_queue enable row level security;
+alter table helper.workflow_waits enable row level security;
+create policy workflows_select_member on helper.workflows for select
+  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
+comment on policy workflows_select_member on helper.workflows is 'Members see the workflows of their workspaces; whose claims they run with, columns keep from users';
+create policy workflow_versions_select_member on helper.workflow_versions for select
+  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
+comment on policy workflow_versions_select_member on helper.workflow_versions is 'Members see what workflows of their workspaces do';
+create policy workflow_runs_select_member on helper.workflow_runs for select
+  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
+comment on policy workflow_runs_select_member on helper.workflow_runs is 'Members see that and how workflows of their workspaces ran';
+create policy workflow_steps_select_member on helper.workflow_steps for select
+  using (workspace_id = any ((select helper.my_workspaces('member'))::uuid[]));
+comment on policy workflow_steps_select_member on helper.workflow_steps is
+  'Members, and no viewers, see what steps were given and came to: a workflow may read what its owner alone may';
+
+select pg_catalog.pg_extension_config_dump('helper.workflows', '');
+select pg_catalog.pg_extension_config_dump('helper.workflow_versions', '');
+select pg_catalog.pg_extension_config_dump('helper.workflow_runs', '');
+select pg_catalog.pg_extension_config_dump('helper.workflow_steps', '');
+select pg_catalog.pg_extension_config_dump('helper.workflow_queue', '');
+select pg_catalog.pg_extension_config_dump('helper.workflow_waits', '');
+
+create trigger workflow_queue_wake after insert on helper.workflow_queue
+  for each statement execute function helper._wake_runner();
+
+-- Definitions
+
+create function helper._read_workflow(definition jsonb) returns jsonb
+language c volatile parallel safe as 'MODULE_PATHNAME', 'read_workflow_wrapper';
+comment on function helper._read_workflow(jsonb) is
+  'Checks a definition and returns it in our form: definition, trigger (where it spoke of one), uses_sql. Errors: 22023';
+
+create function helper.workflow_schema() returns jsonb
+language c immutable parallel safe as 'MODULE_PATHNAME', 'workflow_schema_wrapper';
+comment on function helper.workflow_schema() is 'JSON Schema (draft 2020-12) of a workflow''s definition';
+
+create function helper.validate_workflow(definition jsonb) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return helper._read_workflow(definition) -> 'definition';
+end
+$$;
+comment on function helper.validate_workflow(jsonb) is
+  'Checks a definition and returns it as it would be stored: the application''s formats are translated. Errors: 22023, naming the place in the JSON';
+
+create function helper._workflow(workflow text, workspace uuid, minimum_role text) returns helper.workflows
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workspace uuid := helper._writable_workspace(workspace, minimum_role);
+  v_workflow helper.workflows;
+begin
+  select w.* into v_workflow from helper.workflows w where w.workspace_id = v_workspace and w.name = _workflow.workflow;
+  if not found then
+    raise exception using errcode = '42704', message = format('workflow "%s" does not exist', workflow);
+  end if;
+  return v_workflow;
+end
+$$;
+comment on function helper._workflow(text, uuid, text) is 'A workflow by its name, for a caller with a role. Errors: 42501, 42704';
+
+create function helper.create_workflow(
+  name text,
+  definition jsonb,
+  workspace uuid default null,
+  options jsonb default '{}'
+) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+  v_workspace uuid := helper._writable_workspace(workspace, 'admin');
+  v_read jsonb := helper._read_workflow(definition);
+  v_unknown text;
+  v_workflow helper.workflows;
+begin
+  if coalesce(create_workflow.name, '') !~ '^[a-zA-Z][a-zA-Z0-9_-]{0,62}$' then
+    raise exception using
+      errcode = '22023',
+      message = format('"%s" is not a workflow''s name', create_workflow.name),
+      hint = 'A name begins with a letter and has up to 63 letters, digits, _ and -.';
+  end if;
+  select o.key into v_unknown
+  from jsonb_each(coalesce(options, '{}')) o
+  where o.key not in ('description', 'settings', 'enabled')
+    or jsonb_typeof(o.value) <> case o.key when 'description' then 'string' when 'enabled' then 'boolean' else 'object' end
+  limit 1;
+  if found then
+    raise exception using
+      errcode = '22023',
+      message = format('option "%s" does not exist or has the wrong type', v_unknown),
+      hint = 'Options are description (text), settings (an object, seen by templates as vars) and enabled (true or false).';
+  end if;
+  insert into helper.workflows as w
+    (workspace_id, name, description, enabled, user_id, principal_role, principal_claims, settings)
+  values
+    (v_workspace, create_workflow.name, coalesce(options ->> 'description', ''), coalesce((options ->> 'enabled')::boolean, true),
+      helper.current_user_id(), helper.caller_role(), helper.caller_claims(), coalesce(options -> 'settings', '{}'))
+  on conflict (name, workspace_id) do update
+  set version = w.version + 1,
+    description = coalesce(options ->> 'description', w.description),
+    enabled = coalesce((options ->> 'enabled')::boolean, w.enabled),
+    -- Who writes what is done answers for it: runs of this version act as they.
+    user_id = excluded.user_id,
+    principal_role = excluded.principal_role,
+    principal_claims = excluded.principal_claims,
+    settings = coalesce(options -> 'settings', w.settings),
+    problem = null,
+    updated_at = clock_timestamp()
+  returning w.* into v_workflow;
+  insert into helper.workflow_versions (workspace_id, workflow_id, version, definition, created_by)
+  values (v_workspace, v_workflow.id, v_workflow.version, v_read -> 'definition', helper.current_user_id());
+  return v_workflow.id;
+end
+$$;
+comment on function helper.create_workflow(text, jsonb, uuid, jsonb) is
+  'Creates a workflow, or a new version of it, and returns its id. It runs as who calls this. Options: description, settings (an object, seen by templates as vars), enabled. For workspace admins. Errors: 22023 naming the place in the definition, 42501';
+
+create function helper.pause_workflow(workflow text, workspace uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workflow helper.workflows := helper._workflow(workflow, workspace, 'admin');
+begin
+  update helper.workflows w set enabled = false, updated_at = clock_timestamp()
+  where w.workspace_id = v_workflow.workspace_id and w.id = v_workflow.id;
+end
+$$;
+comment on function helper.pause_workflow(text, uuid) is
+  'Pauses a workflow: no run of it is started; those under way go on. For workspace admins. Errors: 42501, 42704';
+
+create function helper.resume_workflow(workflow text, workspace uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workflow helper.workflows := helper._workflow(workflow, workspace, 'admin');
+begin
+  update helper.workflows w set enabled = true, problem = null, updated_at = clock_timestamp()
+  where w.workspace_id = v_workflow.workspace_id and w.id = v_workflow.id;
+end
+$$;
+comment on function helper.resume_workflow(text, uuid) is
+  'Has runs of a paused workflow started again. For workspace admins. Errors: 42501, 42704';
+
+create function helper.delete_workflow(workflow text, workspace uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workflow helper.workflows := helper._workflow(workflow, workspace, 'admin');
+begin
+  delete from helper.workflows w where w.workspace_id = v_workflow.workspace_id and w.id = v_workflow.id;
+end
+$$;
+comment on function helper.delete_workflow(text, uuid) is
+  'Deletes a workflow with its versions, triggers and runs; calls and replies that a run waits for go on. For workspace admins. Errors: 42501, 42704';
+
+-- Starting runs
+
+create function helper._start_run(
+  workspace uuid,
+  workflow uuid,
+  trigger jsonb,
+  input jsonb,
+  idempotency_key text default null,
+  depth integer default 0,
+  not_before timestamptz default null
+) returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+  v_run uuid;
+  v_priority integer;
+  v_version integer;
+begin
+  select w.version, coalesce((v.definition ->> 'priority')::integer, 0)
+  into v_version, v_priority
+  from helper.workflows w
+  join helper.workflow_versions v on v.workspace_id = w.workspace_id and v.workflow_id = w.id and v.version = w.version
+  where w.workspace_id = workspace and w.id = workflow and w.enabled;
+  if not found then
+    return null;
+  end if;
+  insert into helper.workflow_runs (workspace_id, workflow_id, version, trigger, input, idempotency_key, depth, priority, user_id)
+  values (workspace, workflow, v_version, trigger, coalesce(input, '{}'), idempotency_key, depth, v_priority,
+    case when trigger ->> 'kind' in ('manual', 'replay') then helper.current_user_id() end)
+  on conflict (workflow_id, idempotency_key) where idempotency_key is not null do nothing
+  returning id into v_run;
+  if v_run is null then
+    return (
+      select r.id from helper.workflow_runs r
+      where r.workspace_id = _start_run.workspace and r.workflow_id = _start_run.workflow and r.idempotency_key = _start_run.idempotency_key);
+  end if;
+  insert into helper.workflow_queue (workspace_id, run_id, priority, run_at)
+  values (workspace, v_run, -v_priority, coalesce(not_before, clock_timestamp()));
+  return v_run;
+end
+$$;
+comment on function helper._start_run(uuid, uuid, jsonb, jsonb, text, integer, timestamptz) is
+  'Starts a run and returns its id; null where the workflow is paused, the earlier run where the key is known';
+
+create function helper._check_input(workspace uuid, workflow uuid, input jsonb) returns void
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'check_input_wrapper';
+comment on function helper._check_input(uuid, uuid, jsonb) is 'Refuses what does not fit the schema of a workflow''s input. Errors: 22023';
+
+create function helper.run_workflow(
+  workflow text,
+  input jsonb default '{}',
+  idempotency_key text default null,
+  workspace uuid default null
+) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workflow helper.workflows := helper._workflow(workflow, workspace, 'member');
+  v_run uuid;
+begin
+  if input is null or jsonb_typeof(input) <> 'object' then
+    raise exception using errcode = '22023', message = 'input is not a JSON object';
+  end if;
+  if idempotency_key is not null and char_length(idempotency_key) not between 1 and 200 then
+    raise exception using errcode = '22023', message = 'idempotency_key has not between 1 and 200 characters';
+  end if;
+  perform helper._check_input(v_workflow.workspace_id, v_workflow.id, input);
+  v_run := helper._start_run(v_workflow.workspace_id, v_workflow.id,
+    jsonb_build_object('kind', 'manual', 'at', to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')),
+    input, 'manual:' || idempotency_key, helper._depth());
+  if v_run is null then
+    raise exception using
+      errcode = '55000',
+      message = format('workflow "%s" is paused', workflow),
+      detail = v_workflow.problem,
+      hint = 'An admin of the workspace resumes it with helper.resume_workflow.';
+  end if;
+  return v_run;
+end
+$$;
+comment on function helper.run_workflow(text, jsonb, text, uuid) is
+  'Starts a run of a workflow and returns its id; it is done after the commit, as the workflow''s owner. With an idempotency_key a repeated start is the first run. For members. Errors: 22023 input does not fit its schema, 42501, 42704, 55000 paused';
+
+-- What is wanted of a run
+
+create function helper._wake_run(workspace uuid, run uuid, command jsonb default null) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+  insert into helper.workflow_queue (workspace_id, run_id, priority, command)
+  select r.workspace_id, r.id, case when command is null then -r.priority else -1000000 end, command
+  from helper.workflow_runs r
+  where r.workspace_id = workspace and r.id = run
+$$;
+comment on function helper._wake_run(uuid, uuid, jsonb) is 'Has a runner look at a run, and do with it what is wanted';
+
+create function helper._wake_waiting() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform helper._wake_run(w.workspace_id, w.run_id)
+  from helper.workflow_waits w
+  where w.subject = new.id and w.workspace_id = new.workspace_id;
+  return null;
+end
+$$;
+comment on function helper._wake_waiting() is 'Has runs go on that wait for what has ended now';
+create trigger function_calls_wake_waiting after update of status on helper.function_calls
+  for each row when (new.status in ('succeeded', 'failed', 'rejected', 'expired', 'cancelled', 'uncertain'))
+  execute function helper._wake_waiting();
+create trigger messages_wake_waiting after update of status on helper.messages
+  for each row when (new.status in ('done', 'error', 'cancelled'))
+  execute function helper._wake_waiting();
+create trigger workflow_runs_wake_waiting after update of status on helper.workflow_runs
+  for each row when (new.status in ('succeeded', 'failed', 'cancelled', 'timed_out'))
+  execute function helper._wake_waiting();
+
+-- An event that runs wait for.
+create function helper._wake_for_event(workspace uuid, event text, payload jsonb) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+  with came as (
+    update helper.workflow_waits w
+    set payload = _wake_for_event.payload
+    where w.workspace_id = workspace
+      and w.event = _wake_for_event.event
+      and w.payload is null
+      and _wake_for_event.payload @> coalesce(w.matching, '{}')
+    returning w.workspace_id, w.run_id
+  )
+  select helper._wake_run(c.workspace_id, c.run_id) from came c
+$$;
+comment on function helper._wake_for_event(uuid, text, jsonb) is 'Gives an event to the runs that wait for it';
+
+create function helper._run(run uuid, minimum_role text) returns helper.workflow_runs
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_run helper.workflow_runs;
+begin
+  select r.* into v_run
+  from helper.workflow_runs r
+  where r.id = run and r.workspace_id = any (helper.my_workspaces());
+  if not found then
+    raise exception using errcode = '42704', message = format('run "%s" does not exist', run);
+  end if;
+  if not helper.is_member(v_run.workspace_id, minimum_role) then
+    raise exception using
+      errcode = '42501',
+      message = 'permission denied for the run',
+      detail = format('That needs the role %s in the workspace.', minimum_role);
+  end if;
+  return v_run;
+end
+$$;
+comment on function helper._run(uuid, text) is 'A run, for a caller with a role in its workspace. Errors: 42501, 42704';
+
+create function helper._cancel_run(workspace uuid, run uuid) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+  select helper._wake_run(workspace, run, '{"do": "cancel"}')
+$$;
+comment on function helper._cancel_run(uuid, uuid) is 'Has a run cancelled';
+
+create function helper.cancel_run(run uuid) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_run helper.workflow_runs := helper._run(run, 'member');
+begin
+  if v_run.user_id is distinct from helper.current_user_id() and not helper.is_member(v_run.workspace_id, 'admin') then
+    raise exception using
+      errcode = '42501',
+      message = 'permission denied to cancel the run',
+      detail = 'Who started it and admins of the workspace may.';
+  end if;
+  if v_run.finished_at is not null then
+    return false;
+  end if;
+  perform helper._cancel_run(v_run.workspace_id, v_run.id);
+  return true;
+end
+$$;
+comment on function helper.cancel_run(uuid) is
+  'Has a run cancelled, with what it waits for; false where it has ended. What it did stays done. For who started it and admins. Errors: 42501, 42704';
+
+create function helper.pause_run(run uuid) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_run helper.workflow_runs := helper._run(run, 'admin');
+begin
+  if v_run.finished_at is not null then
+    return false;
+  end if;
+  perform helper._wake_run(v_run.workspace_id, v_run.id, '{"do": "pause"}');
+  return true;
+end
+$$;
+comment on function helper.pause_run(uuid) is
+  'Has no further step of a run begun until resume_run; false where it has ended. For workspace admins. Errors: 42501, 42704';
+
+create function helper.resume_run(run uuid) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_run helper.workflow_runs := helper._run(run, 'admin');
+begin
+  if v_run.finished_at is not null then
+    return false;
+  end if;
+  perform helper._wake_run(v_run.workspace_id, v_run.id, '{"do": "resume"}');
+  return true;
+end
+$$;
+comment on function helper.resume_run(uuid) is 'Has a paused run go on; false where it has ended. For workspace admins. Errors: 42501, 42704';
+
+create function helper.retry_step(run uuid, step text) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_run helper.workflow_runs := helper._run(run, 'admin');
+begin
+  perform
+  from helper.workflow_steps s
+  where s.workspace_id = v_run.workspace_id
+    and s.run_id = v_run.id
+    and s.step = retry_step.step
+    and s.item = -1
+    and s.status in ('failed', 'uncertain', 'cancelled');
+  if not found then
+    raise exception using
+      errcode = '55000',
+      message = format('step "%s" cannot be tried again', step),
+      detail = 'Only one that failed, is uncertain or was cancelled can.';
+  end if;
+  perform helper._wake_run(v_run.workspace_id, v_run.id, jsonb_build_object('do', 'retry', 'step', step));
+end
+$$;
+comment on function helper.retry_step(uuid, text) is
+  'Has a step that failed or is uncertain tried again, and the run go on from there. For workspace admins. Errors: 42501, 42704, 55000';
+
+create function helper._replayed(workspace uuid, run uuid, from_step text) returns setof helper.workflow_steps
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'replayed_steps_wrapper';
+comment on function helper._replayed(uuid, uuid, text) is 'Steps of a run that one which repeats it from a step begins with. Errors: 22023';
+
+create function helper.replay_run(run uuid, from_step text default null) returns uuid
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_run helper.workflow_runs := helper._run(run, 'admin');
+  v_new uuid := helper.uuid_v7();
+begin
+  if v_run.finished_at is null then
+    raise exception using errcode = '55000', message = 'the run has not ended', hint = 'Cancel it first with helper.cancel_run.';
+  end if;
+  insert into helper.workflow_runs (workspace_id, id, workflow_id, version, trigger, input, depth, priority, user_id, replay_of)
+  values (v_run.workspace_id, v_new, v_run.workflow_id, v_run.version,
+    jsonb_build_object('kind', 'replay', 'run', v_run.id, 'from_step', from_step, 'trigger', v_run.trigger),
+    v_run.input, v_run.depth, v_run.priority, helper.current_user_id(), v_run.id);
+  if from_step is not null then
+    insert into helper.workflow_steps
+      (workspace_id, run_id, step, item, status, attempt, input, output, error, started_at, finished_at)
+    select v_run.workspace_id, v_new, s.step, s.item, s.status, s.attempt, s.input, s.output, s.error, s.started_at, s.finished_at
+    from helper._replayed(v_run.workspace_id, v_run.id, from_step) s;
+  end if;
+  perform helper._wake_run(v_run.workspace_id, v_new);
+  return v_new;
+end
+$$;
+comment on function helper.replay_run(uuid, text) is
+  'Starts a new run of the same version with the same input and returns its id; from a step on, what came before is copied. For workspace admins. Errors: 22023 no such step, 42501, 42704, 55000 it has not ended';
+
+create function helper.redrive_runs(workflow text, since timestamptz default '-infinity', workspace uuid default null) returns bigint
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workflow helper.workflows := helper._workflow(workflow, workspace, 'admin');
+  v_count bigint;
+begin
+  with failed as (
+    select r.workspace_id, r.id, s.step
+    from helper.workflow_runs r
+    join helper.workflow_steps s on s.workspace_id = r.workspace_id and s.run_id = r.id and s.item = -1 and s.status = 'failed'
+    where r.workflow_id = v_workflow.id
+      and r.workspace_id = v_workflow.workspace_id
+      and r.status = 'failed'
+      and r.created_at >= since
+  ), woken as (
+    select f.id, helper._wake_run(f.workspace_id, f.id, jsonb_build_object('do', 'retry', 'step', f.step)) from failed f
+  )
+  select count(distinct w.id) into v_count from woken w;
+  return v_count;
+end
+$$;
+comment on function helper.redrive_runs(text, timestamptz, uuid) is
+  'Has the failed steps of a workflow''s failed runs tried again, and returns how many runs that are. For workspace admins. Errors: 42501, 42704';
+
+create function helper.run_status(run uuid) returns jsonb
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_run helper.workflow_runs := helper._run(run, 'viewer');
+  v_sees boolean := helper.is_member(v_run.workspace_id, 'member');
+begin
+  return jsonb_build_object(
+    'id', v_run.id,
+    'workspace_id', v_run.workspace_id,
+    'workflow', (select w.name from helper.workflows w where w.workspace_id = v_run.workspace_id and w.id = v_run.workflow_id),
+    'version', v_run.version,
+    'status', v_run.status,
+    'trigger', v_run.trigger ->> 'kind',
+    'input', case when v_sees then v_run.input end,
+    'output', case when v_sees then v_run.output end,
+    'error', v_run.error,
+    'created_at', v_run.created_at,
+    'started_at', v_run.started_at,
+    'finished_at', v_run.finished_at,
+    'steps', coalesce((
+      select jsonb_agg(jsonb_build_object('step', s.step, 'item', nullif(s.item, -1), 'status', s.status, 'attempt', s.attempt,
+        'error', s.error, 'waits_for', case when v_sees then s.waits_for end, 'started_at', s.started_at, 'finished_at', s.finished_at)
+        order by s.started_at nulls last, s.step, s.item)
+      from helper.workflow_steps s
+      where s.workspace_id = v_run.workspace_id and s.run_id = v_run.id), '[]'));
+end
+$$;
+comment on function helper.run_status(uuid) is
+  'A run: id, workspace_id, workflow, version, status, trigger, input and output (null for viewers), error, created_at, started_at, finished_at, steps. Errors: 42704';
+
+create function helper.wait_run(run uuid, timeout interval default '1 min') returns text
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_until timestamptz := clock_timestamp() + timeout;
+  v_status text;
+begin
+  loop
+    v_status := (helper._run(run, 'viewer')).status;
+    if v_status in ('succeeded', 'failed', 'cancelled', 'timed_out', 'paused') or clock_timestamp() >= v_until then
+      return v_status;
+    end if;
+    perform pg_sleep(0.01);
+  end loop;
+end
+$$;
+comment on function helper.wait_run(uuid, interval) is
+  'Waits until a run has ended or is paused, or the time is over, and returns its status. Under READ COMMITTED alone, and not in the transaction that started it. Errors: 42704';
+
+create function helper.workflow_mermaid(workflow text, workspace uuid default null) returns text
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'workflow_mermaid_wrapper';
+comment on function helper.workflow_mermaid(text, uuid) is 'A workflow as a Mermaid flowchart. Errors: 42704';
+
+create function helper.run_mermaid(run uuid) returns text
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'run_mermaid_wrapper';
+comment on function helper.run_mermaid(uuid) is 'A run as a Mermaid flowchart, its steps coloured by their states. Errors: 42704';
+
+-- For the runner
+
+-- Due rows of some workspaces, one after another, none of whose runs another runner has.
+create function helper._claim_runs(after uuid, most integer)
+returns table (id uuid, run_id uuid)
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+  v_turn uuid := after;
+  v_around boolean := false;
+  v_next uuid;
+begin
+  loop
+    select q.workspace_id into v_next
+    from helper.workflow_queue q
+    where q.workspace_id > v_turn
+    order by q.workspace_id
+    limit 1;
+    if not found then
+      if v_around then
+        return;
+      end if;
+      v_around := true;
+      v_turn := '00000000-0000-0000-0000-000000000000';
+      continue;
+    end if;
+    v_turn := v_next;
+    return query
+      select q.id, q.run_id
+      from helper.workflow_queue q
+      join helper.workflow_runs r on r.workspace_id = q.workspace_id and r.id = q.run_id
+      where q.workspace_id = v_turn and q.run_at <= clock_timestamp()
+      order by q.priority, q.run_at, q.id
+      limit most
+      for update skip locked;
+    if found or v_around and v_turn > after then
+      return;
+    end if;
+  end loop;
+end
+$$;
+comment on function helper._claim_runs(uuid, integer) is
+  'Locks rows of the queue, and their runs, of the next workspace that has some to do; another runner leaves them alone';
+
+create function helper._admit_run(workspace uuid, workflow uuid, run uuid, key text, most integer, rate integer, per interval)
+returns timestamptz
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_at timestamptz;
+begin
+  -- Two runners do not count at once.
+  perform pg_advisory_xact_lock(hashtextextended(workflow::text, 7239));
+  if most is not null and most <= (
+    select count(*)
+    from helper.workflow_runs r
+    where r.workspace_id = workspace
+      and r.workflow_id = workflow
+      and r.key = _admit_run.key
+      and r.finished_at is null)
+  then
+    return 'infinity';
+  end if;
+  if rate is not null then
+    select r.started_at + per into v_at
+    from helper.workflow_runs r
+    where r.workspace_id = workspace and r.workflow_id = workflow and r.started_at > clock_timestamp() - per
+    order by r.started_at desc
+    offset rate - 1
+    limit 1;
+    if found then
+      return v_at;
+    end if;
+  end if;
+  update helper.workflow_runs r set key = _admit_run.key where r.workspace_id = workspace and r.id = run and _admit_run.key is not null;
+  return null;
+end
+$$;
+comment on function helper._admit_run(uuid, uuid, uuid, text, integer, integer, interval) is
+  'Lets a run begin (null), or says when it may: infinity when another of its key has ended';
+create index workflow_runs_key_idx on helper.workflow_runs (workflow_id, key) where key is not null and finished_at is null;
+create index workflow_runs_started_at_idx on helper.workflow_runs (workflow_id, started_at) where started_at is not null;
+
+create function helper._next_of_key(workspace uuid, workflow uuid) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+  update helper.workflow_queue q
+  set run_at = clock_timestamp()
+  where q.workspace_id = workspace
+    and q.run_at = 'infinity'
+    and q.run_id in (
+      select p.run_id
+      from helper.workflow_queue p
+      join helper.workflow_runs r on r.workspace_id = p.workspace_id and r.id = p.run_id
+      where p.workspace_id = workspace and p.run_at = 'infinity' and r.workflow_id = workflow
+      order by p.priority, p.id
+      limit 16)
+$$;
+comment on function helper._next_of_key(uuid, uuid) is 'Has runs looked at that waited for another of their workflow to end';
