@@ -347,6 +347,9 @@ declare
   v_about jsonb := case when event.name is null then event.payload else jsonb_build_object('event', event.name, 'payload', event.payload) end;
   v_message text;
 begin
+  if event.name is not null then
+    perform helper._wake_for_event(event.workspace_id, event.name, event.payload);
+  end if;
   for v_trigger in
     select t.*
     from helper.workflow_event_triggers t

@@ -92,21 +92,6 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function helper._plan_fires(helper.workflow_schedules, timestamptz) is 'The same of a schedule. Errors: 22023';
 
-create function helper._workflow(workflow text, workspace uuid, minimum_role text) returns helper.workflows
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-  v_workspace uuid := helper._writable_workspace(workspace, minimum_role);
-  v_workflow helper.workflows;
-begin
-  select w.* into v_workflow from helper.workflows w where w.workspace_id = v_workspace and w.name = _workflow.workflow;
-  if not found then
-    raise exception using errcode = '42704', message = format('workflow "%s" does not exist', workflow);
-  end if;
-  return v_workflow;
-end
-$$;
-comment on function helper._workflow(text, uuid, text) is 'A workflow by its name, for a caller with a role. Errors: 42501, 42704';
-
 create function helper.schedule_workflow(
   workflow text,
   cron text,

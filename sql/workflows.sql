@@ -383,9 +383,9 @@ $$;
 comment on function helper._start_run(uuid, uuid, jsonb, jsonb, text, integer, timestamptz) is
   'Starts a run and returns its id; null where the workflow is paused, the earlier run where the key is known';
 
-create function helper._check_input(workspace uuid, workflow uuid, input jsonb) returns void
-language c volatile parallel unsafe as 'MODULE_PATHNAME', 'check_input_wrapper';
-comment on function helper._check_input(uuid, uuid, jsonb) is 'Refuses what does not fit the schema of a workflow''s input. Errors: 22023';
+create function helper._check_input(schema jsonb, input jsonb) returns void
+language c volatile parallel unsafe strict as 'MODULE_PATHNAME', 'check_input_wrapper';
+comment on function helper._check_input(jsonb, jsonb) is 'Refuses what does not fit the schema of a workflow''s input. Errors: 22023';
 
 create function helper.run_workflow(
   workflow text,
@@ -404,7 +404,8 @@ begin
   if idempotency_key is not null and char_length(idempotency_key) not between 1 and 200 then
     raise exception using errcode = '22023', message = 'idempotency_key has not between 1 and 200 characters';
   end if;
-  perform helper._check_input(v_workflow.workspace_id, v_workflow.id, input);
+  perform helper._check_input(
+    helper._definition(v_workflow.workspace_id, v_workflow.id, v_workflow.version) -> 'input', input);
   v_run := helper._start_run(v_workflow.workspace_id, v_workflow.id,
     jsonb_build_object('kind', 'manual', 'at', to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')),
     input, 'manual:' || idempotency_key, helper._depth());
@@ -570,9 +571,25 @@ $$;
 comment on function helper.retry_step(uuid, text) is
   'Has a step that failed or is uncertain tried again, and the run go on from there. For workspace admins. Errors: 42501, 42704, 55000';
 
-create function helper._replayed(workspace uuid, run uuid, from_step text) returns setof helper.workflow_steps
-language c volatile parallel unsafe as 'MODULE_PATHNAME', 'replayed_steps_wrapper';
-comment on function helper._replayed(uuid, uuid, text) is 'Steps of a run that one which repeats it from a step begins with. Errors: 22023';
+create function helper._replayed(definition jsonb, steps jsonb, from_step text) returns jsonb
+language c volatile parallel safe as 'MODULE_PATHNAME', 'replayed_steps_wrapper';
+comment on function helper._replayed(jsonb, jsonb, text) is 'Steps of a run, as _run_steps tells them, that one which repeats it from a step begins with. Errors: 22023';
+
+create function helper._definition(workspace uuid, workflow uuid, version integer) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select v.definition
+  from helper.workflow_versions v
+  where v.workspace_id = workspace and v.workflow_id = workflow and v.version = _definition.version
+$$;
+comment on function helper._definition(uuid, uuid, integer) is 'A version of a workflow';
+
+create function helper._run_steps(workspace uuid, run uuid) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select coalesce(jsonb_agg(jsonb_build_object('step', s.step, 'item', s.item, 'status', s.status, 'attempt', s.attempt)), '[]')
+  from helper.workflow_steps s
+  where s.workspace_id = workspace and s.run_id = run
+$$;
+comment on function helper._run_steps(uuid, uuid) is 'Steps of a run and their states';
 
 create function helper.replay_run(run uuid, from_step text default null) returns uuid
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -591,7 +608,11 @@ begin
     insert into helper.workflow_steps
       (workspace_id, run_id, step, item, status, attempt, input, output, error, started_at, finished_at)
     select v_run.workspace_id, v_new, s.step, s.item, s.status, s.attempt, s.input, s.output, s.error, s.started_at, s.finished_at
-    from helper._replayed(v_run.workspace_id, v_run.id, from_step) s;
+    from jsonb_to_recordset(helper._replayed(
+      helper._definition(v_run.workspace_id, v_run.workflow_id, v_run.version),
+      helper._run_steps(v_run.workspace_id, v_run.id), from_step)) p (step text, item integer)
+    join helper.workflow_steps s
+      on s.workspace_id = v_run.workspace_id and s.run_id = v_run.id and s.step = p.step and s.item = p.item;
   end if;
   perform helper._wake_run(v_run.workspace_id, v_new);
   return v_new;
@@ -672,12 +693,29 @@ $$;
 comment on function helper.wait_run(uuid, interval) is
   'Waits until a run has ended or is paused, or the time is over, and returns its status. Under READ COMMITTED alone, and not in the transaction that started it. Errors: 42704';
 
+create function helper._mermaid(definition jsonb, steps jsonb) returns text
+language c volatile parallel safe as 'MODULE_PATHNAME', 'workflow_diagram_wrapper';
+comment on function helper._mermaid(jsonb, jsonb) is 'A definition as a Mermaid flowchart, with the states of a run''s steps if there is one';
+
 create function helper.workflow_mermaid(workflow text, workspace uuid default null) returns text
-language c volatile parallel unsafe as 'MODULE_PATHNAME', 'workflow_mermaid_wrapper';
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workflow helper.workflows := helper._workflow(workflow, workspace, 'viewer');
+begin
+  return helper._mermaid(helper._definition(v_workflow.workspace_id, v_workflow.id, v_workflow.version), null);
+end
+$$;
 comment on function helper.workflow_mermaid(text, uuid) is 'A workflow as a Mermaid flowchart. Errors: 42704';
 
 create function helper.run_mermaid(run uuid) returns text
-language c volatile parallel unsafe as 'MODULE_PATHNAME', 'run_mermaid_wrapper';
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_run helper.workflow_runs := helper._run(run, 'viewer');
+begin
+  return helper._mermaid(helper._definition(v_run.workspace_id, v_run.workflow_id, v_run.version),
+    helper._run_steps(v_run.workspace_id, v_run.id));
+end
+$$;
 comment on function helper.run_mermaid(uuid) is 'A run as a Mermaid flowchart, its steps coloured by their states. Errors: 42704';
 
 -- For the runner

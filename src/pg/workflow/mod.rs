@@ -1,0 +1,239 @@
+//! Runs of workflows: a runner takes some from the queue, goes on with them as their owners, and stores what came of it,
+//! what is next and the end of their rows in the queue in one transaction. What a step has others do is looked at each time
+//! anew, so that a wake which comes twice, late or after a crash does no harm.
+
+mod definitions;
+mod stored;
+mod steps;
+
+use crate::core::error::{Error, Kind, Result};
+use crate::core::workflow::machine::{Action, Progress};
+use crate::core::workflow::row::Failure;
+use crate::core::workflow::{Span, Time};
+use crate::pg::{owner, session, spi};
+use pgrx::Uuid;
+use pgrx::prelude::*;
+use std::ffi::CString;
+use std::time::{Duration, Instant};
+use steps::Stepping;
+use stored::{Changes, Stored};
+
+/// How many runs are looked at together.
+const TOGETHER: usize = 32;
+/// How long one transaction goes on with runs, before what it did is committed.
+const TURN: Duration = Duration::from_millis(50);
+
+/// Now, in milliseconds since 1970.
+fn now() -> Time {
+    // SAFETY: a plain getter; Postgres counts microseconds since 2000.
+    unsafe { (pg_sys::GetCurrentTimestamp() + 946_684_800_000_000) / 1000 }
+}
+
+/// A number in [0, 1).
+fn random() -> f64 {
+    let mut bytes = [0_u8; 8];
+    // SAFETY: the buffer is as long as it is said to be.
+    unsafe { pg_sys::pg_strong_random(bytes.as_mut_ptr().cast(), bytes.len()) };
+    (u64::from_le_bytes(bytes) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// What a transaction is to go on with.
+pub enum Wanted {
+    /// Runs of the workspace after this one, and of one owner.
+    Next { after: Uuid },
+    /// A row of the queue that was marked before, alone.
+    One { row: Uuid },
+}
+
+/// Goes on with runs that are due, in a transaction that nothing else is in. Returns the workspace; `None` where nothing
+/// was to do. Only outside of [`owner::as_owner`].
+pub fn go_on(wanted: &Wanted) -> Result<Option<Uuid>> {
+    let mut rows = owner::as_owner(|| stored::claim(wanted))?;
+    let until = Instant::now() + TURN;
+    let mut workspace = None;
+    let mut is_used = false;
+    while !rows.is_empty() && (workspace.is_none() || Instant::now() < until) {
+        let together: Vec<Uuid> = rows.drain(..rows.len().min(TOGETHER)).collect();
+        let mut runs = owner::as_owner(|| stored::load(&together))?;
+        let Some(first) = runs.first() else { break };
+        let (role, claims) = (first.role.clone(), first.claims.clone());
+        // A transaction is one owner's: what one leaves in it, another does not find.
+        if workspace.is_some_and(|workspace| workspace != first.workspace) {
+            break;
+        }
+        let others = runs.iter().position(|run| run.role != role || run.claims != claims);
+        if let Some(others) = others {
+            runs.truncate(others);
+            rows.clear();
+        }
+        workspace = Some(first.workspace);
+        let mut changes = Changes::default();
+        owner::as_owner(|| stored::take_rows(&mut runs))?;
+        let gone = match owner::as_principal(&role, claims.as_deref(), || {
+            runs.iter_mut().try_for_each(|run| advance(run, &mut changes, &mut is_used))
+        }) {
+            // The role is gone.
+            Err(error) if error.kind == Kind::NotPermitted => Some(error),
+            other => other.map(|()| None)?,
+        };
+        owner::as_owner(|| {
+            if let Some(error) = gone {
+                changes = Changes::default();
+                runs.iter().try_for_each(|run| changes.hold(run, &error))?;
+            }
+            changes.store()
+        })?;
+    }
+    if is_used {
+        owner::as_owner(session::forget)?;
+    }
+    Ok(workspace)
+}
+
+/// Goes on with a run as far as it can, as its owner.
+fn advance(stored: &mut Stored, changes: &mut Changes, is_used: &mut bool) -> Result<()> {
+    let definition = definitions::of(stored.workflow, stored.version, &stored.definition)?;
+    let rows = stored.rows(&definition)?;
+    let mut progress = Progress::load(&definition, stored.given(), stored.run.clone(), rows)?;
+    if progress.run().status.is_end() && stored.commands.is_empty() {
+        return Ok(());
+    }
+    if let Err(error) = check_owner(stored) {
+        return owner::as_owner(|| changes.hold(stored, &error));
+    }
+    let now_then = now();
+    for command in std::mem::take(&mut stored.commands) {
+        command.apply(&mut progress, now_then)?;
+    }
+    if stored.is_new() && !progress.run().status.is_end() && progress.run().paused_at.is_none() {
+        match admit(stored, &definition)? {
+            Admitted::Now => {}
+            Admitted::At(at) => return owner::as_owner(|| changes.put_off(stored, at)),
+            Admitted::Never(error) => return owner::as_owner(|| changes.fail(stored, &error)),
+        }
+    }
+    let depth = CString::new(stored.depth.to_string()).map_err(|_| Error::bug("a number holds a NUL"))?;
+    session::set_locally(c"helper_ai.workflow_depth", &depth);
+    let mut stepping = Stepping::new(stored, &definition);
+    stepping.look(&mut progress)?;
+    loop {
+        let actions = progress.next(now(), &mut random);
+        if actions.is_empty() {
+            break;
+        }
+        for action in actions {
+            match action {
+                Action::Begin { place, attempt, work } => {
+                    let time = progress.times_out_at(place).map(|at| at.saturating_sub(now()));
+                    let event = stepping.begin(place, attempt, work, time)?;
+                    progress.apply(place, attempt, event, now(), random());
+                }
+                Action::CallOff { waits_for, .. } => stepping.call_off(&waits_for)?,
+            }
+        }
+    }
+    *is_used |= stepping.is_used;
+    let inputs = std::mem::take(&mut stepping.inputs);
+    changes.of(stored, &mut progress, inputs)
+}
+
+/// Whether the owner may still have it done: a member of the workspace, and an admin where statements are run.
+fn check_owner(stored: &Stored) -> Result<()> {
+    let least = if stored.uses_sql { "admin" } else { "member" };
+    let is_member = owner::as_owner(|| {
+        spi::first("select helper.is_member($1, $2)", &[stored.workspace.into(), least.into()], |row| {
+            Ok(row.opt::<bool>(1)? == Some(true))
+        })
+    })?;
+    if is_member == Some(true) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::NotPermitted, "the workflow's owner may not run it any more")
+        .detail(format!("That needs the role {least} in the workspace."))
+        .hint("Have an admin create it anew with helper.create_workflow, then resume its runs with helper.resume_run."))
+}
+
+/// Whether a run may begin.
+enum Admitted {
+    Now,
+    /// Not before; `None`: when another has ended.
+    At(Option<Time>),
+    Never(Failure),
+}
+
+fn admit(stored: &Stored, definition: &crate::core::workflow::definition::Definition) -> Result<Admitted> {
+    if definition.concurrency.is_none() && definition.rate.is_none() {
+        return Ok(Admitted::Now);
+    }
+    let key = match definition.concurrency_key(&stored.input, &stored.trigger) {
+        Ok(key) => definition.concurrency.as_ref().map(|_| key),
+        Err(error) => return Ok(Admitted::Never(error.into())),
+    };
+    let most = definition.concurrency.as_ref().map(|concurrency| concurrency.limit as i32);
+    let rate = definition.rate.as_ref().map(|rate| (rate.limit as i32, rate.per));
+    let at = owner::as_owner(|| {
+        spi::change(
+            "select a.at = 'infinity', (extract(epoch from nullif(a.at, 'infinity')) * 1000)::bigint \
+             from helper._admit_run($1, $2, $3, $4, $5, $6, pg_catalog.make_interval(secs => $7)) a (at)",
+            &[
+                stored.workspace.into(),
+                stored.workflow.into(),
+                stored.id.into(),
+                key.into(),
+                most.into(),
+                rate.map(|(limit, _)| limit).into(),
+                rate.map(|(_, per)| seconds(per)).into(),
+            ],
+            |row| Ok((row.opt::<bool>(1)?, row.opt::<i64>(2)?)),
+        )
+    })?;
+    Ok(match at.first() {
+        Some((Some(true), _)) => Admitted::At(None),
+        Some((Some(false), at)) => Admitted::At(*at),
+        _ => Admitted::Now,
+    })
+}
+
+fn seconds(span: Span) -> f64 {
+    span as f64 / 1000.0
+}
+
+/// A row of the queue that is due, marked as tried once more, and how often that was: for a runner that begins, and does
+/// not know over what the last one ended.
+pub fn mark(after: Uuid) -> Result<Option<(Uuid, i32)>> {
+    let Some(row) = stored::claim(&Wanted::Next { after })?.into_iter().next() else { return Ok(None) };
+    let tried = spi::change(
+        "update helper.workflow_queue q set attempts = q.attempts + 1 where q.id = $1 returning q.attempts",
+        &[row.into()],
+        |row| row.get::<i32>(1),
+    )?;
+    Ok(tried.first().map(|tried| (row, *tried)))
+}
+
+/// Puts off what a transaction failed over, or gives its run up.
+pub fn failed(row: Uuid, tried: i32, most: i32, error: &Error) -> Result<()> {
+    if tried < most {
+        return spi::run(
+            "update helper.workflow_queue q set run_at = clock_timestamp() + pg_catalog.make_interval(secs => $2) where q.id = $1",
+            &[row.into(), f64::from(tried).into()],
+        );
+    }
+    let error = serde_json::to_string(&Failure::from(error.clone())).unwrap_or_default();
+    spi::run(
+        "with gone as (delete from helper.workflow_queue q where q.id = $1 returning q.workspace_id, q.run_id) \
+         update helper.workflow_runs r set status = 'failed', error = $2::jsonb, finished_at = clock_timestamp() \
+         from gone g where r.workspace_id = g.workspace_id and r.id = g.run_id and r.finished_at is null",
+        &[row.into(), error.into()],
+    )
+}
+
+/// When the next run is due, if any waits for a time; in the past where one is due now.
+pub fn next_due() -> Result<Option<f64>> {
+    let seconds = spi::change(
+        "select extract(epoch from q.run_at - clock_timestamp())::float8 from helper.workflow_queue q \
+         where q.run_at < 'infinity' order by q.run_at limit 1",
+        &[],
+        |row| row.get::<f64>(1),
+    )?;
+    Ok(seconds.into_iter().next())
+}

@@ -1,0 +1,450 @@
+//! What is stored of runs: read and written for many at once, as the owner.
+
+use super::{Wanted, definitions, now};
+use crate::core::error::{Error, Result};
+use crate::core::workflow::Time;
+use crate::core::workflow::definition::Definition;
+use crate::core::workflow::machine::{Given, Progress};
+use crate::core::workflow::row::{Failure, Place, Row, Run, RunStatus, StepStatus};
+use crate::pg::{jobs, spi};
+use pgrx::Uuid;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+
+/// Most runs that one transaction goes on with.
+const MOST: i32 = 256;
+
+/// What somebody wants of a run.
+pub struct Command {
+    wish: String,
+    step: Option<String>,
+}
+
+impl Command {
+    pub fn apply(&self, progress: &mut Progress, now: Time) -> Result<()> {
+        match (self.wish.as_str(), &self.step) {
+            ("cancel", _) => drop(progress.cancel(now)),
+            ("pause", _) => drop(progress.pause(now)),
+            ("resume", _) => drop(progress.resume(now)),
+            // One that is not to be retried any more was retried by somebody else.
+            ("retry", Some(step)) => drop(progress.retry(step, now)),
+            _ => return Err(Error::bug("a command that nobody knows")),
+        }
+        Ok(())
+    }
+}
+
+/// A run as it is stored.
+pub struct Stored {
+    pub workspace: Uuid,
+    pub id: Uuid,
+    pub workflow: Uuid,
+    pub name: String,
+    pub version: i32,
+    pub definition: String,
+    pub uses_sql: bool,
+    pub role: String,
+    pub claims: Option<String>,
+    pub run: Run,
+    pub input: Value,
+    pub trigger: Value,
+    pub depth: i32,
+    pub commands: Vec<Command>,
+    priority: i32,
+    settings: Value,
+    started_at: Option<Time>,
+    has_key: bool,
+    steps: Vec<(String, i32, Row)>,
+}
+
+fn parsed(text: Option<String>) -> Result<Option<Value>> {
+    text.map(|text| serde_json::from_str(&text).map_err(|_| Error::bug("what is stored is not JSON"))).transpose()
+}
+
+/// Rows of the queue that are due.
+pub fn claim(wanted: &Wanted) -> Result<Vec<Uuid>> {
+    match wanted {
+        Wanted::Next { after } => spi::change(
+            "select c.id from helper._claim_runs($1, $2) c",
+            &[(*after).into(), MOST.into()],
+            |row| row.get::<Uuid>(1),
+        ),
+        Wanted::One { row } => spi::change(
+            "select q.id from helper.workflow_queue q \
+             join helper.workflow_runs r on r.workspace_id = q.workspace_id and r.id = q.run_id \
+             where q.id = $1 for update skip locked",
+            &[(*row).into()],
+            |row| row.get::<Uuid>(1),
+        ),
+    }
+}
+
+/// The runs of rows of the queue, in their order, each once.
+pub fn load(rows: &[Uuid]) -> Result<Vec<Stored>> {
+    let mut runs = spi::change(
+        "select r.workspace_id, r.id, r.workflow_id, w.name, r.version, v.definition::text, w.principal_role::text, \
+           w.principal_claims::text, r.status, r.input::text, r.trigger::text, r.depth, r.priority, w.settings::text, \
+           (extract(epoch from r.deadline) * 1000)::bigint, (extract(epoch from r.paused_at) * 1000)::bigint, \
+           (extract(epoch from r.started_at) * 1000)::bigint, r.key is not null, r.output::text, r.error::text \
+         from (select q.run_id, min(c.n) as n from unnest($1) with ordinality c (id, n) \
+               join helper.workflow_queue q on q.id = c.id group by q.run_id) c \
+         join helper.workflow_runs r on r.id = c.run_id \
+         join helper.workflows w on w.workspace_id = r.workspace_id and w.id = r.workflow_id \
+         join helper.workflow_versions v \
+           on v.workspace_id = r.workspace_id and v.workflow_id = r.workflow_id and v.version = r.version \
+         order by c.n",
+        &[rows.to_vec().into()],
+        |row| {
+            let status: String = row.get(9)?;
+            let error = parsed(row.opt(20)?)?.map(serde_json::from_value).transpose();
+            let run = Run {
+                status: RunStatus::of_name(&status).ok_or_else(|| Error::bug("a run has a state that nobody knows"))?,
+                deadline: row.opt(15)?,
+                paused_at: row.opt(16)?,
+                output: parsed(row.opt(19)?)?,
+                error: error.map_err(|_| Error::bug("a run has an error that cannot be read"))?,
+            };
+            Ok(Stored {
+                workspace: row.get(1)?,
+                id: row.get(2)?,
+                workflow: row.get(3)?,
+                name: row.get(4)?,
+                version: row.get(5)?,
+                definition: row.get(6)?,
+                uses_sql: false,
+                role: row.get(7)?,
+                claims: row.opt(8)?,
+                run,
+                input: parsed(row.opt(10)?)?.unwrap_or_default(),
+                trigger: parsed(row.opt(11)?)?.unwrap_or_default(),
+                depth: row.get(12)?,
+                commands: Vec::new(),
+                priority: row.get(13)?,
+                settings: parsed(row.opt(14)?)?.unwrap_or_default(),
+                started_at: row.opt(17)?,
+                has_key: row.get(18)?,
+                steps: Vec::new(),
+            })
+        },
+    )?;
+    load_steps(&mut runs)?;
+    for run in &mut runs {
+        let definition = definitions::of(run.workflow, run.version, &run.definition)?;
+        run.uses_sql = definitions::uses_sql(&definition);
+    }
+    Ok(runs)
+}
+
+fn load_steps(runs: &mut [Stored]) -> Result<()> {
+    let begun: Vec<Uuid> = runs.iter().filter(|run| run.run.status != RunStatus::Queued || run.started_at.is_none()).map(|run| run.id).collect();
+    let workspace = match runs.first() {
+        Some(run) => run.workspace,
+        None => return Ok(()),
+    };
+    let rows = spi::change(
+        "select s.run_id, s.step, s.item, s.status, s.attempt, s.output::text, s.error::text, s.waits_for::text, \
+           (extract(epoch from s.wake_at) * 1000)::bigint, (extract(epoch from s.started_at) * 1000)::bigint, \
+           (extract(epoch from s.finished_at) * 1000)::bigint \
+         from helper.workflow_steps s where s.workspace_id = $1 and s.run_id = any ($2)",
+        &[workspace.into(), begun.into()],
+        |row| {
+            let status: String = row.get(4)?;
+            let error = parsed(row.opt(7)?)?.map(serde_json::from_value::<Failure>).transpose();
+            let step = Row {
+                status: StepStatus::of_name(&status).ok_or_else(|| Error::bug("a step has a state that nobody knows"))?,
+                attempt: row.get::<i32>(5)? as u32,
+                output: parsed(row.opt(6)?)?,
+                error: error.map_err(|_| Error::bug("a step has an error that cannot be read"))?,
+                waits_for: parsed(row.opt(8)?)?,
+                wake_at: row.opt(9)?,
+                started_at: row.opt(10)?,
+                finished_at: row.opt(11)?,
+                ..Row::new(Place { step: 0, item: None })
+            };
+            Ok((row.get::<Uuid>(1)?, row.get::<String>(2)?, row.get::<i32>(3)?, step))
+        },
+    )?;
+    let places: HashMap<[u8; 16], usize> = runs.iter().enumerate().map(|(at, run)| (*run.id.as_bytes(), at)).collect();
+    for (run, step, item, row) in rows {
+        if let Some(at) = places.get(run.as_bytes()) {
+            runs[*at].steps.push((step, item, row));
+        }
+    }
+    Ok(())
+}
+
+/// Takes all rows of the queue that these runs have, and notes what is wanted of them. What comes later is looked at
+/// later: nothing that the runs wait for was looked at before this.
+pub fn take_rows(runs: &mut [Stored]) -> Result<()> {
+    let ids: Vec<Uuid> = runs.iter().map(|run| run.id).collect();
+    let mut taken = spi::change(
+        "delete from helper.workflow_queue q where q.run_id = any ($1) \
+         returning q.run_id, q.id, q.command ->> 'do', q.command ->> 'step'",
+        &[ids.into()],
+        |row| Ok((row.get::<Uuid>(1)?, row.get::<Uuid>(2)?, row.opt::<String>(3)?, row.opt::<String>(4)?)),
+    )?;
+    taken.sort_by_key(|(_, id, ..)| *id.as_bytes());
+    for (run, _, wish, step) in taken {
+        if let (Some(run), Some(wish)) = (runs.iter_mut().find(|stored| stored.id == run), wish) {
+            run.commands.push(Command { wish, step });
+        }
+    }
+    Ok(())
+}
+
+impl Stored {
+    /// Nothing of it has begun.
+    pub fn is_new(&self) -> bool {
+        self.started_at.is_none()
+    }
+
+    /// What its templates see beside its steps.
+    pub fn given(&self) -> Given {
+        Given {
+            input: self.input.clone(),
+            trigger: self.trigger.clone(),
+            run: json!({ "id": self.id.to_string(), "workflow": self.name, "started_at": self.started_at.unwrap_or_else(now) }),
+            vars: self.settings.clone(),
+        }
+    }
+
+    /// Its rows of steps, by their places in the definition.
+    pub fn rows(&mut self, definition: &Definition) -> Result<Vec<Row>> {
+        let steps = std::mem::take(&mut self.steps);
+        steps
+            .into_iter()
+            .map(|(name, item, row)| {
+                let step = definition.find(&name).ok_or_else(|| Error::bug("a row is of a step that the workflow has not"))?;
+                Ok(Row { place: Place { step, item: u32::try_from(item).ok() }, ..row })
+            })
+            .collect()
+    }
+}
+
+/// What runs came to, to be stored together.
+#[derive(Default)]
+pub struct Changes {
+    workspace: Option<Uuid>,
+    runs: Vec<Uuid>,
+    states: Vec<Option<String>>,
+    outputs: Vec<Option<String>>,
+    errors: Vec<Option<String>>,
+    deadlines: Vec<Option<i64>>,
+    pauses: Vec<Option<i64>>,
+    starts: Vec<Option<i64>>,
+    ends: Vec<Option<i64>>,
+    steps: Steps,
+    wakes: Vec<Uuid>,
+    wake_priorities: Vec<i32>,
+    wake_times: Vec<Option<i64>>,
+    /// Runs that waited for something, and what they wait for still.
+    waiting: Vec<(Uuid, Vec<Uuid>)>,
+    /// Workflows of which one may begin that waited for another.
+    freed: Vec<Uuid>,
+}
+
+#[derive(Default)]
+struct Steps {
+    runs: Vec<Uuid>,
+    names: Vec<String>,
+    items: Vec<i32>,
+    states: Vec<String>,
+    attempts: Vec<i32>,
+    inputs: Vec<Option<String>>,
+    outputs: Vec<Option<String>>,
+    errors: Vec<Option<String>>,
+    waits: Vec<Option<String>>,
+    wakes: Vec<Option<i64>>,
+    starts: Vec<Option<i64>>,
+    ends: Vec<Option<i64>>,
+}
+
+impl Changes {
+    /// What a run came to.
+    pub fn of(&mut self, stored: &Stored, progress: &mut Progress, mut inputs: HashMap<Place, String>) -> Result<()> {
+        let names: Vec<&str> = progress.definition().steps.iter().map(|step| step.name.as_str()).collect();
+        let changed = progress.take_changes();
+        let mut has_waited = false;
+        for row in changed {
+            has_waited |= row.waits_for.is_some();
+            let steps = &mut self.steps;
+            steps.runs.push(stored.id);
+            steps.names.push(names[row.place.step].to_owned());
+            steps.items.push(row.place.item.map_or(-1, |item| item as i32));
+            steps.states.push(row.status.name().to_owned());
+            steps.attempts.push(row.attempt as i32);
+            steps.inputs.push(inputs.remove(&row.place));
+            steps.outputs.push(row.output.map(|output| output.to_string()));
+            steps.errors.push(row.error.as_ref().and_then(|error| serde_json::to_string(error).ok()));
+            steps.waits.push(row.waits_for.map(|waits| waits.to_string()));
+            steps.wakes.push(row.wake_at);
+            steps.starts.push(row.started_at);
+            steps.ends.push(row.finished_at);
+        }
+        if has_waited || stored.run.status == RunStatus::Waiting {
+            let still = progress.waiting().filter_map(|row| wait_of(row.waits_for.as_ref()?)).collect();
+            self.waiting.push((stored.id, still));
+        }
+        let run = progress.run();
+        let is_over = run.status.is_end();
+        if is_over && stored.has_key_or(progress.definition()) {
+            self.freed.push(stored.workflow);
+        }
+        if !is_over && let Some(at) = progress.wake_at() {
+            self.wake(stored, Some(at));
+        }
+        self.run(stored, run);
+        Ok(())
+    }
+
+    fn run(&mut self, stored: &Stored, run: &Run) {
+        self.workspace = Some(stored.workspace);
+        self.runs.push(stored.id);
+        self.states.push(Some(run.status.name().to_owned()));
+        self.outputs.push(run.output.as_ref().map(Value::to_string));
+        self.errors.push(run.error.as_ref().and_then(|error| serde_json::to_string(error).ok()));
+        self.deadlines.push(run.deadline);
+        self.pauses.push(run.paused_at);
+        self.starts.push(stored.started_at.or(Some(now())));
+        self.ends.push(run.status.is_end().then(now));
+    }
+
+    fn wake(&mut self, stored: &Stored, at: Option<Time>) {
+        self.workspace = Some(stored.workspace);
+        self.wakes.push(stored.id);
+        self.wake_priorities.push(-stored.priority);
+        self.wake_times.push(at);
+    }
+
+    /// Has a run that may not begin looked at later.
+    pub fn put_off(&mut self, stored: &Stored, at: Option<Time>) -> Result<()> {
+        self.wake(stored, at);
+        Ok(())
+    }
+
+    /// Ends a run that cannot begin.
+    pub fn fail(&mut self, stored: &Stored, error: &Failure) -> Result<()> {
+        let run = Run { status: RunStatus::Failed, error: Some(error.clone()), ..stored.run.clone() };
+        self.run(stored, &run);
+        Ok(())
+    }
+
+    /// Pauses a run and its workflow, whose owner may not run it any more.
+    pub fn hold(&mut self, stored: &Stored, error: &Error) -> Result<()> {
+        let run = Run {
+            status: RunStatus::Paused,
+            paused_at: stored.run.paused_at.or(Some(now())),
+            error: Some(error.clone().into()),
+            ..stored.run.clone()
+        };
+        self.run(stored, &run);
+        spi::run(
+            "update helper.workflows w set enabled = false, problem = $3, updated_at = clock_timestamp() \
+             where w.workspace_id = $1 and w.id = $2 and w.enabled",
+            &[stored.workspace.into(), stored.workflow.into(), error.message.as_str().into()],
+        )
+    }
+
+    /// Writes all of it.
+    pub fn store(self) -> Result<()> {
+        let Some(workspace) = self.workspace else { return Ok(()) };
+        self.steps.store(workspace)?;
+        if !self.runs.is_empty() {
+            spi::run(
+                "update helper.workflow_runs r \
+                 set status = c.status, output = c.output::jsonb, error = c.error::jsonb, \
+                   deadline = helper._time(c.deadline), paused_at = helper._time(c.paused_at), \
+                   started_at = helper._time(c.started_at), finished_at = helper._time(c.finished_at) \
+                 from unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[]) \
+                   c (id, status, output, error, deadline, paused_at, started_at, finished_at) \
+                 where r.workspace_id = $1 and r.id = c.id",
+                &[
+                    workspace.into(),
+                    self.runs.clone().into(),
+                    self.states.into(),
+                    self.outputs.into(),
+                    self.errors.into(),
+                    self.deadlines.into(),
+                    self.pauses.into(),
+                    self.starts.into(),
+                    self.ends.into(),
+                ],
+            )?;
+            spi::run(
+                "select pg_catalog.pg_notify('helper_runs', r.id::text || ' ' || r.status) \
+                 from helper.workflow_runs r where r.workspace_id = $1 and r.id = any ($2)",
+                &[workspace.into(), self.runs.into()],
+            )?;
+        }
+        for (run, still) in self.waiting {
+            spi::run(
+                "delete from helper.workflow_waits w where w.workspace_id = $1 and w.run_id = $2 and w.id <> all ($3)",
+                &[workspace.into(), run.into(), still.into()],
+            )?;
+        }
+        for workflow in self.freed {
+            spi::run("select helper._next_of_key($1, $2)", &[workspace.into(), workflow.into()])?;
+        }
+        if self.wakes.is_empty() {
+            return Ok(());
+        }
+        spi::run(
+            "insert into helper.workflow_queue (workspace_id, run_id, priority, run_at) \
+             select $1, c.run_id, c.priority, coalesce(helper._time(c.run_at), 'infinity') \
+             from unnest($2::uuid[], $3::integer[], $4::bigint[]) c (run_id, priority, run_at)",
+            &[workspace.into(), self.wakes.into(), self.wake_priorities.into(), self.wake_times.into()],
+        )
+    }
+}
+
+impl Stored {
+    fn has_key_or(&self, definition: &Definition) -> bool {
+        self.has_key || definition.concurrency.is_some()
+    }
+}
+
+impl Steps {
+    fn store(self, workspace: Uuid) -> Result<()> {
+        if self.runs.is_empty() {
+            return Ok(());
+        }
+        spi::run(
+            "insert into helper.workflow_steps as s \
+               (workspace_id, run_id, step, item, status, attempt, input, output, error, waits_for, wake_at, started_at, finished_at) \
+             select $1, c.run_id, c.step, c.item, c.status, c.attempt, c.input::jsonb, c.output::jsonb, c.error::jsonb, \
+               c.waits_for::jsonb, helper._time(c.wake_at), helper._time(c.started_at), helper._time(c.finished_at) \
+             from unnest($2::uuid[], $3::text[], $4::integer[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::text[], \
+               $10::text[], $11::bigint[], $12::bigint[], $13::bigint[]) \
+               c (run_id, step, item, status, attempt, input, output, error, waits_for, wake_at, started_at, finished_at) \
+             on conflict (workspace_id, run_id, step, item) do update \
+             set status = excluded.status, attempt = excluded.attempt, input = coalesce(excluded.input, s.input), \
+               output = excluded.output, error = excluded.error, waits_for = excluded.waits_for, wake_at = excluded.wake_at, \
+               started_at = excluded.started_at, finished_at = excluded.finished_at",
+            &[
+                workspace.into(),
+                self.runs.into(),
+                self.names.into(),
+                self.items.into(),
+                self.states.into(),
+                self.attempts.into(),
+                self.inputs.into(),
+                self.outputs.into(),
+                self.errors.into(),
+                self.waits.into(),
+                self.wakes.into(),
+                self.starts.into(),
+                self.ends.into(),
+            ],
+        )
+    }
+}
+
+/// The row of `workflow_waits` that a step's wait has.
+fn wait_of(waits_for: &Value) -> Option<Uuid> {
+    crate::pg::identity::uuid(waits_for.get("wait")?.as_str()?)
+}
+
+/// Where the first workspace's turn begins.
+pub fn first() -> Uuid {
+    jobs::first()
+}
