@@ -15,6 +15,7 @@ mod completing;
 mod embedder;
 mod embedding;
 mod extracting;
+mod files;
 mod gateway;
 mod hooks;
 mod identity;
