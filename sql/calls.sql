@@ -72,6 +72,8 @@ create unique index function_calls_idempotency_key_idx on helper.function_calls 
 create index function_calls_message_id_idx on helper.function_calls (message_id, workspace_id) where message_id is not null;
 create index function_calls_conversation_id_idx on helper.function_calls (conversation_id, workspace_id) where conversation_id is not null;
 create index function_calls_user_id_id_idx on helper.function_calls (user_id, id);
+-- Finished calls are deleted in order of age.
+create index function_calls_finished_at_idx on helper.function_calls (finished_at) where finished_at is not null;
 create index function_calls_running_idx on helper.function_calls (id) where status = 'running';
 create index function_calls_lapses_at_idx on helper.function_calls (lapses_at) where status = 'awaiting_confirmation';
 
@@ -134,7 +136,9 @@ begin
       when state = 'expired' then c.lapses_at <= v_now
       when c.status = 'awaiting_confirmation' then c.lapses_at > v_now or state = 'cancelled'
       else true
-    end;
+    end
+    -- An approval is for what was seen.
+    and (facts ->> 'effect' is null or decode(facts ->> 'effect', 'hex') is not distinct from c.effect_hash);
   if not found then
     return false;
   end if;
@@ -223,6 +227,29 @@ $$;
 comment on function helper._settle_calls() is
   'Ends calls that a worker which is gone had sent, or has them sent again where a repetition does no harm, and says how many; called when a worker begins';
 
+-- In small parts, each a statement of its own, until nothing is left. What a reply still goes on from stays.
+create function helper._clean_calls(retention_minutes integer, most integer default 1000) returns bigint
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_count bigint;
+begin
+  delete from helper.function_calls c
+  where c.ctid = any (array(
+    select o.ctid
+    from helper.function_calls o
+    where o.finished_at < clock_timestamp() - make_interval(mins => retention_minutes)
+      and not exists (
+        select from helper.messages m
+        where m.workspace_id = o.workspace_id and m.id = o.message_id and m.status in ('pending', 'streaming', 'awaiting_confirmation'))
+    order by o.finished_at
+    limit most
+    for update of o skip locked));
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+comment on function helper._clean_calls(integer, integer) is 'Deletes a part of the calls that ended long ago, the oldest first, and says how many; what a reply still goes on from stays';
+
 -- Which call, and who may do what with it
 
 create function helper._concerned(call uuid) returns helper.function_calls
@@ -291,15 +318,23 @@ end
 $$;
 comment on function helper._refuse_decision(helper.function_calls, text) is 'Says why a decision comes too late. Errors: 55000';
 
-create function helper._check_approved(call helper.function_calls) returns void
+create function helper._check_approved(call helper.function_calls, effect text) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin
+  if helper._status_of(call) = 'awaiting_confirmation' and effect is not null and effect is distinct from encode(call.effect_hash, 'hex') then
+    raise exception using
+      errcode = '55000',
+      message = 'the call''s effect is not the one that was seen',
+      detail = case when call.effect_hash is null then 'It has not been previewed.' else 'It was previewed again meanwhile.' end,
+      hint = 'Preview it again, and confirm with the effect of that.';
+  end if;
   if call.status in ('pending', 'awaiting_confirmation', 'rejected', 'expired', 'cancelled') then
     perform helper._refuse_decision(call, 'confirmed');
   end if;
 end
 $$;
-comment on function helper._check_approved(helper.function_calls) is 'Refuses a confirmation of what was decided otherwise; one that was confirmed before is well. Errors: 55000';
+comment on function helper._check_approved(helper.function_calls, text) is
+  'Refuses a confirmation of what was decided otherwise, or of another effect; one that was confirmed before is well. Errors: 55000';
 
 create function helper._status_of(call helper.function_calls) returns text
 language sql volatile set search_path = pg_catalog, pg_temp as $$
@@ -321,6 +356,7 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
     'result', call.result,
     'error', call.error,
     'preview', call.preview,
+    'effect', encode(call.effect_hash, 'hex'),
     'user_id', call.user_id,
     'conversation_id', call.conversation_id,
     'message_id', call.message_id,
@@ -356,17 +392,17 @@ begin
 end
 $$;
 comment on function helper.call_status(uuid) is
-  'A call: id, workspace_id, function, status, arguments, result, error (sqlstate, message, detail, hint), preview, user_id, approver_role, may_approve, decided_by, decided_at, reason, lapses_at, created_at, started_at, finished_at. For who made it, admins, and who may approve it. Errors: 42704';
+  'A call: id, workspace_id, function, status, arguments, result, error (sqlstate, message, detail, hint), preview, effect (what an approval of that preview is for), user_id, approver_role, may_approve, decided_by, decided_at, reason, lapses_at, created_at, started_at, finished_at. For who made it, admins, and who may approve it. Errors: 42704';
 
-create function helper.confirm(call uuid) returns jsonb
+create function helper.confirm(call uuid, effect text default null) returns jsonb
 language c volatile parallel unsafe as 'MODULE_PATHNAME', 'confirm_call_wrapper';
-comment on function helper.confirm(uuid) is
-  'Approves a call and returns it as call_status does. Who made it has it run at once in this transaction; one of somebody else, of an HTTP endpoint or with option queue is run in the background as who made it. One that was approved before is returned as it is and never runs again; one that would do something else than its preview showed waits again with the new preview. Errors: 42501, 42704, 55000 rejected, cancelled or expired';
+comment on function helper.confirm(uuid, text) is
+  'Approves a call and returns it as call_status does. effect: as preview or call_status told it, so that nothing else is approved than was seen; null: whatever was previewed last. Who made it has it run at once in this transaction; one of somebody else, of an HTTP endpoint or with option queue is run in the background as who made it. One that was approved before is returned as it is and never runs again; one that would do something else than its preview showed waits again with the new preview. Errors: 22023, 42501, 42704, 55000 rejected, cancelled, expired, or another effect';
 
 create function helper.preview(call uuid) returns jsonb
 language c volatile parallel unsafe as 'MODULE_PATHNAME', 'preview_call_wrapper';
 comment on function helper.preview(uuid) is
-  'Runs a call that waits for approval and takes all of it back: returns, and keeps for who approves, result or error and for each table its rows before and after as the caller sees them. For who made it. What happens outside of the database or in sequences is not taken back. Errors: 22023 not a SQL function, 42501, 42704, 55000 does not wait for approval';
+  'Runs a call that waits for approval and takes all of it back: returns, and keeps for who approves, result or error and for each table its rows before and after as the caller sees them, and effect, which stands for all rows that would change, also those that are too many to be shown. For who made it. What happens outside of the database or in sequences is not taken back. Errors: 22023 not a SQL function, 42501, 42704, 55000 does not wait for approval';
 
 create function helper.reject(call uuid, reason text default null) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$

@@ -103,10 +103,20 @@ comment on column helper.function_counts.period is 'hour or day';
 comment on column helper.function_counts.began is 'When the period began';
 comment on column helper.function_counts.used is 'Calls since then';
 
+create table helper.function_turns (
+  workspace_id uuid not null,
+  user_id uuid not null,
+  primary key (workspace_id, user_id)
+);
+comment on table helper.function_turns is 'Whose calls are being counted: whoever counts holds the row until their transaction ends; for the extension alone';
+comment on column helper.function_turns.workspace_id is 'The workspace';
+comment on column helper.function_turns.user_id is 'The person; all zeros: everybody together';
+
 alter table helper.functions enable row level security;
 alter table helper.function_settings enable row level security;
 -- No policy: for the extension alone.
 alter table helper.function_counts enable row level security;
+alter table helper.function_turns enable row level security;
 create policy functions_select_all on helper.functions for select using (true);
 comment on policy functions_select_all on helper.functions is 'What there is may be known; where endpoints and their keys are, columns keep from users';
 create policy function_settings_select_member on helper.function_settings for select
@@ -492,21 +502,27 @@ comment on function helper.set_function(text, boolean, jsonb, uuid) is
 
 -- What may be called, and how often
 
+-- In PL/pgSQL, whose plans are kept: each call of a tool asks this and the next one.
 create function helper._may_execute(target text) returns boolean
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select coalesce(
-    (select has_function_privilege(helper.caller_role(), p.oid, 'execute')
-       and has_schema_privilege(helper.caller_role(), p.pronamespace, 'usage')
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+declare
+  v_role name := helper.caller_role();
+begin
+  return coalesce(
+    (select has_function_privilege(v_role, p.oid, 'execute') and has_schema_privilege(v_role, p.pronamespace, 'usage')
      from pg_proc p
-     where p.oid = to_regprocedure(target)), false)
+     where p.oid = to_regprocedure(target)), false);
+end
 $$;
 comment on function helper._may_execute(text) is 'Whether the caller''s role has the privilege EXECUTE on a function that exists';
 
 create function helper._is_switched_on(function helper.functions, workspace uuid) returns boolean
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select function.enabled and coalesce(
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return function.enabled and coalesce(
     (select s.enabled from helper.function_settings s where s.workspace_id = workspace and s.function_name = function.function_name),
-    function.pack is null or function.pack = 'builtin')
+    function.pack is null or function.pack = 'builtin');
+end
 $$;
 comment on function helper._is_switched_on(helper.functions, uuid) is 'Whether a tool is on in a workspace';
 
@@ -574,6 +590,16 @@ end
 $$;
 comment on function helper._mode_tools(uuid, text) is 'Tools that a mode offers; null: all. Errors: 22023';
 
+-- A transaction may call several tools, and another the same in another order. Both take the person's turn first, and the
+-- workspace's only while they have that, so that neither ever waits for the other with what the other waits for.
+create function helper._take_count_turn(workspace uuid, user_id uuid) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+  insert into helper.function_turns as t (workspace_id, user_id)
+  values (workspace, _take_count_turn.user_id)
+  on conflict on constraint function_turns_pkey do update set user_id = t.user_id where false
+$$;
+comment on function helper._take_count_turn(uuid, uuid) is 'Waits for who counts calls of a person, or of a workspace, and keeps others waiting until the transaction ends';
+
 -- One statement for each limit: whoever comes when it is used up changes no row.
 create function helper._count_call(workspace uuid, function text, user_id uuid) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
@@ -584,6 +610,13 @@ begin
   select s.* into v_settings
   from helper.function_settings s
   where s.workspace_id = workspace and s.function_name = _count_call.function;
+  if num_nonnulls(v_settings.workspace_per_hour, v_settings.workspace_per_day, v_settings.user_per_hour, v_settings.user_per_day) = 0 then
+    return;
+  end if;
+  perform helper._take_count_turn(workspace, user_id);
+  if num_nonnulls(v_settings.workspace_per_hour, v_settings.workspace_per_day) > 0 then
+    perform helper._take_count_turn(workspace, '00000000-0000-0000-0000-000000000000');
+  end if;
   for v_limit in
     select l.who, l.period, l.most, date_trunc(l.period, clock_timestamp(), 'UTC') as began
     from (values

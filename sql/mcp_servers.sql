@@ -51,6 +51,8 @@ declare
   v_name text := helper._mcp_function_name(server.name, tool ->> 'name');
   v_description text := left(coalesce(nullif(tool ->> 'description', ''), tool ->> 'name'), 8000);
   v_trusted boolean := coalesce((server.options -> 'trust_annotations')::boolean, false);
+  v_read_only boolean := v_trusted and coalesce((tool -> 'read_only')::boolean, false);
+  v_idempotent boolean := v_trusted and coalesce((tool -> 'idempotent')::boolean, false);
   v_old helper.functions;
 begin
   select f.* into v_old from helper.functions f where f.function_name = v_name;
@@ -62,7 +64,8 @@ begin
       hint = 'Add the server by another name, or leave the tool out with tools => ....';
   end if;
   -- Registering adds that no other arguments are accepted, where the schema says nothing of them.
-  if found and v_old.description = v_description
+  if found and not v_old.http ? 'gone' and v_old.description = v_description and v_old.read_only = v_read_only
+    and v_old.idempotent = v_idempotent
     and v_old.parameters_schema in (tool -> 'input_schema', tool -> 'input_schema' || '{"additionalProperties": false}',
       tool -> 'input_schema' || '{"unevaluatedProperties": false}')
   then
@@ -80,8 +83,8 @@ begin
   perform helper._register_function(v_name, 'mcp:' || server.name || '/' || (tool ->> 'name'), v_description,
     jsonb_build_object(
       'parameters_schema', tool -> 'input_schema',
-      'read_only', v_trusted and (tool -> 'read_only')::boolean,
-      'idempotent', v_trusted and (tool -> 'idempotent')::boolean)
+      'read_only', v_read_only,
+      'idempotent', v_idempotent)
       || (server.options - array['allow_private', 'credential_header', 'credential_prefix', 'headers', 'trust_annotations']), null);
   return v_name;
 end
@@ -106,7 +109,12 @@ begin
   select coalesce(array_agg(helper._import_mcp_tool(server, o.tool)), '{}') into v_names
   from jsonb_array_elements(offer -> 'tools') o (tool)
   where server.tools is null or o.tool ->> 'name' = any (server.tools);
-  delete from helper.functions f where f.http ->> 'server' = server.name and f.function_name <> all (v_names);
+  -- What workspaces have said of a tool holds when it comes back.
+  update helper.functions f
+  set enabled = false,
+    http = f.http || '{"gone": true}',
+    updated_at = clock_timestamp()
+  where f.http ->> 'server' = server.name and f.function_name <> all (v_names) and not f.http ? 'gone';
   update helper.mcp_servers s
   set protocol = offer ->> 'protocol',
     server_name = offer ->> 'name',
@@ -117,7 +125,7 @@ begin
 end
 $$;
 comment on function helper._import_mcp_tools(helper.mcp_servers, jsonb) is
-  'Makes functions of a server''s tools, removes those that are gone, and returns the names. Errors: 22023, 42704';
+  'Makes functions of a server''s tools, switches off those that are gone, and returns the names. Errors: 22023, 42704';
 
 create function helper.add_mcp_server(
   name text,
@@ -179,7 +187,7 @@ begin
 end
 $$;
 comment on function helper.refresh_mcp_server(text) is
-  'Asks a server for its tools again, changes and removes its functions accordingly, and returns their names. For administrators. Errors: 22023, 38000, 42501, 42704, 55000';
+  'Asks a server for its tools again, changes its functions accordingly, switches off those that are gone until they are there again, and returns the names of the others. For administrators. Errors: 22023, 38000, 42501, 42704, 55000';
 
 create function helper.remove_mcp_server(name text) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$

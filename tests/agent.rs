@@ -10,6 +10,8 @@ use cluster::{Session, until};
 use place::{ANN, BEA, Place};
 use provider::{Answer, Say, Seen};
 use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::sync::Notify;
 
 /// Orders that people of a workspace see, and tools that read and change them.
 const TOOLS: &str = "
@@ -431,4 +433,187 @@ async fn endpoints_are_called_at_once_by_the_worker_and_not_from_a_session() {
     assert_eq!(ended, 2);
     let told = String::from_utf8_lossy(&place.server.seen().pop().unwrap().body).into_owned();
     assert!(told.contains("pong"), "{told}");
+}
+
+/// Registers an endpoint at the place's server as a tool that is called at once.
+async fn register_ping(place: &Place) {
+    let register = format!(
+        "select helper.register_function('ping', '{}', 'Pings.', '{{\"requires_confirmation\": false, \"allow_private\": true, \"timeout_ms\": 600000, \"parameters_schema\": {{\"type\": \"object\", \"properties\": {{\"n\": {{\"type\": \"integer\"}}}}}}}}')",
+        place.server.url("/ping")
+    );
+    place.admin.run(&register).await;
+}
+
+/// Has the model call `tools`, then say its last words; the endpoint answers once it is let go.
+fn script_with_ping(place: &Place, tools: &'static [(&'static str, &'static str)]) -> Arc<Notify> {
+    let gate = Arc::new(Notify::new());
+    let held = Answer::Held(gate.clone(), Box::new(Answer::status(200, r#"{"pong": true}"#)));
+    place.server.answer_by(move |seen| match seen.path.as_str() {
+        "/ping" => held.clone(),
+        _ if results(seen) == 0 => calls(tools),
+        _ => Answer::say("That is all."),
+    });
+    gate
+}
+
+fn pings(place: &Place) -> usize {
+    place.server.seen().iter().filter(|seen| seen.path == "/ping").count()
+}
+
+/// Asks the worker, and returns the reply's id once the endpoint was called.
+async fn ask_with_ping(place: &Place, tools: &str) -> String {
+    let ask =
+        format!("select helper.ask_async('Ping.', knowledge => false, options => '{{\"tools\": {tools}}}')::text");
+    let id: String = place.ann.one(&ask, &[]).await;
+    until("the endpoint to be called", async || (pings(place) > 0).then_some(())).await;
+    id
+}
+
+#[tokio::test]
+async fn a_reply_whose_tools_are_slow_keeps_its_lease() {
+    let place = place().await;
+    register_ping(&place).await;
+    let gate = script_with_ping(&place, &[("ping", r#"{"n": 1}"#)]);
+    let id = ask_with_ping(&place, r#"["ping"]"#).await;
+    let lease = "select string_agg(l.token::text, ',') from helper.job_leases l";
+    let token: String = place.admin.one(lease, &[]).await;
+    // A job that ended long ago goes when the worker looks for leases that nobody holds, which a reload makes it do.
+    place
+        .admin
+        .run(&format!(
+            "insert into helper.jobs (workspace_id, kind, principal_role, status, created_at, finished_at) \
+             values ('{}', 'index', 'authenticated', 'succeeded', now() - interval '1 year', now() - interval '1 year')",
+            place.workspace
+        ))
+        .await;
+    place.cluster.reload();
+    until("the sweep", async || {
+        let old = "select count(*) from helper.jobs where created_at < now() - interval '11 months'";
+        (place.admin.one::<i64>(old, &[]).await == 0).then_some(())
+    })
+    .await;
+    assert_eq!(place.admin.one::<String>(lease, &[]).await, token);
+    gate.notify_one();
+    assert_eq!(message(&place, &id, "done").await, "Let me see.\n\nThat is all.");
+    let attempts = "select max(attempts) from helper.jobs where kind = 'reply'";
+    assert_eq!((pings(&place), place.admin.one::<i32>(attempts, &[]).await), (1, 1));
+}
+
+#[tokio::test]
+async fn a_decision_that_comes_before_the_reply_has_stopped_is_not_missed() {
+    let place = place().await;
+    register_ping(&place).await;
+    let gate = script_with_ping(&place, &[("ping", r#"{"n": 1}"#), ("cancel_order", r#"{"id": 7}"#)]);
+    let id = ask_with_ping(&place, r#"["ping", "cancel_order"]"#).await;
+    // The reply still waits for the endpoint: it has not stopped for the approval yet.
+    let call: String =
+        place.admin.one("select id::text from helper.function_calls where status = 'awaiting_confirmation'", &[]).await;
+    place.ann.run(&format!("select helper.confirm('{call}')")).await;
+    assert_eq!(effects(&place).await, ["cancel 7"]);
+    gate.notify_one();
+    assert_eq!(message(&place, &id, "done").await, "Let me see.\n\nThat is all.");
+    assert_eq!((pings(&place), effects(&place).await), (1, vec!["cancel 7".to_owned()]));
+}
+
+#[tokio::test]
+async fn a_call_of_a_reply_that_was_cancelled_meanwhile_is_uncertain() {
+    let place = place().await;
+    register_ping(&place).await;
+    script_with_ping(&place, &[("ping", r#"{"n": 1}"#)]);
+    let id = ask_with_ping(&place, r#"["ping"]"#).await;
+    let status = "select status from helper.function_calls";
+    assert_eq!(place.admin.one::<String>(status, &[]).await, "running");
+    assert!(place.ann.one::<bool>(&format!("select helper.cancel('{id}')"), &[]).await);
+    message(&place, &id, "cancelled").await;
+    until("the call's end", async || (place.admin.one::<String>(status, &[]).await == "uncertain").then_some(())).await;
+}
+
+/// Sessions that wait for a lock.
+async fn waiting(place: &Place, count: i64) {
+    until("sessions to wait", async || {
+        let waiting: i64 =
+            place.admin.one("select count(*) from pg_stat_activity where wait_event_type = 'Lock'", &[]).await;
+        (waiting == count).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cancelling_a_reply_and_confirming_its_call_at_once_never_block_each_other() {
+    let place = place().await;
+    place
+        .admin
+        .run(
+            "create function public.held(n integer) returns text language sql as $$ select pg_advisory_xact_lock_shared(42)::text $$; \
+             select helper.register_function('held', 'public.held(integer)', 'Waits.')",
+        )
+        .await;
+    script(&place, vec![(0, calls(&[("held", r#"{"n": 1}"#)])), (1, Answer::say("Done."))]);
+    let options = r#"{"tools": ["held"]}"#;
+    // One confirms, and its tool runs while the other cancels.
+    let asked = ask(&place.ann, "Wait.", options).await;
+    place.admin.run("select pg_advisory_lock(42)").await;
+    let other = place.cluster.user(ANN).await;
+    let third = place.cluster.user(ANN).await;
+    let confirm = format!("select helper.confirm('{}') ->> 'status'", call_of(&asked));
+    let cancel = format!("select helper.cancel('{}')", asked.message);
+    let confirming = tokio::spawn(async move { other.one::<String>(&confirm, &[]).await });
+    waiting(&place, 1).await;
+    let cancelling = tokio::spawn(async move { third.one::<bool>(&cancel, &[]).await });
+    waiting(&place, 2).await;
+    place.admin.run("select pg_advisory_unlock(42)").await;
+    assert_eq!((confirming.await.unwrap().as_str(), cancelling.await.unwrap()), ("succeeded", false));
+    message(&place, &asked.message, "done").await;
+    // And as it comes.
+    for _ in 0..12 {
+        let asked = ask(&place.ann, "Wait.", options).await;
+        let mut tasks = Vec::new();
+        for sql in [
+            format!("select helper.confirm('{}')", call_of(&asked)),
+            format!("select helper.cancel('{}')", asked.message),
+            format!("select helper.reject('{}')", call_of(&asked)),
+        ] {
+            let session = place.cluster.user(ANN).await;
+            tasks.push(tokio::spawn(async move {
+                if let Err(error) = session.batch_execute(&sql).await {
+                    assert_eq!(error.code().unwrap().code(), "55000", "{sql}: {error:?}");
+                }
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        until("the reply's end", async || {
+            let open = "select count(*) from helper.messages where completed_at is null and role = 'assistant'";
+            (place.admin.one::<i64>(open, &[]).await == 0).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn a_call_lapses_although_anothers_reply_is_held() {
+    let place = place().await;
+    place
+        .admin
+        .run("select helper.register_function('soon', 'public.cancel_order(integer)', 'Cancels an order.', '{\"lapse\": \"1 second\"}')")
+        .await;
+    let bea = place.cluster.user(BEA).await;
+    bea.run("select helper.create_workspace('Bea')").await;
+    script(&place, vec![(0, calls(&[("soon", r#"{"id": 7}"#)])), (1, Answer::say("Too late."))]);
+    let options = r#"{"tools": ["soon"]}"#;
+    // Ann's is the first to lapse, and its reply is held by an open transaction.
+    let first = ask(&place.ann, "Cancel it.", options).await;
+    let holder = place.cluster.admin().await;
+    holder.run(&format!("begin; select from helper.messages where id = '{}' for update", first.message)).await;
+    let second = ask(&bea, "Cancel it.", options).await;
+    let status = async |call: String| {
+        let sql = format!("select status from helper.function_calls where id = '{call}'");
+        place.admin.one::<String>(&sql, &[]).await
+    };
+    until("the other's call to lapse", async || (status(call_of(&second)).await == "expired").then_some(())).await;
+    assert_eq!(status(call_of(&first)).await, "awaiting_confirmation");
+    holder.run("rollback").await;
+    message(&place, &first.message, "done").await;
+    assert_eq!(status(call_of(&first)).await, "expired");
 }

@@ -114,6 +114,22 @@ async fn call(session: &Session, name: &str, arguments: Value) -> Value {
     result(session, "tools/call", json!({"name": name, "arguments": arguments})).await
 }
 
+/// Calls a tool as a client does whose user has chosen to decide by tools.
+async fn decide(session: &Session, name: &str, arguments: Value) -> Value {
+    let message =
+        json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": name, "arguments": arguments}});
+    let said: Value = session.one("select helper.mcp($1, approvals => true)", &[&message]).await;
+    assert!(said["result"].is_object(), "{said}");
+    said["result"].clone()
+}
+
+/// The text of its error.
+async fn undecided(session: &Session, name: &str, arguments: Value) -> String {
+    let said = decide(session, name, arguments).await;
+    assert_eq!(said["isError"], json!(true), "{said}");
+    said["content"][0]["text"].as_str().unwrap().to_owned()
+}
+
 /// The text of an error of a tool.
 async fn error(session: &Session, name: &str, arguments: Value) -> String {
     let said = call(session, name, arguments).await;
@@ -233,7 +249,7 @@ async fn tools_are_listed_in_pages_as_the_caller_has_them() {
     let first = result(&ann.session, "tools/list", json!({})).await;
     assert!(first["nextCursor"].is_string());
     let all = names(&ann.session, "tools/list", "tools").await;
-    assert!(all.len() > 125 && all[..3] == ["call_status", "confirm_call", "reject_call"], "{all:?}");
+    assert!(all.len() > 125 && all[0] == "call_status", "{all:?}");
     let unique: std::collections::BTreeSet<&String> = all.iter().collect();
     assert_eq!(unique.len(), all.len());
     let tool = first["tools"].as_array().unwrap().iter().find(|tool| tool["name"] == "add_note").unwrap();
@@ -310,20 +326,20 @@ async fn a_call_that_needs_an_approval_is_done_when_it_has_it_and_once() {
     assert_eq!((&said["isError"], &said["structuredContent"]["arguments"]), (&json!(false), &json!({"body": "one"})));
     assert_eq!(waiting(&call(session, "call_status", json!({"call": id})).await), id);
     for tool in ["call_status", "confirm_call", "reject_call"] {
-        assert!(error(&bea.session, tool, json!({"call": id})).await.contains("does not exist"), "{tool}");
-        assert!(error(session, tool, json!({})).await.contains("call"));
+        assert!(undecided(&bea.session, tool, json!({"call": id})).await.contains("does not exist"), "{tool}");
+        assert!(undecided(session, tool, json!({})).await.contains("call"));
     }
     assert_eq!(notes(&ann).await, json!(0));
     for _ in 0..2 {
         assert_eq!(
-            call(session, "confirm_call", json!({"call": id})).await["structuredContent"],
+            decide(session, "confirm_call", json!({"call": id})).await["structuredContent"],
             json!({"added": true})
         );
     }
     assert_eq!(notes(&ann).await, json!(1));
     let id = waiting(&call(session, "add_note", json!({"body": "two"})).await);
-    assert!(error(session, "reject_call", json!({"call": id, "reason": "not now"})).await.contains("not now"));
-    assert!(error(session, "confirm_call", json!({"call": id})).await.contains("55000"));
+    assert!(undecided(session, "reject_call", json!({"call": id, "reason": "not now"})).await.contains("not now"));
+    assert!(undecided(session, "confirm_call", json!({"call": id})).await.contains("55000"));
     assert!(error(session, "call_status", json!({"call": id})).await.contains("rejected"));
     let id = waiting(&call(session, "note_soon", json!({"body": "three"})).await);
     until("the approval's lapse", async || {
@@ -331,8 +347,39 @@ async fn a_call_that_needs_an_approval_is_done_when_it_has_it_and_once() {
         (said["isError"] == json!(true)).then_some(())
     })
     .await;
-    assert!(error(session, "confirm_call", json!({"call": id})).await.contains("expired"));
+    assert!(undecided(session, "confirm_call", json!({"call": id})).await.contains("expired"));
     assert_eq!(notes(&ann).await, json!(1));
+}
+
+#[tokio::test]
+async fn a_model_cannot_approve_unless_the_user_of_its_client_has_chosen_so() {
+    let desk = Desk::new().await;
+    let ann = desk.person().await;
+    let said = call(&ann.session, "add_note", json!({"body": "one"})).await;
+    let id = waiting(&said);
+    let told = said["content"][0]["text"].as_str().unwrap();
+    assert!(told.contains("not yours to give") && !told.contains("confirm_call"), "{told}");
+    // A client that runs all that its model says finds nothing to approve with, by whatever name.
+    let names = names(&ann.session, "tools/list", "tools").await;
+    assert!(!names.iter().any(|name| ["confirm_call", "reject_call", "confirm", "reject"].contains(&name.as_str())));
+    for name in ["confirm_call", "reject_call", "confirm", "helper.confirm"] {
+        assert_eq!(code(&ann.session, "tools/call", json!({"name": name, "arguments": {"call": id}})).await, -32602);
+    }
+    assert_eq!(notes(&ann).await, json!(0));
+    let list = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list"});
+    let page: Value = ann.session.one("select helper.mcp($1, approvals => true)", &[&list]).await;
+    let first: Vec<&Value> =
+        page["result"]["tools"].as_array().unwrap().iter().take(3).map(|tool| &tool["name"]).collect();
+    assert_eq!(first, ["call_status", "confirm_call", "reject_call"]);
+    // And then for what the user was shown.
+    let preview = "select helper.preview($1::text::uuid) ->> 'effect'";
+    let effect: String = ann.session.one(preview, &[&id]).await;
+    let said = call(&ann.session, "call_status", json!({"call": id})).await;
+    assert_eq!(said["structuredContent"]["effect"], json!(effect));
+    let other = json!({"call": id, "effect": "00"});
+    assert!(undecided(&ann.session, "confirm_call", other).await.contains("55000"));
+    let done = decide(&ann.session, "confirm_call", json!({"call": id, "effect": effect})).await;
+    assert_eq!(done["structuredContent"], json!({"added": true}));
 }
 
 #[tokio::test]
@@ -343,7 +390,7 @@ async fn an_approval_that_is_somebody_elses_is_not_had_by_asking() {
     let said = call(&member, "note_by_two", json!({"body": "by two"})).await;
     let id = waiting(&said);
     assert_eq!(said["structuredContent"]["may_approve"], json!(false));
-    assert!(error(&member, "confirm_call", json!({"call": id})).await.contains("42501"));
+    assert!(undecided(&member, "confirm_call", json!({"call": id})).await.contains("42501"));
     // Not by a form either: none is shown to who may not approve.
     let arguments = json!({"name": "note_by_two", "arguments": {"body": "by two"}});
     let said =
@@ -351,7 +398,7 @@ async fn an_approval_that_is_somebody_elses_is_not_had_by_asking() {
     assert_eq!((&said["resultType"], &said["isError"]), (&json!("complete"), &json!(true)), "{said}");
     assert_eq!(stateless(&member, arguments, json!({})).await["resultType"], "complete");
     assert_eq!(notes(&ann).await, json!(0));
-    let said = call(&ann.session, "confirm_call", json!({"call": id})).await;
+    let said = decide(&ann.session, "confirm_call", json!({"call": id})).await;
     assert_eq!(said["isError"], json!(false), "{said}");
     until("the worker", async || {
         let said = call(&member, "call_status", json!({"call": id})).await;
@@ -420,7 +467,17 @@ async fn without_a_handshake_the_clients_user_is_asked_by_a_form() {
     }
     assert_eq!(notes(&ann).await, json!(1));
     let asked = stateless(session, one.clone(), json!({})).await;
-    let no = json!({"requestState": asked["requestState"], "inputResponses": {"approval": {"action": "decline"}}});
+    // What was previewed is shown, and approved with it.
+    let id = asked["requestState"].as_str().unwrap().to_owned();
+    session.one::<Value>("select helper.preview($1::text::uuid)", &[&id]).await;
+    let again = stateless(session, one.clone(), json!({"requestState": id, "inputResponses": {}})).await;
+    let form = again["inputRequests"]["approval"]["params"]["message"].as_str().unwrap();
+    assert!(form.contains("public.notes: 1 inserted"), "{form}");
+    let state = again["requestState"].as_str().unwrap().to_owned();
+    let other = json!({"requestState": format!("{id}/00"), "inputResponses": {"approval": yes()}});
+    assert_eq!(stateless(session, one.clone(), other).await["isError"], json!(true));
+    assert!(state.len() > id.len() && notes(&ann).await == json!(1));
+    let no = json!({"requestState": state, "inputResponses": {"approval": {"action": "decline"}}});
     assert_eq!(stateless(session, one, no).await["isError"], json!(true));
     assert_eq!(notes(&ann).await, json!(1));
 }

@@ -588,6 +588,54 @@ async fn contacts_go_out_and_come_in_as_they_were() {
     }
     let fetched = two.error("select helper.import_contacts('https://example.com/contacts.csv')").await;
     assert_eq!(fetched.code().code(), "22023");
+    // A file among the documents is read as it was given, by who may see it.
+    let add = "select helper.add_file('new.csv', convert_to(E'Phone;Note,Name\nx,y\n+62 811 2222 4444,\"Citra, Ms\"\n', 'UTF8'))::text";
+    let good: String = two.one(&add.replace("Phone;Note", "Phone"), &[]).await;
+    let taken: Value = two.one("select helper.import_contacts(document_id => $1::text::uuid)", &[&good]).await;
+    assert_eq!((&taken["added"], &taken["rows"]), (&json!(1), &json!(2)), "{taken}");
+    let name: String = two.one("select c.name from helper.contacts c where c.phone = '+6281122224444'", &[]).await;
+    assert_eq!(name, "Citra, Ms");
+    let text: String = two.one("select helper.add_document('List', E'phone\n+62 811 2222 5555')::text", &[]).await;
+    two.run("select helper.wait_indexed()").await;
+    let taken: Value = two.one("select helper.import_contacts(document_id => $1::text::uuid)", &[&text]).await;
+    assert_eq!(taken["added"], json!(1), "{taken}");
+    let import = format!("select helper.import_contacts(document_id => '{good}')");
+    assert_eq!(one.error(&import).await.code().code(), "42704");
+    let bytes: String = two.one("select helper.add_file('old.txt', '\\xff41', 'text/plain')::text", &[]).await;
+    let error = two.error(&format!("select helper.file_text('{bytes}')")).await;
+    assert_eq!(error.code().code(), "22023");
+}
+
+#[tokio::test]
+async fn no_workspaces_broadcast_keeps_anothers_message_waiting() {
+    let world = World::new().await;
+    let service = world.cluster.admin().await;
+    service
+        .run("select helper.finish_whatsapp(c.workspace_id, c.message_id, 400) from helper.claim_whatsapp(1000) c")
+        .await;
+    let send = async |tenant: usize, count: usize| {
+        let member = world.be(tenant, "member").await;
+        let contact = &world.tenants[tenant].things["contact"];
+        for n in 0..count {
+            member.run(&format!("select helper.queue_whatsapp('{contact}', 'Message {n}')")).await;
+        }
+    };
+    // The first has been waiting longer, and has far more.
+    send(0, 30).await;
+    send(1, 3).await;
+    let counts = async |limit: i32| -> [usize; 2] {
+        let rows =
+            service.query("select c.workspace_id::text from helper.claim_whatsapp($1) c", &[&limit]).await.unwrap();
+        let of = |tenant: usize| {
+            rows.iter().filter(|row| row.get::<_, String>(0) == world.tenants[tenant].workspace).count()
+        };
+        [of(0), of(1)]
+    };
+    assert_eq!(counts(4).await, [2, 2]);
+    assert_eq!(counts(4).await, [2, 1]);
+    assert_eq!(counts(10).await, [10, 0]);
+    assert_eq!(counts(0).await, [0, 0]);
+    assert_eq!(counts(1000).await, [16, 0]);
 }
 
 #[tokio::test]

@@ -295,6 +295,7 @@ const TABLES: &[Table] = &[
         delete: NOBODY,
     },
     hidden("function_counts"),
+    hidden("function_turns"),
     hidden("mcp_servers"),
     Table {
         name: "notes",
@@ -1131,7 +1132,7 @@ const FUNCTIONS: &[Function] = &[
                 [NO, Ok("-32602"), Ok("-32002"), Ok("-32002"), Ok("-32002"), Ok("-32002")],
             ),
             (
-                "helper.mcp('{\"jsonrpc\": \"2.0\", \"id\": 1, \"method\": \"tools/call\", \"params\": {\"name\": \"confirm_call\", \"arguments\": {\"call\": \"$foreign_call\"}}}') #>> '{result,isError}'",
+                "helper.mcp('{\"jsonrpc\": \"2.0\", \"id\": 1, \"method\": \"tools/call\", \"params\": {\"name\": \"confirm_call\", \"arguments\": {\"call\": \"$foreign_call\"}}}', approvals => true) #>> '{result,isError}'",
                 [NO, NULL, Ok("true"), Ok("true"), Ok("true"), Ok("true")],
             ),
         ],
@@ -1301,6 +1302,13 @@ const FUNCTIONS: &[Function] = &[
         calls: &[
             ("helper.contact_phone('0812 3456 7890') = '+6281234567890'", [NO, UNKNOWN, T, T, T, T]),
             ("helper.contact_phone('0812 3456 7890', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "file_text",
+        calls: &[
+            ("helper.file_text('$member_document') is not null", [NO, UNKNOWN, T, T, T, T]),
+            ("helper.file_text('$foreign_document')", FOREIGN),
         ],
     },
     Function {

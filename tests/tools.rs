@@ -783,3 +783,155 @@ async fn calls_are_seen_by_those_they_concern() {
     }
     assert_eq!(app.be(OUTSIDER).await.one::<i64>(count, &[]).await, 0);
 }
+
+#[tokio::test]
+async fn who_approves_sees_what_was_shown_first() {
+    let app = Application::start().await;
+    let (member, admin) = (app.be(MEMBER).await, app.be(ADMIN).await);
+    app.admin
+        .run("select helper.register_function('raise_by_two', 'raise_amounts', 'Raises', '{\"approver_role\": \"admin\"}')")
+        .await;
+    call(&member, "write", json!({ "what": "a" })).await;
+    let made = call(&member, "raise_by_two", json!({ "by": 10 })).await;
+    let first = status(&admin, &made).await;
+    assert_eq!(first["preview"]["tables"][0]["updated"], 1);
+    // What the caller tries meanwhile, in a transaction that is taken back say, is not what the approver sees.
+    call(&member, "write", json!({ "what": "b" })).await;
+    member.run(&format!("select helper.preview('{made}')")).await;
+    let second = status(&admin, &made).await;
+    assert_eq!((&second["preview"], &second["effect"]), (&first["preview"], &first["effect"]));
+    // And the call does that or asks again.
+    assert_eq!(confirm(&admin, &made).await["status"], "queued");
+    until("the worker to ask again", async || {
+        (status(&admin, &made).await["preview"]["is_other"] == true).then_some(())
+    })
+    .await;
+    assert_eq!(status(&admin, &made).await["preview"]["tables"][0]["updated"], 2);
+}
+
+#[tokio::test]
+async fn an_approval_is_for_the_effect_that_was_seen() {
+    let app = Application::start().await;
+    let member = app.be(MEMBER).await;
+    call(&member, "write", json!({ "what": "a" })).await;
+    let made = call(&member, "raise", json!({ "by": 10 })).await;
+    let preview = format!("select helper.preview('{made}') ->> 'effect'");
+    let confirm = |effect: &str| format!("select helper.confirm('{made}', '{effect}') ->> 'status'");
+    // Nothing was seen yet.
+    let error = member.error(&confirm("00")).await;
+    assert_eq!((error.code().code(), error.hint().is_some()), ("55000", true));
+    assert_eq!(refusal(&member, &confirm("what I saw")).await.0, "22023");
+    let seen: String = member.one(&preview, &[]).await;
+    assert_eq!(status(&member, &made).await["effect"], json!(seen));
+    // Somebody else at the same desk previews it anew, when it would do something else.
+    call(&member, "write", json!({ "what": "b" })).await;
+    let newer: String = app.be(MEMBER).await.one(&preview, &[]).await;
+    assert_ne!(seen, newer);
+    let error = member.error(&confirm(&seen)).await;
+    assert_eq!((error.code().code(), error.hint().is_some()), ("55000", true), "{error:?}");
+    assert_eq!(app.admin.one::<i64>("select sum(amount) from public.ledger", &[]).await, 2);
+    assert_eq!(member.one::<String>(&confirm(&newer), &[]).await, "succeeded");
+    // Confirmed once is confirmed, whatever comes later.
+    assert_eq!(member.one::<String>(&confirm(&seen), &[]).await, "succeeded");
+    assert_eq!(app.admin.one::<i64>("select sum(amount) from public.ledger", &[]).await, 22);
+}
+
+#[tokio::test]
+async fn every_row_counts_for_the_effect_and_a_hundred_are_shown() {
+    let app = Application::start().await;
+    let member = app.be(MEMBER).await;
+    member
+        .run("insert into public.ledger (workspace_id, what) select helper.current_workspace(), 'n' || n from generate_series(1, 3000) n")
+        .await;
+    let made = call(&member, "raise", json!({ "by": 10 })).await;
+    let told: Value = member.one(&format!("select helper.preview('{made}')"), &[]).await;
+    let table = &told["preview"]["tables"][0];
+    assert_eq!((&table["updated"], &table["is_whole"]), (&json!(3000), &json!(false)));
+    assert_eq!(table["rows"].as_array().unwrap().len(), 100);
+    // One row of those that nobody sees.
+    app.admin.run("update public.ledger set amount = 2 where what = 'n2500'").await;
+    let told = confirm(&member, &made).await;
+    assert_eq!((&told["status"], &told["preview"]["is_other"]), (&json!("awaiting_confirmation"), &json!(true)));
+    assert_eq!(confirm(&member, &made).await["status"], "succeeded");
+    // New rows have other keys every time, and children name their parents by them; the worker's zone is another.
+    app.admin
+        .run(
+            "create table public.batches (id bigint generated always as identity primary key, at timestamp not null default localtimestamp(0)); \
+             create table public.parts (batch_id bigint references public.batches, n integer, at timestamp not null default (now() at time zone 'Asia/Tokyo'), primary key (batch_id, n)); \
+             grant select, insert on public.batches, public.parts to authenticated; \
+             create function public.make_batches(count integer) returns void language sql as $$ \
+               with made as (insert into public.batches select from generate_series(1, count) returning id) \
+               insert into public.parts (batch_id, n) select id, n from made, generate_series(1, 2) n $$; \
+             select helper.register_function('make_batches', 'make_batches', 'Makes batches')",
+        )
+        .await;
+    member.run("set timezone = 'Asia/Jakarta'").await;
+    let made: String = member
+        .one("select helper.call('make_batches', '{\"count\": 1200}', options => '{\"queue\": true}')::text", &[])
+        .await;
+    member.run(&format!("select helper.preview('{made}')")).await;
+    assert_eq!(confirm(&member, &made).await["status"], "queued");
+    until("the worker to run it", async || {
+        let told = status(&member, &made).await;
+        assert_ne!(told["status"], "awaiting_confirmation", "{}", told["preview"]["tables"][1]["rows"][0]);
+        (told["status"] == "succeeded").then_some(())
+    })
+    .await;
+    assert_eq!(app.admin.one::<i64>("select count(*) from public.parts", &[]).await, 2400);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn transactions_that_call_limited_tools_in_another_order_do_not_deadlock() {
+    let app = Application::start().await;
+    let admin = app.be(ADMIN).await;
+    for function in ["write", "read", "wait"] {
+        let limits =
+            r#"{"user_per_hour": 1000, "user_per_day": 1000, "workspace_per_hour": 1000, "workspace_per_day": 1000}"#;
+        admin.run(&format!("select helper.set_function('{function}', limits => '{limits}')")).await;
+    }
+    admin.run("select helper.set_function('wait', limits => '{\"user_per_hour\": 1000}')").await;
+    let write = r#"select helper.call('write', '{"what": "x"}')"#;
+    let (read, wait) = ("select helper.call('read')", r#"select helper.call('wait', '{"seconds": 0}')"#);
+    let mut tasks = Vec::new();
+    for (person, order) in [(MEMBER, [write, read, wait]), (ADMIN, [wait, read, write]), (MEMBER, [read, wait, write])]
+    {
+        let session = app.be(person).await;
+        tasks.push(tokio::spawn(async move {
+            for _ in 0..25 {
+                session.run(&format!("begin; {}; commit", order.join("; "))).await;
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(app.lines("x").await, 75);
+}
+
+#[tokio::test]
+async fn the_record_of_a_call_is_kept_for_a_time() {
+    let app = Application::start().await;
+    let member = app.be(MEMBER).await;
+    let keyed = "select helper.call('write', '{\"what\": \"x\"}', idempotency_key => 'k')::text";
+    let old: String = member.one(keyed, &[]).await;
+    let (new, waits) =
+        (call(&member, "read", json!({})).await, call(&member, "ask_to_write", json!({ "what": "y" })).await);
+    app.admin
+        .run(&format!(
+            "update helper.function_calls set created_at = now() - interval '2 years', \
+               finished_at = case when status = 'succeeded' then now() - interval '2 years' end where id in ('{old}', '{waits}'); \
+             insert into helper.function_calls (workspace_id, function_id, function_name, function_version, user_id, principal_role, arguments, arguments_hash, status, finished_at) \
+             select c.workspace_id, c.function_id, c.function_name, c.function_version, c.user_id, c.principal_role, c.arguments, c.arguments_hash, 'failed', now() - interval '2 years' \
+             from helper.function_calls c cross join generate_series(1, 2500) where c.id = '{old}'"
+        ))
+        .await;
+    app.cluster.reload();
+    until("old calls to go", async || {
+        let left: i64 = app.admin.one("select count(*) from helper.function_calls", &[]).await;
+        (left == 2).then_some(())
+    })
+    .await;
+    assert_eq!(status(&member, &new).await["status"], "succeeded");
+    assert_eq!(status(&member, &waits).await["status"], "awaiting_confirmation");
+    assert_ne!(member.one::<String>(keyed, &[]).await, old);
+}

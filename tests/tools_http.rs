@@ -317,13 +317,18 @@ async fn a_worker_that_is_killed_sends_nothing_twice_but_what_may_be() {
 
 /// A server of tools that offers these.
 fn offer(server: &Server, tools: &'static [&'static str]) {
+    offer_as(server, tools, true);
+}
+
+/// The same, with its word on whether they only read.
+fn offer_as(server: &Server, tools: &'static [&'static str], reads: bool) {
     server.answer_by(move |seen| {
         let message = seen.json();
         let result = match message["method"].as_str() {
             Some("initialize") => json!({"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": {"name": "Files", "version": "1"}}),
             Some("tools/list") => {
                 let schema = json!({"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]});
-                let tool = |name: &&str| json!({"name": name, "description": format!("does {name}"), "inputSchema": schema, "annotations": {"readOnlyHint": true, "idempotentHint": true}});
+                let tool = |name: &&str| json!({"name": name, "description": format!("does {name}"), "inputSchema": schema, "annotations": {"readOnlyHint": reads, "idempotentHint": reads}});
                 json!({ "tools": tools.iter().map(tool).collect::<Vec<_>>() })
             }
             Some("tools/call") => {
@@ -334,6 +339,41 @@ fn offer(server: &Server, tools: &'static [&'static str]) {
         };
         json_answer(200, json!({"jsonrpc": "2.0", "id": message["id"], "result": result}))
     });
+}
+
+#[tokio::test]
+async fn a_servers_tool_that_comes_back_is_switched_as_it_was_and_its_annotations_are_followed() {
+    let desk = Desk::new().await;
+    offer(&desk.server, &["read", "write"]);
+    let options = json!({"allow_private": true, "trust_annotations": true, "requires_confirmation": true});
+    let add = "select helper.add_mcp_server('disk', $1, null, null, $2)";
+    desk.admin.one::<Vec<String>>(add, &[&desk.server.url("/mcp"), &options]).await;
+    desk.ann.run("select helper.set_function('disk_write', false)").await;
+    desk.ann.run("select helper.set_function('disk_read', limits => '{\"user_per_day\": 3}')").await;
+    let waits = desk.call("disk_read", json!({"path": "a"})).await;
+    let refresh = "select helper.refresh_mcp_server('disk')";
+    offer(&desk.server, &["move"]);
+    assert_eq!(desk.admin.one::<Vec<String>>(refresh, &[]).await, ["disk_move"]);
+    assert_eq!(functions(&desk.ann).await, ["disk_move"]);
+    assert_eq!(desk.ann.error("select helper.call('disk_read', '{\"path\": \"a\"}')").await.code().code(), "42704");
+    offer(&desk.server, &["read", "write", "move"]);
+    assert_eq!(desk.admin.one::<Vec<String>>(refresh, &[]).await.len(), 3);
+    // On are those that were, with their limits; what waited for approval is of a registration that is gone.
+    assert_eq!(functions(&desk.ann).await, ["disk_move", "disk_read"]);
+    let limit: i32 = desk
+        .admin
+        .one("select user_per_day from helper.function_settings where function_name = 'disk_read'", &[])
+        .await;
+    assert_eq!(limit, 3);
+    desk.ann.run(&format!("select helper.confirm('{waits}')")).await;
+    assert_eq!(desk.ended(&waits).await["status"], "failed");
+    let flags = "select array[read_only, idempotent] from helper.functions where function_name = 'disk_read'";
+    assert_eq!(desk.admin.one::<Vec<bool>>(flags, &[]).await, [true, true]);
+    offer_as(&desk.server, &["read", "write", "move"], false);
+    desk.admin.one::<Vec<String>>(refresh, &[]).await;
+    assert_eq!(desk.admin.one::<Vec<bool>>(flags, &[]).await, [false, false]);
+    desk.admin.run("select helper.remove_mcp_server('disk')").await;
+    assert!(functions(&desk.ann).await.is_empty());
 }
 
 async fn functions(session: &Session) -> Vec<String> {

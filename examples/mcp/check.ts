@@ -14,14 +14,14 @@ const server = front({ databaseUrl: DATABASE_URL, jwtSecret });
 await new Promise<void>((listening) => server.listen(0, "127.0.0.1", listening));
 const url = new URL(`http://127.0.0.1:${(server.address() as AddressInfo).port}/mcp`);
 
-function token(claims: Record<string, string>, secret = jwtSecret): Promise<string> {
+function token(claims: Record<string, unknown>, secret = jwtSecret): Promise<string> {
   const signed = new SignJWT(claims).setProtectedHeader({ alg: "HS256" }).setIssuedAt().setExpirationTime("5 minutes");
   return signed.sign(new TextEncoder().encode(secret));
 }
 
-async function connect(person: string): Promise<Client> {
+async function connect(person: string, approvals = true): Promise<Client> {
   const client = new Client({ name: "check", version: "1" });
-  const authorization = `Bearer ${await token({ sub: person, role: "authenticated" })}`;
+  const authorization = `Bearer ${await token({ sub: person, role: "authenticated", mcp_approvals: approvals })}`;
   await client.connect(new StreamableHTTPClientTransport(url, { requestInit: { headers: { authorization } } }));
   return client;
 }
@@ -61,6 +61,8 @@ const checks: Record<string, () => Promise<void>> = {
     assert.deepEqual(add?.inputSchema.required, ["a", "b"]);
     assert.deepEqual([add?.annotations?.readOnlyHint, add?.title], [true, "Add up"]);
     assert.ok(names.includes("confirm_call") && names.includes("reject_call"));
+    const { tools: first } = await (await connect(ANN, false)).listTools();
+    assert.ok(!first.some((tool) => ["confirm_call", "reject_call"].includes(tool.name)));
   },
 
   async "a tool is called, and told what is wrong with its arguments"() {

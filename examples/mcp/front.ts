@@ -107,8 +107,9 @@ export function front(settings: Settings): Server {
         "select set_config('role', $1, true), set_config('request.jwt.claims', $2, true), set_config('statement_timeout', $3, true)",
         [claims.role, JSON.stringify(claims), String(settings.timeout ?? 60_000)],
       );
-      const result = await client.query<{ said: string | null }>("select helper.mcp($1::jsonb)::text as said", [
+      const result = await client.query<{ said: string | null }>("select helper.mcp($1::jsonb, approvals => $2)::text as said", [
         JSON.stringify(message),
+        claims["mcp_approvals"] === true,
       ]);
       await client.query("commit");
       return result.rows[0]?.said ?? null;

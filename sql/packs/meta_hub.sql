@@ -202,7 +202,7 @@ create table helper.wa_outbox (
   constraint wa_outbox_template_fkey foreign key (workspace_id, template_id) references helper.wa_templates (workspace_id, id) on delete cascade,
   constraint wa_outbox_broadcast_fkey foreign key (workspace_id, broadcast_id) references helper.wa_broadcasts (workspace_id, id) on delete cascade
 );
-create index wa_outbox_send_at_idx on helper.wa_outbox (send_at) where status = 'queued';
+create index wa_outbox_status_workspace_id_send_at_idx on helper.wa_outbox (status, workspace_id, send_at) where status = 'queued';
 create index wa_outbox_claimed_at_idx on helper.wa_outbox (claimed_at) where status = 'sending';
 create index wa_outbox_contact_id_created_at_idx on helper.wa_outbox (contact_id, created_at);
 create index wa_outbox_thread_id_created_at_idx on helper.wa_outbox (thread_id, created_at);
@@ -492,11 +492,17 @@ end
 $$;
 comment on function helper.parse_csv(text) is 'Rows of comma-separated values as RFC 4180 has them, empty lines left out. Errors: 22023';
 
+create function helper.file_text(document_id uuid, workspace uuid default null) returns text
+language c stable parallel unsafe as 'MODULE_PATHNAME', 'file_text_wrapper';
+comment on function helper.file_text(uuid, uuid) is
+  'The text of a document as it was given: of a file its bytes, which are UTF-8. For who may see the document. Errors: 22023 not a text, 42501, 42704';
+
 create function helper.import_contacts(
   file_url text default null,
   mapping jsonb default '{}',
   skip_duplicates boolean default true,
   csv text default null,
+  document_id uuid default null,
   workspace uuid default null
 ) returns jsonb
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -508,12 +514,14 @@ declare
   v_columns jsonb;
   v_outcome jsonb;
 begin
-  if v_csv is null then
+  if v_csv is null and document_id is not null then
+    v_csv := helper.file_text(document_id, v_workspace);
+  elsif v_csv is null then
     if file_url is null or file_url !~* '^data:text/csv(;charset=utf-8)?;base64,' then
       raise exception using
         errcode = '22023',
         message = 'file_url is not a data: URL of a CSV file in base64',
-        hint = 'The database fetches nothing: pass the file''s content as csv, or as data:text/csv;base64,....';
+        hint = 'The database fetches nothing: pass the file''s content as csv or as data:text/csv;base64,..., or add it with helper.add_file and pass its id as document_id.';
     end if;
     v_csv := convert_from(decode(substring(file_url from position(',' in file_url) + 1), 'base64'), 'UTF8');
   end if;
@@ -576,12 +584,13 @@ begin
   return v_outcome;
 end
 $$;
-comment on function helper.import_contacts(text, jsonb, boolean, text, uuid) is
+comment on function helper.import_contacts(text, jsonb, boolean, text, uuid, uuid) is
   'Adds contacts from comma-separated values. For admins.
 @param file_url the file as a data:text/csv;base64, URL
 @param mapping titles of the columns, such as {"phone": "Mobile", "name": "Full name"}; else phone, name, email and tags
 @param skip_duplicates leaves contacts that are there as they are; false fills them in
 @param csv the file''s content, instead of file_url
+@param document_id a CSV file among the documents, instead of file_url
 Errors: 22021, 22023, 42501, 42704';
 
 -- What a spreadsheet would take for a formula gets an apostrophe before it: names come from strangers.

@@ -502,13 +502,41 @@ language sql volatile security definer set search_path = pg_catalog, pg_temp as 
   update helper.wa_outbox o
   set status = 'uncertain'
   where o.status = 'sending' and o.claimed_at < clock_timestamp() - interval '5 minutes';
-  with due as materialized (
-    select o.workspace_id, o.id
+  -- Workspaces that have something to send, those who wait the longest first, share what is given out: nobody's broadcast
+  -- keeps the others waiting. The recursion steps from one to the next, so that its cost depends on their number alone.
+  with recursive waiting (workspace_id, send_at) as (
+    (select o.workspace_id, o.send_at
     from helper.wa_outbox o
-    where o.status = 'queued' and o.send_at <= clock_timestamp()
-    order by o.send_at
+    where o.status = 'queued'
+    order by o.workspace_id, o.send_at
+    limit 1)
+    union all
+    select n.workspace_id, n.send_at
+    from waiting w
+    cross join lateral (
+      select o.workspace_id, o.send_at
+      from helper.wa_outbox o
+      where o.status = 'queued' and o.workspace_id > w.workspace_id
+      order by o.workspace_id, o.send_at
+      limit 1
+    ) n
+  ), turn as (
+    select w.workspace_id, greatest(least("limit", 1000) / count(*) over (), 1) as share
+    from waiting w
+    where w.send_at <= clock_timestamp()
+    order by w.send_at
     limit least(greatest("limit", 0), 1000)
-    for update skip locked
+  ), due as materialized (
+    select d.workspace_id, d.id
+    from turn t
+    cross join lateral (
+      select o.workspace_id, o.id
+      from helper.wa_outbox o
+      where o.status = 'queued' and o.workspace_id = t.workspace_id and o.send_at <= clock_timestamp()
+      order by o.send_at
+      limit t.share
+      for update skip locked
+    ) d
   )
   update helper.wa_outbox o
   set status = 'sending', claimed_at = clock_timestamp(), attempts = o.attempts + 1
@@ -520,7 +548,7 @@ language sql volatile security definer set search_path = pg_catalog, pg_temp as 
     else jsonb_set(o.request, '{body,biz_opaque_callback_data}', to_jsonb(o.id)) end
 $$;
 comment on function helper.claim_whatsapp(integer) is
-  'Requests of the outbox that are due, each given out once: commit, send them to the Cloud API, and tell finish_whatsapp what it replied. For the application''s service';
+  'Requests of the outbox that are due, each given out once, and workspaces sharing alike: commit, send them to the Cloud API, and tell finish_whatsapp what it replied. For the application''s service';
 
 create function helper.finish_whatsapp(workspace uuid, message_id uuid, http_status integer, reply jsonb default null) returns text
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$

@@ -29,6 +29,12 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// Bytes that [`hex`] wrote.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    let is_hex = text.len().is_multiple_of(2) && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    is_hex.then(|| (0..text.len()).step_by(2).filter_map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect())
+}
+
 /// Whether a tool goes by one of these: its name, `product:slug` or `tag:word`.
 pub fn is_chosen(chosen: &[String], name: &str, product: Option<&str>, tags: &[String]) -> bool {
     chosen.iter().any(|wanted| match wanted.split_once(':') {
@@ -50,6 +56,10 @@ mod tests {
         }
         assert_eq!(hash("a", "{}"), hash("a", "{}"));
         assert_eq!(hex(&[0, 255, 16]), "00ff10");
+        assert_eq!(unhex("00ff10"), Some(vec![0, 255, 16]));
+        for other in ["0", "0g", "éé", "FF", "+1"] {
+            assert_eq!(unhex(other), None, "{other}");
+        }
     }
 
     #[test]

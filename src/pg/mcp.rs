@@ -28,14 +28,18 @@ impl From<Fault> for Refusal {
 
 /// `helper.mcp`.
 #[pg_extern(sql = false, volatile, parallel_unsafe)]
-fn answer_mcp(request: Option<AnyElement>, workspace: Option<Uuid>) -> Reported<Option<AnyElement>> {
+fn answer_mcp(
+    request: Option<AnyElement>,
+    workspace: Option<Uuid>,
+    approvals: Option<bool>,
+) -> Reported<Option<AnyElement>> {
     owner::check_is_caller()?;
     let text = request.map(text_of).ok_or_else(|| Error::bad_argument("request is null"))?;
     let message = serde_json::from_str(&text).map_err(|_| Error::bug("a jsonb cannot be read"))?;
     let response = match mcp::read(message) {
         Message::Silent => return Ok(None),
         Message::Refused(id, refusal) => mcp::error(id.as_ref(), &refusal),
-        Message::Request(request) => match reply(&request, &text, workspace) {
+        Message::Request(request) => match reply(&request, &text, workspace, approvals == Some(true)) {
             Ok(answer) => mcp::response(&request, &answer),
             Err(refusal) => mcp::error(Some(&request.id), &refusal),
         },
@@ -55,14 +59,14 @@ fn jsonb(text: &str) -> Result<AnyElement> {
 }
 
 /// What is said to a request, whatever happens; an error takes back all that was done for it.
-fn reply(request: &Request, text: &str, workspace: Option<Uuid>) -> Reply {
+fn reply(request: &Request, text: &str, workspace: Option<Uuid>, approvals: bool) -> Reply {
     subtransaction::attempt(None, || {
-        let reply = answer(request, text, workspace);
+        let reply = answer(request, text, workspace, approvals);
         Ok(Done { keep: reply.is_ok(), value: reply })
     })?
 }
 
-fn answer(request: &Request, text: &str, workspace: Option<Uuid>) -> Reply {
+fn answer(request: &Request, text: &str, workspace: Option<Uuid>, approvals: bool) -> Reply {
     let params = &request.params;
     let here = || searching::workspace(workspace);
     match (request.method.as_str(), request.is_stateless) {
@@ -70,8 +74,8 @@ fn answer(request: &Request, text: &str, workspace: Option<Uuid>) -> Reply {
         ("ping", false) => Ok(json!({}).into()),
         ("logging/setLevel", false) => Ok(mcp::set_level(params)?.into()),
         ("server/discover", true) => Ok(mcp::discover().into()),
-        ("tools/list", _) => list_tools(params, here()?),
-        ("tools/call", _) => call_tool(request, text, here()?),
+        ("tools/list", _) => list_tools(params, here()?, approvals),
+        ("tools/call", _) => call_tool(request, text, here()?, approvals),
         ("resources/list", _) => list_documents(params, here()?),
         ("resources/templates/list", _) => Ok(mcp::templates().into()),
         ("resources/read", _) => read_document(request, here()?),
@@ -85,7 +89,7 @@ fn answer(request: &Request, text: &str, workspace: Option<Uuid>) -> Reply {
 /// One more than a page has, to see whether there are more.
 const FETCHED: i64 = PAGE as i64 + 1;
 
-fn list_tools(params: &Map<String, Value>, workspace: Uuid) -> Reply {
+fn list_tools(params: &Map<String, Value>, workspace: Uuid, approvals: bool) -> Reply {
     let after = mcp::cursor(params, mcp::is_name)?;
     let tools = spi::select(
         "select a.function_name, a.description, a.parameters_schema, a.requires_confirmation, a.read_only, \
@@ -102,11 +106,11 @@ fn list_tools(params: &Map<String, Value>, workspace: Uuid) -> Reply {
             Ok((name, tool))
         },
     )?;
-    let ahead = if after.is_none() { Own::tools() } else { Vec::new() };
+    let ahead = if after.is_none() { Own::tools(approvals) } else { Vec::new() };
     Ok(mcp::page("tools", tools, ahead).into())
 }
 
-fn call_tool(request: &Request, text: &str, workspace: Uuid) -> Reply {
+fn call_tool(request: &Request, text: &str, workspace: Uuid, approvals: bool) -> Reply {
     let params = &request.params;
     let name = mcp::text(params, "name")?;
     let none = Map::new();
@@ -115,22 +119,26 @@ fn call_tool(request: &Request, text: &str, workspace: Uuid) -> Reply {
         Some(Value::Object(arguments)) => arguments,
         Some(_) => return Err(Refusal::invalid_params("\"arguments\" is not an object")),
     };
+    let unknown = || Refusal::invalid_params(format!("unknown tool: {name}"));
     if let Some(own) = Own::of_name(name) {
+        if own.decides() && !approvals {
+            return Err(unknown());
+        }
         return match own.arguments(arguments) {
-            Ok((id, reason)) => decide(own, Uuid::from_bytes(*id.as_bytes()), reason),
+            Ok((id, more)) => decide(own, Uuid::from_bytes(*id.as_bytes()), more, approvals),
             Err(problem) => Ok(call::result(&problem, true)),
         };
     }
-    if let Some(id) = call::asked_before(params)?.filter(|_| request.is_stateless) {
-        return come_back(request, text, Uuid::from_bytes(*id.as_bytes()));
+    if let Some((id, effect)) = call::asked_before(params)?.filter(|_| request.is_stateless) {
+        return come_back(request, text, Uuid::from_bytes(*id.as_bytes()), effect, approvals);
     }
     let made = tried(
         "select helper.call($1, coalesce($2::pg_catalog.jsonb operator(pg_catalog.#>) '{params,arguments}', '{}'), $3)",
         &[name.into(), text.into(), workspace.into()],
     );
     match made {
-        Ok(id) => told(id, request.can_ask),
-        Err(fault) if fault.sqlstate == "42704" => Err(Refusal::invalid_params(format!("unknown tool: {name}"))),
+        Ok(id) => told(id, request.can_ask, approvals),
+        Err(fault) if fault.sqlstate == "42704" => Err(unknown()),
         Err(fault) => Ok(call::result(&content::of_fault(&fault), true)),
     }
 }
@@ -143,29 +151,30 @@ fn tried(sql: &str, args: &[pgrx::datum::DatumWithOid]) -> std::result::Result<U
     })
 }
 
-/// Does what the caller decided about a call.
-fn decide(own: Own, id: Uuid, reason: Option<&str>) -> Reply {
+/// Does what the caller decided about a call; `more` is the effect that they saw, or their reason.
+fn decide(own: Own, id: Uuid, more: Option<&str>, approvals: bool) -> Reply {
     let decided = match own {
         Own::Status => {
             tried("select (helper.call_status($1) operator(pg_catalog.->>) 'id')::pg_catalog.uuid", &[id.into()])
         }
-        Own::Confirm => {
-            tried("select (helper.confirm($1) operator(pg_catalog.->>) 'id')::pg_catalog.uuid", &[id.into()])
-        }
+        Own::Confirm => tried(
+            "select (helper.confirm($1, $2) operator(pg_catalog.->>) 'id')::pg_catalog.uuid",
+            &[id.into(), more.into()],
+        ),
         Own::Reject => tried(
             "select (helper.reject($1, $2) operator(pg_catalog.->>) 'id')::pg_catalog.uuid",
-            &[id.into(), reason.into()],
+            &[id.into(), more.into()],
         ),
     };
     match decided {
-        Ok(id) => told(id, false),
+        Ok(id) => told(id, false, approvals),
         Err(fault) => Ok(call::result(&content::of_fault(&fault), true)),
     }
 }
 
 /// A request that came back with what the client's user said. The id of the call is nobody's word for anything: it must be
 /// a call of the caller's with the same tool and arguments, and whether they may approve it is asked again.
-fn come_back(request: &Request, text: &str, id: Uuid) -> Reply {
+fn come_back(request: &Request, text: &str, id: Uuid, effect: Option<&str>, approvals: bool) -> Reply {
     let is_same = subtransaction::attempt(None, || {
         let same = spi::change(
             "select (s operator(pg_catalog.->) 'function') operator(pg_catalog.=) (r operator(pg_catalog.#>) '{params,name}') \
@@ -183,26 +192,30 @@ fn come_back(request: &Request, text: &str, id: Uuid) -> Reply {
         return Err(call::unknown_state());
     }
     match call::said(&request.params) {
-        Said::Yes => decide(Own::Confirm, id, None),
-        Said::No => decide(Own::Reject, id, Some("the user said no")),
-        Said::Later => told(id, false),
-        Said::Nothing => told(id, request.can_ask),
+        Said::Yes => decide(Own::Confirm, id, effect, approvals),
+        Said::No => decide(Own::Reject, id, Some("the user said no"), approvals),
+        Said::Later => told(id, false, approvals),
+        Said::Nothing => told(id, request.can_ask, approvals),
     }
 }
 
 /// Where a call stands, to a caller who may know of it.
-fn told(id: Uuid, can_ask: bool) -> Reply {
+fn told(id: Uuid, can_ask: bool, approvals: bool) -> Reply {
     let found = spi::change(
         "select (s operator(pg_catalog.->>) 'workspace_id')::pg_catalog.uuid, s operator(pg_catalog.->>) 'status', \
            s operator(pg_catalog.->>) 'function', s operator(pg_catalog.->>) 'arguments', \
            (s operator(pg_catalog.->>) 'may_approve')::pg_catalog.bool, s operator(pg_catalog.->>) 'approver_role', \
-           s operator(pg_catalog.->>) 'lapses_at', s operator(pg_catalog.->>) 'reason' \
+           s operator(pg_catalog.->>) 'lapses_at', s operator(pg_catalog.->>) 'reason', s operator(pg_catalog.->>) 'effect', \
+           (select pg_catalog.string_agg(pg_catalog.format('%s: %s inserted, %s updated, %s deleted', t operator(pg_catalog.->>) 'table', \
+               t operator(pg_catalog.->>) 'inserted', t operator(pg_catalog.->>) 'updated', t operator(pg_catalog.->>) 'deleted'), '; ') \
+             from pg_catalog.jsonb_path_query(s, '$.preview.tables[*]') t) \
          from helper.call_status($1) s",
         &[id.into()],
         |row| {
             let (workspace, status): (Uuid, String) = (row.get(1)?, row.get(2)?);
             let (function, arguments): (String, String) = (row.get(3)?, row.get(4)?);
             let (role, lapses): (Option<String>, Option<String>) = (row.opt(6)?, row.opt(7)?);
+            let (effect, changes): (Option<String>, Option<String>) = (row.opt(9)?, row.opt(10)?);
             if let Some(Outcome::Done { content, is_error, .. }) = tools::outcome(workspace, id)? {
                 return Ok(call::result(&content, is_error));
             }
@@ -217,6 +230,9 @@ fn told(id: Uuid, can_ask: bool) -> Reply {
                 may_approve: row.get(5)?,
                 approver_role: role.as_deref(),
                 lapses_at: lapses.as_deref(),
+                effect: effect.as_deref(),
+                changes: changes.as_deref(),
+                approvals,
             };
             Ok(if can_ask && waiting.may_approve { waiting.asked() } else { waiting.told() })
         },

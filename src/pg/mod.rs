@@ -16,6 +16,7 @@ mod embedder;
 mod embedding;
 mod events;
 mod extracting;
+mod files;
 mod gateway;
 mod hooks;
 mod identity;

@@ -204,6 +204,9 @@ impl Worker {
             if BackgroundWorker::sighup_received() {
                 // SAFETY: the server's own way to read its configuration again.
                 unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
+                // What is kept for how long may have changed.
+                self.next_cleaning = Instant::now();
+                self.next_chore = Instant::now();
             }
             // SAFETY: handles barriers and invalidations; a termination leaves above or raises here.
             pgrx::check_for_interrupts!();

@@ -42,6 +42,11 @@ pub enum Own {
 impl Own {
     const ALL: [Own; 3] = [Own::Status, Own::Confirm, Own::Reject];
 
+    /// Whether it decides about a call: what a client that runs whatever its model says must not have.
+    pub fn decides(self) -> bool {
+        self != Own::Status
+    }
+
     fn name(self) -> &'static str {
         match self {
             Own::Status => "call_status",
@@ -71,9 +76,9 @@ impl Own {
         Self::ALL.into_iter().map(|own| own.name().to_owned()).collect()
     }
 
-    /// All of them as `tools/list` tells them.
-    pub fn tools() -> Vec<Value> {
-        Self::ALL.into_iter().map(Self::tool).collect()
+    /// Those that are offered as `tools/list` tells them; `approvals`: also those that decide.
+    pub fn tools(approvals: bool) -> Vec<Value> {
+        Self::ALL.into_iter().filter(|own| approvals || !own.decides()).map(Self::tool).collect()
     }
 
     fn tool(self) -> Value {
@@ -81,23 +86,32 @@ impl Own {
         if self == Own::Reject {
             properties["reason"] = json!({ "type": "string", "maxLength": 2000, "description": "Why" });
         }
+        if self == Own::Confirm {
+            properties["effect"] =
+                json!({ "type": "string", "description": "The effect that the user was shown, as the call told it" });
+        }
         let schema =
             json!({ "type": "object", "properties": properties, "required": ["call"], "additionalProperties": false });
         tool(self.name(), self.description(), schema, false, self == Own::Status, false)
     }
 
-    /// Its arguments, call and reason; or what is wrong with them, for the model.
+    /// Its arguments, call and reason or effect; or what is wrong with them, for the model.
     pub fn arguments(self, given: &Map<String, Value>) -> Result<(uuid::Uuid, Option<&str>), String> {
-        let known = |name: &str| name == "call" || name == "reason" && self == Own::Reject;
+        let more = match self {
+            Own::Status => "",
+            Own::Confirm => "effect",
+            Own::Reject => "reason",
+        };
+        let known = |name: &str| name == "call" || name == more;
         if let Some(other) = given.keys().find(|name| !known(name)) {
             return Err(format!("{} has no argument \"{other}\"", self.name()));
         }
         let call = given.get("call").and_then(Value::as_str).and_then(|call| uuid::Uuid::try_parse(call).ok());
         let call = call.ok_or("\"call\" is not the id of a call")?;
-        match given.get("reason") {
+        match given.get(more) {
             None => Ok((call, None)),
-            Some(Value::String(reason)) => Ok((call, Some(reason))),
-            Some(_) => Err("\"reason\" is not a string".to_owned()),
+            Some(Value::String(text)) => Ok((call, Some(text))),
+            Some(_) => Err(format!("\"{more}\" is not a string")),
         }
     }
 }
@@ -136,6 +150,12 @@ pub struct Waiting<'a> {
     pub approver_role: Option<&'a str>,
     /// When it can no longer be approved.
     pub lapses_at: Option<&'a str>,
+    /// What an approval is for, where it was previewed.
+    pub effect: Option<&'a str>,
+    /// Rows that it would change, by table, where it was previewed.
+    pub changes: Option<&'a str>,
+    /// The client's user chose to decide by `confirm_call` and `reject_call`.
+    pub approvals: bool,
 }
 
 impl Waiting<'_> {
@@ -143,6 +163,10 @@ impl Waiting<'_> {
     pub fn told(&self) -> Answer {
         let call = self.call;
         let text = match (self.status, self.may_approve, self.approver_role) {
+            ("awaiting_confirmation", true, _) if !self.approvals => format!(
+                "This call has not been carried out: it needs an approval, which is not yours to give. Tell the user what it would \
+                 do and its id; they approve it in the application. Look with call_status later. Call: {call}"
+            ),
             ("awaiting_confirmation", true, _) => format!(
                 "This call has not been carried out: it needs an approval. Show the user what it would do, and let them decide \
                  with confirm_call or reject_call. Call: {call}"
@@ -163,6 +187,7 @@ impl Waiting<'_> {
             "may_approve": self.may_approve,
             "approver_role": self.approver_role,
             "lapses_at": self.lapses_at,
+            "effect": self.effect,
         });
         let facts = facts.to_string();
         let facts = format!("{}, \"arguments\": {}}}", &facts[..facts.len() - 1], self.arguments);
@@ -172,17 +197,20 @@ impl Waiting<'_> {
 
     /// Has the client ask its user, and the request sent again with what they say.
     pub fn asked(&self) -> Answer {
+        let changes = self.changes.map(|changes| format!("\nIt would change {changes}.")).unwrap_or_default();
+        let state = self.effect.map(|effect| format!("{}/{effect}", self.call));
         let result = json!({
             "inputRequests": { QUESTION: { "method": "elicitation/create", "params": {
                 "mode": "form",
-                "message": format!("Call {} with these arguments?\n{}", self.function, self.arguments),
+                "message": format!("Call {} with these arguments?\n{}{changes}", self.function, self.arguments),
                 "requestedSchema": {
                     "type": "object",
                     "properties": { "approve": { "type": "boolean", "title": "Approve", "description": "Have it carried out" } },
                     "required": ["approve"],
                 },
             } } },
-            "requestState": self.call,
+            // What was shown is what comes back to be approved.
+            "requestState": state.as_deref().unwrap_or(self.call),
         });
         Answer { result: result.to_string(), asks: true }
     }
@@ -201,11 +229,16 @@ pub enum Said {
     Nothing,
 }
 
-/// The call that a request comes back to, if it does.
-pub fn asked_before(params: &Map<String, Value>) -> Result<Option<uuid::Uuid>, Refusal> {
+/// The call that a request comes back to, if it does, and the effect that was shown.
+pub fn asked_before(params: &Map<String, Value>) -> Result<Option<(uuid::Uuid, Option<&str>)>, Refusal> {
     let Some(state) = params.get("requestState") else { return Ok(None) };
-    let call = state.as_str().and_then(|state| uuid::Uuid::try_parse(state).ok());
-    call.map(Some).ok_or_else(unknown_state)
+    let state = state.as_str().ok_or_else(unknown_state)?;
+    let (call, effect) = match state.split_once('/') {
+        Some((call, effect)) => (call, Some(effect)),
+        None => (state, None),
+    };
+    let call = uuid::Uuid::try_parse(call).map_err(|_| unknown_state())?;
+    Ok(Some((call, effect)))
 }
 
 /// What came back is not of the call that it came with.
@@ -267,16 +300,28 @@ mod tests {
         }
         assert_eq!(said(&object(json!({ "inputResponses": { "other": { "action": "accept" } } }))), Said::Nothing);
         assert_eq!(asked_before(&object(json!({ "requestState": "forged" }))).unwrap_err().code, -32602);
+        let call = uuid::Uuid::nil();
+        let state = |state: String| object(json!({ "requestState": state }));
+        assert_eq!(asked_before(&state(call.to_string())), Ok(Some((call, None))));
+        assert_eq!(asked_before(&state(format!("{call}/00ff"))), Ok(Some((call, Some("00ff")))));
     }
 
     #[test]
     fn the_servers_own_tools_take_what_they_say() {
         let id = "01a20591-0cc5-7db6-b9a0-00514eea3c35";
         assert!(Own::Reject.arguments(&object(json!({ "call": id, "reason": "no" }))).is_ok());
+        assert!(
+            Own::Confirm
+                .arguments(&object(json!({ "call": id, "effect": "00ff" })))
+                .is_ok_and(|(_, effect)| effect == Some("00ff"))
+        );
         for wrong in [json!({}), json!({ "call": 1 }), json!({ "call": "x" }), json!({ "call": id, "reason": "no" })] {
             assert!(Own::Confirm.arguments(&object(wrong.clone())).is_err(), "{wrong}");
         }
         assert_eq!(Own::names(), ["call_status", "confirm_call", "reject_call"]);
+        let offered = |approvals| Own::tools(approvals).iter().map(|tool| tool["name"].clone()).collect::<Vec<Value>>();
+        assert_eq!(offered(false), [json!("call_status")]);
+        assert_eq!(offered(true).len(), 3);
         assert!(Own::names().iter().all(|name| Own::of_name(name).is_some()) && Own::of_name("f").is_none());
     }
 }

@@ -111,15 +111,19 @@ pub fn preview(tool: &Tool, workspace: Uuid, call: Uuid, arguments: &str) -> Res
 
 /// `helper.confirm`.
 #[pg_extern(sql = false, volatile, parallel_unsafe)]
-fn confirm_call(call: Option<Uuid>) -> Reported<JsonB> {
+fn confirm_call(call: Option<Uuid>, effect: Option<&str>) -> Reported<JsonB> {
     owner::check_is_caller()?;
     if running::is_inside_tool() {
         return Err(Error::new(Kind::NotPermitted, "a tool cannot approve calls").into());
     }
     let call = call.ok_or_else(|| Error::unknown_object("call \"null\" does not exist"))?;
-    let stored = concerned(call)?;
+    let mut stored = concerned(call)?;
     owner::as_owner(|| spi::run("select helper._check_approver(helper._concerned($1))", &[call.into()]))?;
-    let decided = json!({ "decided_by": caller()?.to_string() }).to_string();
+    if let Some(effect) = effect {
+        // What the call is run against is what was seen, and is not moved while it has another by now.
+        stored.effect_hash = Some(tool::unhex(effect).ok_or_else(|| Error::bad_argument("effect is not one"))?);
+    }
+    let decided = json!({ "decided_by": caller()?.to_string(), "effect": effect }).to_string();
     let to = |state: &str| move_call(stored.workspace, stored.id, &["awaiting_confirmation"], state, &decided);
     let moved = if stored.is_own && !stored.in_queue && stored.status == "awaiting_confirmation" {
         let tool = registry::find(stored.workspace, &stored.name)?;
@@ -136,7 +140,8 @@ fn confirm_call(call: Option<Uuid>) -> Reported<JsonB> {
         moved
     };
     if !moved {
-        owner::as_owner(|| spi::run("select helper._check_approved(helper._concerned($1))", &[call.into()]))?;
+        let late = "select helper._check_approved(helper._concerned($1), $2)";
+        owner::as_owner(|| spi::run(late, &[call.into(), effect.into()]))?;
     }
     Ok(facts(call)?)
 }

@@ -9,6 +9,7 @@ mod capture;
 mod confirming;
 pub mod content;
 mod queued;
+mod reading;
 mod registry;
 mod remote;
 mod running;

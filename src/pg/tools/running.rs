@@ -10,7 +10,7 @@ use pgrx::Uuid;
 use pgrx::prelude::*;
 use serde_json::Value;
 use std::cell::Cell;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::time::Duration;
 
 thread_local! {
@@ -155,7 +155,8 @@ fn search_path() -> Result<CString> {
     Ok(path.to_owned())
 }
 
-fn quoted(name: &str) -> String {
+/// A name in a statement.
+pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
@@ -204,60 +205,4 @@ fn execute(sql: &str, arguments: &str) -> Result<Option<String>> {
         let mut rows = client.update(sql, Some(1), &[arguments.into()])?;
         Ok(rows.next().map(|row| row.get::<String>(1)).transpose()?.flatten())
     })
-}
-
-/// Rows of a query that only reads, with one parameter, as text: with an older snapshot, or with all that was done until
-/// now.
-pub fn text_rows(sql: &str, parameter: &str, snapshot: Option<pg_sys::Snapshot>) -> Result<Vec<Vec<Option<String>>>> {
-    let sql = CString::new(sql).map_err(|_| Error::bug("a statement holds a NUL"))?;
-    Spi::connect_mut(|_| {
-        // SAFETY: inside a connection of SPI, whose rows are copied before its end; the snapshot that is pushed is popped,
-        // at an error by the end of the subtransaction.
-        unsafe {
-            match snapshot {
-                Some(snapshot) => pg_sys::PushActiveSnapshot(snapshot),
-                None => {
-                    pg_sys::CommandCounterIncrement();
-                    pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-                }
-            }
-            let mut kinds = [pg_sys::TEXTOID];
-            let parameter = parameter.into_datum().ok_or_else(|| Error::bug("no parameter"))?;
-            let mut values = [parameter];
-            pg_sys::SPI_execute_with_args(
-                sql.as_ptr(),
-                1,
-                kinds.as_mut_ptr(),
-                values.as_mut_ptr(),
-                std::ptr::null(),
-                true,
-                10_000,
-            );
-            let rows = table_text();
-            pg_sys::PopActiveSnapshot();
-            Ok(rows)
-        }
-    })
-}
-
-/// What SPI fetched last, as text.
-///
-/// # Safety
-/// Inside a connection of SPI, after a query.
-unsafe fn table_text() -> Vec<Vec<Option<String>>> {
-    // SAFETY: the table has as many rows and columns as it says.
-    unsafe {
-        let Some(table) = pg_sys::SPI_tuptable.as_ref() else { return Vec::new() };
-        let columns = (*table.tupdesc).natts;
-        (0..pg_sys::SPI_processed as usize)
-            .map(|at| {
-                (1..=columns)
-                    .map(|column| {
-                        let text = pg_sys::SPI_getvalue(*table.vals.add(at), table.tupdesc, column);
-                        (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
-                    })
-                    .collect()
-            })
-            .collect()
-    }
 }

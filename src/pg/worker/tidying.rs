@@ -1,4 +1,5 @@
-//! What the worker does beside its jobs, a little at a time: packs embeddings, deletes those of old models, cleans up.
+//! What the worker does beside its jobs, a little at a time: packs embeddings, deletes those of old models and calls that
+//! ended long ago, cleans up.
 //! Each workspace's is a transaction of its own, so that trouble with one never keeps the others waiting.
 
 use super::Worker;
@@ -8,6 +9,9 @@ use crate::pg::transaction::transaction;
 use crate::pg::{packing, settings, spi};
 use std::time::{Duration, Instant};
 
+/// Calls of tools that one transaction deletes at most.
+const FORGOTTEN: i32 = 1000;
+
 /// Embeddings that one transaction deletes at most.
 const SWEPT: i32 = 5000;
 
@@ -15,6 +19,8 @@ const SWEPT: i32 = 5000;
 pub(super) enum Chore {
     Pack(pgrx::Uuid, String),
     Sweep(pgrx::Uuid, String),
+    /// Records of calls of tools that ended long ago, of all workspaces.
+    Forget,
 }
 
 impl Chore {
@@ -25,7 +31,7 @@ impl Chore {
         let packable = spi::change("select p.workspace_id, p.model from helper._packable() p", &[], read)?;
         let chores = packable.into_iter().map(|(workspace, model)| Chore::Pack(workspace, model));
         let old = spi::change(old, &[], read)?.into_iter().map(|(workspace, model)| Chore::Sweep(workspace, model));
-        Ok(chores.chain(old).collect())
+        Ok(std::iter::once(Chore::Forget).chain(chores).chain(old).collect())
     }
 
     /// Does a part of it; says whether there was any.
@@ -35,6 +41,13 @@ impl Chore {
             Chore::Sweep(workspace, model) => spi::change(
                 "select helper._sweep_vectors($1, $2, $3)",
                 &[(*workspace).into(), model.as_str().into(), SWEPT.into()],
+                |row| row.get::<i64>(1),
+            )?
+            .pop()
+            .unwrap_or(0),
+            Chore::Forget => spi::change(
+                "select helper._clean_calls($1, $2)",
+                &[settings::CALL_RETENTION.get().into(), FORGOTTEN.into()],
                 |row| row.get::<i64>(1),
             )?
             .pop()
