@@ -425,3 +425,11 @@ comment on function helper.query_data(text, integer) is
 @param query one select, in PostgreSQL''s SQL
 @param max_rows how many rows at most, up to 1000
 Errors: 22023 not one select or too costly, 42501, 42601, 42P01, 57014 takes too long';
+
+-- An approval that a workflow waits for: a call that does nothing, for somebody to confirm.
+create function helper.workflow_approval(title text, details jsonb default null) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select jsonb_build_object('approved', true)
+$$;
+comment on function helper.workflow_approval(text, jsonb) is
+  'What a workflow asks somebody to approve; called by its steps alone, and changes nothing. Arguments: title, what is to be decided; details, what it is about';

@@ -196,8 +196,9 @@ create policy workflow_versions_select_member on helper.workflow_versions for se
   using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
 comment on policy workflow_versions_select_member on helper.workflow_versions is 'Members see what workflows of their workspaces do';
 create policy workflow_runs_select_member on helper.workflow_runs for select
-  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
-comment on policy workflow_runs_select_member on helper.workflow_runs is 'Members see that and how workflows of their workspaces ran';
+  using (workspace_id = any ((select helper.my_workspaces('member'))::uuid[]));
+comment on policy workflow_runs_select_member on helper.workflow_runs is
+  'Members see what workflows of their workspaces were given and came to; viewers see by helper.workflow_activity that they ran';
 create policy workflow_steps_select_member on helper.workflow_steps for select
   using (workspace_id = any ((select helper.my_workspaces('member'))::uuid[]));
 comment on policy workflow_steps_select_member on helper.workflow_steps is

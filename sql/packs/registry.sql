@@ -30,6 +30,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     ('builtin', 'describe_data', 'helper', false, 'viewer', array['data']),
     ('builtin', 'query_data', 'helper', false, 'viewer', array['data']),
     ('builtin', 'generate_report', 'helper', false, 'viewer', array['reports']),
+    ('builtin', 'workflow_approval', 'helper', true, 'member', array['internal']),
     ('meta_hub', 'send_whatsapp_message', 'meta-hub', true, 'member', array['whatsapp', 'sending']),
     ('meta_hub', 'send_whatsapp_template', 'meta-hub', true, 'member', array['whatsapp', 'sending']),
     ('meta_hub', 'schedule_message', 'meta-hub', true, 'member', array['whatsapp', 'sending']),

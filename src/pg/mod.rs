@@ -53,6 +53,7 @@ mod wait;
 mod wake;
 mod webhooks;
 mod worker;
+mod workflow;
 
 use pgrx::prelude::*;
 

@@ -5,6 +5,7 @@
 //! runner that begins something while more is due does the same; one that has done something looks for more itself.
 
 mod calls;
+mod runs;
 
 use crate::core::error::Result;
 use crate::pg::jobs::{self, Job};
@@ -53,6 +54,12 @@ struct Runner {
     worked_at: Instant,
     /// Workspace whose call was run last.
     call_turn: Uuid,
+    /// Workspace whose runs were gone on with last.
+    run_turn: Uuid,
+    /// So many runs are taken one by one.
+    careful: u32,
+    /// When schedules and events are looked at next.
+    starts_at: Instant,
     /// Jobs that could not be given back, because of a lock say.
     owed: Vec<Job>,
     notes: Notes,
@@ -60,7 +67,7 @@ struct Runner {
 
 /// Whether something is due that runners do; as the owner, inside a transaction.
 pub fn is_due() -> Result<bool> {
-    jobs::is_due("call")
+    Ok(jobs::is_due("call")? || runs::is_due()?)
 }
 
 /// Says that there is work for this database's runners.
@@ -107,6 +114,9 @@ impl Runner {
             next_look: None,
             worked_at: Instant::now(),
             call_turn: jobs::first(),
+            run_turn: jobs::first(),
+            careful: runs::CAREFUL,
+            starts_at: Instant::now(),
             owed: Vec::new(),
             notes: Notes::of("runner"),
         }
@@ -200,7 +210,12 @@ impl Runner {
     /// Does a piece of work.
     fn work(&mut self) -> Worked {
         self.give_back();
-        self.run_a_call()
+        let starts_at = self.start_runs();
+        let (calls, runs) = (self.run_a_call(), self.go_on_with_runs());
+        let (Worked::Idle { next_look: call_at }, Worked::Idle { next_look: run_at }) = (calls, runs) else {
+            return Worked::Busy;
+        };
+        Worked::Idle { next_look: [starts_at, call_at, run_at].into_iter().flatten().min() }
     }
 
     fn rest(&self) {

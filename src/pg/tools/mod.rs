@@ -24,6 +24,8 @@ use pgrx::Uuid;
 pub use calling::text_of;
 pub use queued::{Queued, ToSend, cancel_queued, prepare_queued, run_queued, tried};
 pub use remote::{back_to_queue, ended};
+pub use running::guarded;
+pub use subtransaction::{Done, Fault, attempt};
 
 /// A tool that may be offered to a model.
 pub struct Offered {
@@ -74,6 +76,7 @@ pub fn offered(workspace: Uuid, asked: &[String]) -> Result<Vec<Offered>> {
                f.kind = 'http' and not (f.requires_confirmation or f.read_only or f.idempotent) \
              from helper.functions f \
              where helper._is_switched_on(f, $1) \
+               and not 'internal' = any (f.tags) \
                and helper._role_rank(f.minimum_role) <= helper._role_rank(helper.my_role($1)) \
                and (f.kind = 'http' or helper._may_execute(f.target)) \
              order by f.function_name",

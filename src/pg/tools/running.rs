@@ -138,6 +138,26 @@ fn call(tool: &Tool, target: &Target, arguments: &str, workspace: Uuid) -> Resul
     Ok(result)
 }
 
+/// Does something that somebody wrote, as the caller: in a subtransaction and in so much time, with the path of tools. An
+/// error is data, and who is asking has to be the same afterwards.
+pub fn guarded<T>(time: Option<Duration>, work: impl FnOnce() -> Result<T>) -> std::result::Result<T, Fault> {
+    subtransaction::attempt(time, || {
+        let path = search_path()?;
+        let before = Identity::now();
+        let value = owner::as_caller_with(&path, || {
+            let inside = Identity::now();
+            let value = work()?;
+            // What is still to be checked is checked as the caller, and while it can be taken back.
+            Spi::connect_mut(|client| client.update("set constraints all immediate", None, &[]).map(drop))?;
+            if Identity::now() == inside { Ok(value) } else { Err(changed()) }
+        })?;
+        if Identity::now() != before {
+            return Err(changed());
+        }
+        Ok(Done { value, keep: true })
+    })
+}
+
 fn changed() -> Error {
     Error::new(Kind::NotPermitted, "the function changed who is asking")
         .detail("A tool must leave role and claims as they are; what it did is taken back.")

@@ -58,7 +58,7 @@ fn read_workflow(definition: Option<JsonB>) -> Reported<JsonB> {
     };
     let read = Definition::read(&ours)?;
     if let Some(schema) = &read.input {
-        completing::check_schema(&schema.to_string())?;
+        completing::check(&schema.to_string(), "null")?;
     }
     Ok(JsonB(json!({ "definition": ours, "trigger": trigger, "uses_sql": uses_sql(&read) })))
 }

@@ -3,8 +3,8 @@
 //! anew, so that a wake which comes twice, late or after a crash does no harm.
 
 mod definitions;
-mod stored;
 mod steps;
+mod stored;
 
 use crate::core::error::{Error, Kind, Result};
 use crate::core::workflow::machine::{Action, Progress};
@@ -56,9 +56,9 @@ pub fn go_on(wanted: &Wanted) -> Result<Option<Uuid>> {
         let together: Vec<Uuid> = rows.drain(..rows.len().min(TOGETHER)).collect();
         let mut runs = owner::as_owner(|| stored::load(&together))?;
         let Some(first) = runs.first() else { break };
-        let (role, claims) = (first.role.clone(), first.claims.clone());
+        let (this, role, claims) = (first.workspace, first.role.clone(), first.claims.clone());
         // A transaction is one owner's: what one leaves in it, another does not find.
-        if workspace.is_some_and(|workspace| workspace != first.workspace) {
+        if workspace.is_some_and(|workspace| workspace != this) {
             break;
         }
         let others = runs.iter().position(|run| run.role != role || run.claims != claims);
@@ -66,7 +66,7 @@ pub fn go_on(wanted: &Wanted) -> Result<Option<Uuid>> {
             runs.truncate(others);
             rows.clear();
         }
-        workspace = Some(first.workspace);
+        workspace = Some(this);
         let mut changes = Changes::default();
         owner::as_owner(|| stored::take_rows(&mut runs))?;
         let gone = match owner::as_principal(&role, claims.as_deref(), || {

@@ -6,7 +6,7 @@ use crate::core::workflow::Time;
 use crate::core::workflow::definition::Definition;
 use crate::core::workflow::machine::{Given, Progress};
 use crate::core::workflow::row::{Failure, Place, Row, Run, RunStatus, StepStatus};
-use crate::pg::{jobs, spi};
+use crate::pg::{identity, spi};
 use pgrx::Uuid;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -64,11 +64,11 @@ fn parsed(text: Option<String>) -> Result<Option<Value>> {
 /// Rows of the queue that are due.
 pub fn claim(wanted: &Wanted) -> Result<Vec<Uuid>> {
     match wanted {
-        Wanted::Next { after } => spi::change(
-            "select c.id from helper._claim_runs($1, $2) c",
-            &[(*after).into(), MOST.into()],
-            |row| row.get::<Uuid>(1),
-        ),
+        Wanted::Next { after } => {
+            spi::change("select c.id from helper._claim_runs($1, $2) c", &[(*after).into(), MOST.into()], |row| {
+                row.get::<Uuid>(1)
+            })
+        }
         Wanted::One { row } => spi::change(
             "select q.id from helper.workflow_queue q \
              join helper.workflow_runs r on r.workspace_id = q.workspace_id and r.id = q.run_id \
@@ -136,7 +136,11 @@ pub fn load(rows: &[Uuid]) -> Result<Vec<Stored>> {
 }
 
 fn load_steps(runs: &mut [Stored]) -> Result<()> {
-    let begun: Vec<Uuid> = runs.iter().filter(|run| run.run.status != RunStatus::Queued || run.started_at.is_none()).map(|run| run.id).collect();
+    let begun: Vec<Uuid> = runs
+        .iter()
+        .filter(|run| run.run.status != RunStatus::Queued || run.started_at.is_none())
+        .map(|run| run.id)
+        .collect();
     let workspace = match runs.first() {
         Some(run) => run.workspace,
         None => return Ok(()),
@@ -151,7 +155,8 @@ fn load_steps(runs: &mut [Stored]) -> Result<()> {
             let status: String = row.get(4)?;
             let error = parsed(row.opt(7)?)?.map(serde_json::from_value::<Failure>).transpose();
             let step = Row {
-                status: StepStatus::of_name(&status).ok_or_else(|| Error::bug("a step has a state that nobody knows"))?,
+                status: StepStatus::of_name(&status)
+                    .ok_or_else(|| Error::bug("a step has a state that nobody knows"))?,
                 attempt: row.get::<i32>(5)? as u32,
                 output: parsed(row.opt(6)?)?,
                 error: error.map_err(|_| Error::bug("a step has an error that cannot be read"))?,
@@ -214,7 +219,8 @@ impl Stored {
         steps
             .into_iter()
             .map(|(name, item, row)| {
-                let step = definition.find(&name).ok_or_else(|| Error::bug("a row is of a step that the workflow has not"))?;
+                let step =
+                    definition.find(&name).ok_or_else(|| Error::bug("a row is of a step that the workflow has not"))?;
                 Ok(Row { place: Place { step, item: u32::try_from(item).ok() }, ..row })
             })
             .collect()
@@ -441,10 +447,5 @@ impl Steps {
 
 /// The row of `workflow_waits` that a step's wait has.
 fn wait_of(waits_for: &Value) -> Option<Uuid> {
-    crate::pg::identity::uuid(waits_for.get("wait")?.as_str()?)
-}
-
-/// Where the first workspace's turn begins.
-pub fn first() -> Uuid {
-    jobs::first()
+    identity::uuid(waits_for.get("wait")?.as_str()?)
 }

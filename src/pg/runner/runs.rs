@@ -1,0 +1,111 @@
+//! Runs of workflows, and what starts them: schedules that are due and events in the outbox.
+
+use super::{Runner, Worked};
+use crate::core::error::Result;
+use crate::pg::session::durable;
+use crate::pg::transaction::{bare_transaction, transaction};
+use crate::pg::workflow::{self, Wanted};
+use crate::pg::{jobs, spi};
+use std::time::{Duration, Instant};
+
+/// A runner that begins does not know over what the last one ended: so many runs it takes alone, each marked before.
+pub(super) const CAREFUL: u32 = 64;
+/// How often schedules and events are looked at while there is other work.
+const STARTS: Duration = Duration::from_millis(100);
+/// A row of the queue over which a runner ended this often is given up.
+const MOST_ATTEMPTS: i32 = jobs::MOST_ATTEMPTS;
+
+impl Runner {
+    /// Goes on with some runs.
+    pub(super) fn go_on_with_runs(&mut self) -> Worked {
+        if self.careful > 0 {
+            return self.go_on_with_one();
+        }
+        let wanted = Wanted::Next { after: self.run_turn };
+        let done = bare_transaction(|| {
+            durable();
+            workflow::go_on(&wanted)
+        });
+        match done {
+            Ok(Some(workspace)) => {
+                self.run_turn = workspace;
+                Worked::Busy
+            }
+            Ok(None) => self.idle(),
+            Err(error) => {
+                // One of them is to blame: each alone shows which.
+                self.notes.note::<()>(Err(error));
+                self.careful = CAREFUL;
+                Worked::Busy
+            }
+        }
+    }
+
+    fn go_on_with_one(&mut self) -> Worked {
+        let after = self.run_turn;
+        let marked = transaction(|| workflow::mark(after));
+        let Some(marked) = self.notes.note(marked) else {
+            return Worked::Idle { next_look: Some(Instant::now() + Duration::from_secs(1)) };
+        };
+        let Some((row, tried)) = marked else { return self.idle() };
+        self.careful -= 1;
+        let done = bare_transaction(|| {
+            durable();
+            workflow::go_on(&Wanted::One { row })
+        });
+        match done {
+            Ok(workspace) => self.run_turn = workspace.unwrap_or(self.run_turn),
+            Err(error) => {
+                let failed = transaction(|| workflow::failed(row, tried, MOST_ATTEMPTS, &error));
+                self.notes.note::<()>(Err(error));
+                self.notes.note(failed);
+            }
+        }
+        Worked::Busy
+    }
+
+    fn idle(&mut self) -> Worked {
+        let next = transaction(workflow::next_due);
+        let next = self.notes.note(next).flatten();
+        // One that is due and was not taken is another runner's now.
+        let next_look = next.map(|seconds| Instant::now() + Duration::from_secs_f64(seconds.clamp(0.02, 86_400.0)));
+        Worked::Idle { next_look }
+    }
+
+    /// Starts runs whose time or event has come; says when to look again.
+    pub(super) fn start_runs(&mut self) -> Option<Instant> {
+        if self.starts_at > Instant::now() {
+            return Some(self.starts_at);
+        }
+        let started = transaction(|| {
+            let rows = spi::change(
+                "select helper._deliver_events(1000), \
+                   extract(epoch from helper._fire_schedules() - clock_timestamp())::float8",
+                &[],
+                |row| Ok((row.get::<i64>(1)?, row.opt::<f64>(2)?)),
+            )?;
+            Ok(rows.into_iter().next())
+        });
+        let now = Instant::now();
+        self.starts_at = now + STARTS;
+        match self.notes.note(started).flatten() {
+            None => Some(now + Duration::from_secs(1)),
+            Some((delivered, _)) if delivered > 0 => Some(self.starts_at),
+            Some((_, next)) => {
+                next.map(|seconds| now + Duration::from_secs_f64(seconds.clamp(STARTS.as_secs_f64(), 86_400.0)))
+            }
+        }
+    }
+}
+
+/// Whether a run, a schedule or an event is due.
+pub(super) fn is_due() -> Result<bool> {
+    let due = spi::change(
+        "select exists (select from helper.workflow_queue q where q.run_at <= clock_timestamp()) \
+           or exists (select from helper.workflow_schedules s where s.look_at <= clock_timestamp()) \
+           or exists (select from helper.workflow_events e)",
+        &[],
+        |row| row.get::<bool>(1),
+    )?;
+    Ok(due.first() == Some(&true))
+}
