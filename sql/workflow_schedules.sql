@@ -143,7 +143,7 @@ $$;
 comment on function helper.schedule_workflow(text, text, text, jsonb, uuid) is
   'Starts a workflow by the clock, or changes how it does at the same times, and returns the schedule''s id. cron has five fields, or six with seconds first; time_zone is a name of the IANA database. options: misfire (once, skip, backfill), backfill (how far back), overlap (skip, queue, allow, cancel), jitter, input. For workspace admins. Errors: 22023, 42501, 42704';
 
-create function helper._span(given text, fallback interval, least interval, most interval, name text) returns interval
+create function helper._span(given text, fallback interval, shortest interval, longest interval, name text) returns interval
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_span interval;
@@ -154,8 +154,8 @@ begin
     when data_exception then
       raise exception using errcode = '22023', message = format('%s is not an interval', name), hint = 'Write it as "5 minutes".';
   end;
-  if v_span not between least and most then
-    raise exception using errcode = '22023', message = format('%s is out of range', name), detail = format('It is %s, expected %s to %s.', v_span, least, most);
+  if v_span not between shortest and longest then
+    raise exception using errcode = '22023', message = format('%s is out of range', name), detail = format('It is %s, expected %s to %s.', v_span, shortest, longest);
   end if;
   return v_span;
 end

@@ -399,6 +399,12 @@ const TABLES: &[Table] = &[
         update: NOBODY,
         delete: KEPT_BY_ADMINS,
     },
+    read_only("workflow_schedules", MEMBERS),
+    read_only("workflow_event_triggers", MEMBERS),
+    read_only("workflow_events", KEPT_BY_ADMINS),
+    read_only("workflow_webhooks", KEPT_BY_ADMINS),
+    read_only("workflow_webhook_keys", NOTHING),
+    hidden("workflow_webhook_secrets"),
     hidden("provider_secrets"),
     hidden("token_ratios"),
     hidden("usage_deleted"),
@@ -418,7 +424,8 @@ const TABLES: &[Table] = &[
 
 /// 42501, or for a view that cannot be written 55000, for a column of one 0A000.
 fn is_refused(outcome: &Outcome, table: &str) -> bool {
-    const VIEWS: &[&str] = &["index_progress", "reembed_progress", "provider_status", "provider_keys", "_routes"];
+    const VIEWS: &[&str] =
+        &["index_progress", "reembed_progress", "provider_status", "provider_keys", "workflow_webhook_keys", "_routes"];
     matches!(outcome, Err(code) if code == "42501" || (VIEWS.contains(&table) && (code == "55000" || code == "0A000")))
 }
 
@@ -645,6 +652,25 @@ async fn rows_are_inserted_where_they_belong_and_nowhere_else() {
         ),
         ("insert into helper.provider_keys (provider, key) values ('shared', 'sk-new')", denied()),
         ("insert into helper.provider_keys (provider, key) values ('own', 'sk-new')", denied()),
+        (
+            "insert into helper.workflow_webhook_keys (endpoint, key) values ('$endpoint', 'chosen by the sender')",
+            [Err("42501"), Err("42704"), Err("42704"), Err("42704"), Err("22023"), Err("22023")],
+        ),
+        (
+            "insert into helper.workflow_webhook_keys (endpoint, key) values ('$endpoint', 'chosen-by-the-sender')",
+            [Err("42501"), Err("42704"), Err("42704"), Err("42704"), Ok("1"), Ok("1")],
+        ),
+        (
+            "insert into helper.workflow_webhook_keys (endpoint, key) values ('$foreign_endpoint', 'chosen-by-the-sender')",
+            [Err("42501"), Err("42704"), Err("42704"), Err("42704"), Err("42704"), Err("42704")],
+        ),
+        ("update helper.workflow_schedules set done_through = now(), look_at = now()", denied()),
+        ("update helper.workflow_event_triggers set condition = null", denied()),
+        (
+            "insert into helper.workflow_events (workspace_id, name, payload, depth) values ('$ws', 'unheard', '{}', 0)",
+            denied(),
+        ),
+        ("update helper.workflow_webhooks set endpoint = 'mine'", denied()),
         (
             "insert into helper.usage_records (workspace_id, id, user_id, purpose, provider, model, status) values ('$ws', gen_random_uuid(), '$me', 'ask', 'own', 'm', 'succeeded')",
             denied(),
@@ -1022,6 +1048,82 @@ const FUNCTIONS: &[Function] = &[
             ("helper.complete_json('Hello', '{}')", [NO, UNKNOWN, NOT_READY, NOT_READY, NOT_READY, NOT_READY]),
             ("helper.complete_json('Hello', '{}', model => '$foreign_model')", FOREIGN),
             ("helper.complete_json('Hello', '{}', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "schedule_workflow",
+        calls: &[
+            ("length(helper.schedule_workflow('w', '0 9 * * *')::text)", [NO, UNKNOWN, NO, NO, N36, N36]),
+            ("helper.schedule_workflow('w', '0 9 * * *', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "unschedule_workflow",
+        calls: &[
+            ("helper.unschedule_workflow('w', '$schedule')", [NO, UNKNOWN, NO, NO, Ok("1"), Ok("1")]),
+            ("helper.unschedule_workflow('w', '$foreign_schedule')", [NO, UNKNOWN, NO, NO, UNKNOWN, UNKNOWN]),
+            ("helper.unschedule_workflow('w', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "emit_event",
+        calls: &[
+            ("length(helper.emit_event('unheard')::text)", [NO, UNKNOWN, NO, N36, N36, N36]),
+            ("helper.emit_event('unheard', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "on_event",
+        calls: &[
+            ("length(helper.on_event('w', 'heard')::text)", [NO, UNKNOWN, NO, NO, N36, N36]),
+            ("helper.on_event('w', 'heard', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "on_table",
+        calls: &[
+            // Another's table, with the caller's workspace in no column of it.
+            ("helper.on_table('w', 'public.rows_a')", [NO, UNKNOWN, NO, NO, NO, NO]),
+            (
+                "helper.on_table('w', 'helper.messages', workspace_column => 'workspace_id')",
+                [NO, UNKNOWN, NO, NO, NO, NO],
+            ),
+            ("helper.on_table('w', 'public.rows_a', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "remove_trigger",
+        calls: &[
+            ("helper.remove_trigger('$trigger')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.remove_trigger('$foreign_trigger')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "create_webhook",
+        calls: &[
+            ("length(helper.create_webhook('w', 'new') ->> 'endpoint')", [NO, UNKNOWN, NO, NO, Ok("35"), Ok("35")]),
+            ("helper.create_webhook('w', 'new', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "rotate_webhook_secret",
+        calls: &[
+            ("length(helper.rotate_webhook_secret('$endpoint'))", [NO, UNKNOWN, NO, NO, Ok("50"), Ok("50")]),
+            ("helper.rotate_webhook_secret('$foreign_endpoint')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "remove_webhook",
+        calls: &[
+            ("helper.remove_webhook('$endpoint')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.remove_webhook('$foreign_endpoint')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "webhook",
+        calls: &[
+            ("helper.webhook('$endpoint', '{}', '{}')", NEVER),
+            ("helper.webhook('no such endpoint', '{}', '{}')", NEVER),
         ],
     },
     Function {

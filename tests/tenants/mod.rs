@@ -149,6 +149,15 @@ async fn furnish(
             .await;
     }
     keep("reminder", "select r.id::text from helper.reminders r").await;
+    admin.run(&format!("insert into helper.workflows (workspace_id, name) values ('{workspace}', 'w')")).await;
+    for (name, sql) in [
+        ("schedule", "select helper.schedule_workflow('w', '0 9 1 1 *')::text"),
+        ("trigger", "select helper.on_event('w', 'seen')::text"),
+        ("endpoint", "select helper.create_webhook('w', 'hook', 'meta') ->> 'endpoint'"),
+    ] {
+        things.insert(name, manager.one(sql, &[]).await);
+    }
+    manager.run("select helper.emit_event('unheard')").await;
     things
 }
 

@@ -1,0 +1,612 @@
+//! What starts workflows: the clock, events, rows that change, and requests from outside. On a real server, with real roles.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod cluster;
+
+use cluster::{Cluster, Session};
+use helper_ai::core::signature::{self, Kind};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio_postgres::error::SqlState;
+
+/// A workspace of its own for each test, with an admin, a member and a workflow "w".
+struct Shop {
+    cluster: Arc<Cluster>,
+    root: Session,
+    admin: Session,
+    member: Session,
+    workspace: String,
+    workflow: String,
+}
+
+async fn person(cluster: &Cluster, root: &Session) -> (String, Session) {
+    let id: String = root.one("select gen_random_uuid()::text", &[]).await;
+    let session = cluster.user(&id).await;
+    (id, session)
+}
+
+impl Shop {
+    async fn open() -> Shop {
+        Self::on(Cluster::shared().await).await
+    }
+
+    async fn on(cluster: Arc<Cluster>) -> Shop {
+        let root = cluster.admin().await;
+        root.run("set timezone = 'UTC'").await;
+        let (_, admin) = person(&cluster, &root).await;
+        let (member_id, member) = person(&cluster, &root).await;
+        let workspace: String =
+            admin.one("select helper.create_workspace('Shop ' || gen_random_uuid())::text", &[]).await;
+        admin.run(&format!("select helper.add_member('{workspace}', '{member_id}')")).await;
+        let workflow = workflow(&root, &workspace, "w").await;
+        Shop { cluster, root, admin, member, workspace, workflow }
+    }
+
+    /// Delivers all that waits, and gives the inputs of the workflow's runs in order.
+    async fn delivered(&self) -> Vec<Value> {
+        while self.root.one::<i64>("select helper._deliver_events()", &[]).await > 0 {}
+        self.inputs().await
+    }
+
+    async fn inputs(&self) -> Vec<Value> {
+        let rows = self
+            .root
+            .query(
+                "select r.input from helper.workflow_runs r where r.workflow_id = $1::text::uuid order by r.trigger ->> 'at', r.id",
+                &[&self.workflow],
+            )
+            .await
+            .unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// The fire times that were started, as hours of the first of January 2030.
+    async fn hours(&self) -> Vec<i64> {
+        let rows = self
+            .root
+            .query(
+                "select (extract(epoch from (r.trigger ->> 'at')::timestamptz - '2030-01-01 00:00Z') / 3600)::bigint
+                 from helper.workflow_runs r where r.workflow_id = $1::text::uuid order by 1",
+                &[&self.workflow],
+            )
+            .await
+            .unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// An hourly schedule that is done with all up to nine o'clock on the first of January 2030.
+    async fn hourly(&self, options: &str) -> String {
+        let id: String = self
+            .admin
+            .one("select helper.schedule_workflow('w', '0 * * * *', options => $1::text::jsonb)::text", &[&options])
+            .await;
+        self.root
+            .run(&format!(
+                "update helper.workflow_schedules set done_through = '2030-01-01 09:00Z', look_at = '2030-01-01 10:00Z' where id = '{id}'"
+            ))
+            .await;
+        id
+    }
+
+    async fn look(&self, time: &str) -> Option<String> {
+        let sql = format!("select to_char(helper._fire_schedules('2030-01-01 {time}Z'), 'DD HH24:MI')");
+        self.root.query_one(&sql, &[]).await.unwrap().get(0)
+    }
+
+    /// A webhook of a kind: its endpoint and its secret.
+    async fn endpoint(&self, kind: &str) -> (String, String) {
+        let made: Value = self.admin.one("select helper.create_webhook('w', $1, $1)", &[&kind]).await;
+        (made["endpoint"].as_str().unwrap().to_owned(), made["secret"].as_str().unwrap().to_owned())
+    }
+}
+
+async fn workflow(root: &Session, workspace: &str, name: &str) -> String {
+    root.one(
+        "insert into helper.workflows (workspace_id, name) values ($1::text::uuid, $2) returning id::text",
+        &[&workspace, &name],
+    )
+    .await
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64
+}
+
+/// Somebody outside.
+async fn stranger(cluster: &Cluster) -> Session {
+    let session = cluster.connect("postgres", "authenticator").await;
+    session.run("set role anon").await;
+    session
+}
+
+/// Sends a request: the run or the challenge that came back, or the SQLSTATE with the message.
+async fn send(session: &Session, endpoint: &str, headers: &Value, body: &str) -> Result<String, String> {
+    let row = session.query_one("select helper.webhook($1, $2::jsonb::json, $3)", &[&endpoint, headers, &body]).await;
+    match row {
+        Ok(row) => {
+            let reply: Value = row.get(0);
+            Ok(reply["run"].as_str().or(reply["challenge"].as_str()).unwrap().to_owned())
+        }
+        Err(error) => {
+            let error = error.as_db_error().unwrap();
+            Err(format!("{} {}", error.code().code(), error.message()))
+        }
+    }
+}
+
+fn signed(secret: &str, id: &str, time: i64, body: &str) -> Value {
+    let key = signature::key(Kind::Standard, secret).unwrap();
+    signature::signed(Kind::Standard, &key, id, time, body.as_bytes()).unwrap()
+}
+
+const REFUSED: &str = "42501 permission denied for webhook";
+
+#[tokio::test]
+async fn an_event_is_gone_with_its_writer_and_starts_what_waits_for_it() {
+    let shop = Shop::open().await;
+    shop.admin.run("select helper.on_event('w', 'contact_created', '@.payload.score > 50')").await;
+    shop.member.run("begin; select helper.emit_event('contact_created', '{\"score\": 99, \"n\": 0}'); rollback").await;
+    shop.member
+        .run(
+            "select helper.emit_event('contact_created', '{\"score\": 60, \"n\": 1}'); \
+             select helper.emit_event('contact_created', '{\"score\": 40, \"n\": 2}'); \
+             select helper.emit_event('another', '{\"score\": 60, \"n\": 3}'); \
+             select helper.emit_event('contact_created', '{\"n\": 4}')",
+        )
+        .await;
+    assert_eq!(shop.delivered().await, [json!({ "score": 60, "n": 1 })]);
+    let trigger: Value = shop
+        .root
+        .one("select r.trigger from helper.workflow_runs r where r.workflow_id = $1::text::uuid", &[&shop.workflow])
+        .await;
+    assert_eq!((&trigger["kind"], &trigger["name"]), (&json!("event"), &json!("contact_created")));
+    // The condition may change; what is wrong with one is said where it is given.
+    shop.admin.run("select helper.on_event('w', 'contact_created')").await;
+    shop.member.run("select helper.emit_event('contact_created')").await;
+    assert_eq!(shop.delivered().await.len(), 2);
+    let error = shop.admin.error("select helper.on_event('w', 'contact_created', 'score >')").await;
+    assert_eq!(error.code(), &SqlState::INVALID_PARAMETER_VALUE);
+}
+
+#[tokio::test]
+async fn events_stay_in_their_workspace_and_in_order() {
+    let (one, other) = (Shop::open().await, Shop::open().await);
+    for shop in [&one, &other] {
+        shop.admin.run("select helper.on_event('w', 'e')").await;
+    }
+    for n in 0..50 {
+        one.member.run(&format!("select helper.emit_event('e', '{{\"n\": {n}}}')")).await;
+    }
+    let expected: Vec<Value> = (0..50).map(|n| json!({ "n": n })).collect();
+    assert_eq!(one.delivered().await, expected);
+    assert_eq!(other.delivered().await, [Value::Null; 0]);
+    // One workspace's backlog leaves the other its turn.
+    one.member.run("select helper.emit_event('e') from generate_series(1, 500)").await;
+    other.member.run("select helper.emit_event('e')").await;
+    one.root.run("select helper._deliver_events(20)").await;
+    assert_eq!(other.inputs().await.len(), 1);
+}
+
+#[tokio::test]
+async fn rows_that_change_start_the_workflow_of_their_workspace() {
+    let (shop, other) = (Shop::open().await, Shop::open().await);
+    let table = format!("public.orders_{}", shop.workflow.replace('-', ""));
+    let (ours, theirs) = (&shop.workspace, &other.workspace);
+    shop.root
+        .run(&format!(
+            "create table {table} (id int primary key, workspace_id uuid, total numeric, note text, n int, o int)"
+        ))
+        .await;
+    let claims: String = shop.admin.one("select current_setting('request.jwt.claims')", &[]).await;
+    let root = &shop.root;
+    root.claims(&serde_json::from_str(&claims).unwrap()).await;
+    root.run(&format!(
+        "select helper.on_table('w', '{table}', condition => '@.operation == ''delete'' || @.new.total >= 10', workspace_column => 'workspace_id')"
+    ))
+    .await;
+    root.run(&format!("begin; insert into {table} values (9, '{ours}', 99); rollback")).await;
+    root.run(&format!(
+        "insert into {table} values (1, '{ours}', 10, 'a'), (2, '{ours}', 9, null), (3, '{theirs}', 99, null), (4, null, 99, null)"
+    ))
+    .await;
+    root.run(&format!("update {table} set total = total + 1 where id <= 3")).await;
+    // A row that comes from another workspace leaves behind what it was there.
+    root.run(&format!("update {table} set workspace_id = '{ours}' where id = 3")).await;
+    root.run(&format!("delete from {table} where id in (1, 4)")).await;
+    let row = |id: i32, total: i32, note: Option<&str>| json!({ "id": id, "workspace_id": ours, "total": total, "note": note, "n": null, "o": null });
+    assert_eq!(
+        shop.delivered().await,
+        [
+            json!({ "operation": "insert", "new": row(1, 10, Some("a")) }),
+            json!({ "operation": "update", "new": row(1, 11, Some("a")), "old": row(1, 10, Some("a")) }),
+            json!({ "operation": "update", "new": row(2, 10, None), "old": row(2, 9, None) }),
+            json!({ "operation": "update", "new": row(3, 100, None), "old": null }),
+            json!({ "operation": "delete", "old": row(1, 11, Some("a")) }),
+        ]
+    );
+    // A row that is too large is told without what is in it.
+    root.run(&format!("insert into {table} values (5, '{ours}', 10, (select string_agg(gen_random_uuid()::text, '') from generate_series(1, 10000)))")).await;
+    let waits: Value =
+        root.one("select e.payload from helper.workflow_events e where e.workspace_id = $1::text::uuid", &[ours]).await;
+    assert_eq!(waits, json!({ "operation": "insert", "too_large": true }));
+    // With the workflow's trigger its table's triggers go.
+    root.run(&format!("select helper.remove_trigger(t.id) from helper.workflow_event_triggers t where t.relation = '{table}'::regclass")).await;
+    let left: i64 =
+        root.one(&format!("select count(*) from pg_trigger t where t.tgrelid = '{table}'::regclass"), &[]).await;
+    assert_eq!(left, 0);
+    root.run(&format!("drop table {table}")).await;
+}
+
+#[tokio::test]
+async fn a_table_is_followed_by_whoever_may_and_for_all_rows_by_its_owner() {
+    let shop = Shop::open().await;
+    let table = format!("public.followed_{}", shop.workflow.replace('-', ""));
+    shop.root.run(&format!("create table {table} (id int primary key, workspace_id uuid, other text)")).await;
+    let follow = |column: &str| format!("select helper.on_table('w', '{table}', workspace_column => {column})");
+    let refused = async |session: &Session, column: &str| session.error(&follow(column)).await.code().clone();
+    assert_eq!(refused(&shop.admin, "'workspace_id'").await, SqlState::INSUFFICIENT_PRIVILEGE);
+    shop.root.run(&format!("grant select, trigger on {table} to authenticated")).await;
+    assert_eq!(refused(&shop.member, "'workspace_id'").await, SqlState::INSUFFICIENT_PRIVILEGE);
+    assert_eq!(refused(&shop.admin, "null").await, SqlState::INSUFFICIENT_PRIVILEGE);
+    assert_eq!(refused(&shop.admin, "'other'").await, SqlState::UNDEFINED_OBJECT);
+    shop.admin.run(&follow("'workspace_id'")).await;
+    shop.root.run(&format!("alter table {table} enable row level security")).await;
+    assert_eq!(refused(&shop.admin, "'workspace_id'").await, SqlState::INSUFFICIENT_PRIVILEGE);
+    // Its owner changes the column's type: nothing is told, no writer is kept from writing, and it says so.
+    shop.root
+        .run(&format!("alter table {table} alter workspace_id type text; insert into {table} values (1, 'x')"))
+        .await;
+    assert_eq!(shop.delivered().await, [Value::Null; 0]);
+    let problem: String = shop
+        .member
+        .one("select t.problem from helper.workflow_event_triggers t where t.relation is not null", &[])
+        .await;
+    assert!(problem.ends_with("has no column \"workspace_id\" of type uuid any more"), "{problem}");
+    shop.root.run(&format!("drop table {table}")).await;
+    // The workflow's other triggers can still be removed.
+    shop.admin.run("select helper.remove_trigger(t.id) from helper.workflow_event_triggers t").await;
+}
+
+#[tokio::test]
+async fn a_chain_of_workflows_ends_at_the_eighth() {
+    let shop = Shop::open().await;
+    let table = format!("public.chain_{}", shop.workflow.replace('-', ""));
+    let claims: String = shop.admin.one("select current_setting('request.jwt.claims')", &[]).await;
+    shop.root.claims(&serde_json::from_str(&claims).unwrap()).await;
+    shop.root
+        .run(&format!("create table {table} (id int primary key, workspace_id uuid default '{}')", shop.workspace))
+        .await;
+    shop.root
+        .run(&format!("select helper.on_event('w', 'e'); select helper.on_table('w', '{table}', '{{insert}}')"))
+        .await;
+    // As the engine does while a run's steps are done.
+    shop.root.run(&format!("begin; set local helper_ai.workflow_depth = 7; select helper.emit_event('e'); insert into {table} values (1); commit")).await;
+    shop.delivered().await;
+    let depths: Vec<i32> = shop
+        .root
+        .query("select r.depth from helper.workflow_runs r where r.workflow_id = $1::text::uuid", &[&shop.workflow])
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    assert_eq!(depths, [8, 8]);
+    shop.root.run("set helper_ai.workflow_depth = 8").await;
+    let error = shop.root.error("select helper.emit_event('e')").await;
+    assert_eq!((error.code().code(), error.message()), ("53400", "workflows start one another too deep"));
+    shop.root.run(&format!("insert into {table} values (2)")).await;
+    assert_eq!(shop.delivered().await.len(), 2);
+    let problem: String = shop
+        .root
+        .one(
+            &format!("select t.problem from helper.workflow_event_triggers t where t.relation = '{table}'::regclass"),
+            &[],
+        )
+        .await;
+    assert!(problem.starts_with("workflows start one another too deep"), "{problem}");
+    // Nobody lowers it for themselves.
+    let error = shop.member.error("set helper_ai.workflow_depth = 0").await;
+    assert_eq!(error.code(), &SqlState::INSUFFICIENT_PRIVILEGE);
+    shop.root.run(&format!("drop table {table}")).await;
+}
+
+#[tokio::test]
+async fn a_signed_request_starts_one_run_however_often_it_comes() {
+    let shop = Shop::open().await;
+    let (endpoint, secret) = shop.endpoint("standard").await;
+    let anon = stranger(&shop.cluster).await;
+    let body = "{\"order\": 7,\n \"city\": \"Yogyakarta\"}";
+    let first = signed(&secret, "msg_1", now(), body);
+    let run = send(&anon, &endpoint, &first, body).await.unwrap();
+    assert_eq!(send(&anon, &endpoint, &first, body).await.unwrap(), run);
+    // Signed anew at another time, it is still the same delivery.
+    assert_eq!(send(&anon, &endpoint, &signed(&secret, "msg_1", now() - 60, body), body).await.unwrap(), run);
+    // In any order.
+    let second = send(&anon, &endpoint, &signed(&secret, "msg_3", now() - 10, body), body).await.unwrap();
+    let third = send(&anon, &endpoint, &signed(&secret, "msg_2", now() - 20, body), body).await.unwrap();
+    assert!(run != second && second != third);
+    assert_eq!(shop.inputs().await[0], json!({ "order": 7, "city": "Yogyakarta" }));
+    assert_eq!(shop.inputs().await.len(), 3);
+    let text = send(&anon, &endpoint, &signed(&secret, "msg_4", now(), "no json"), "no json").await;
+    assert_eq!(text, Err("22023 body is not JSON".into()));
+    shop.root.run(&format!("update helper.workflows set enabled = false where id = '{}'", shop.workflow)).await;
+    let paused = send(&anon, &endpoint, &signed(&secret, "msg_5", now(), body), body).await;
+    assert_eq!(paused, Err("55000 the workflow is paused".into()));
+}
+
+#[tokio::test]
+async fn what_is_stale_cut_changed_or_signed_by_another_is_refused_alike() {
+    let shop = Shop::open().await;
+    let (endpoint, secret) = shop.endpoint("standard").await;
+    let anon = stranger(&shop.cluster).await;
+    let body = "{\"order\": 7}";
+    let good = signed(&secret, "msg_1", now(), body);
+    let wrong = [
+        (&endpoint, signed(&secret, "msg_1", now() - 310, body), body),
+        (&endpoint, signed(&secret, "msg_1", now() + 310, body), body),
+        (&endpoint, good.clone(), "{\"order\": 7"),
+        (&endpoint, good.clone(), "{\"order\": 8}"),
+        (&endpoint, good.clone(), ""),
+        (&endpoint, signed(&signature::secret(&[5; 32]), "msg_1", now(), body), body),
+        (&endpoint, json!({}), body),
+        (&endpoint, json!([]), body),
+        (&endpoint, json!({ "webhook-id": 1, "webhook-timestamp": now(), "webhook-signature": null }), body),
+        (&endpoint, json!({}), "hub.mode=subscribe&hub.challenge=1&hub.verify_token="),
+        (&"wh_0".to_owned(), good.clone(), body),
+        (&String::new(), good.clone(), body),
+    ];
+    for (endpoint, headers, body) in wrong {
+        assert_eq!(send(&anon, endpoint, &headers, body).await, Err(REFUSED.into()), "{headers} {body}");
+    }
+    let huge = format!("{{\"order\": \"{}\"}}", "7".repeat(10 * 1024 * 1024));
+    for endpoint in [&endpoint, "wh_0"] {
+        let sent = send(&anon, endpoint, &signed(&secret, "msg_1", now(), &huge), &huge).await;
+        assert_eq!(sent, Err("53400 request is too large".into()));
+    }
+    assert_eq!(shop.inputs().await, [Value::Null; 0]);
+    send(&anon, &endpoint, &good, body).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_rotated_secret_is_good_for_a_while_and_the_one_before_it_no_longer() {
+    let shop = Shop::open().await;
+    let (endpoint, first) = shop.endpoint("standard").await;
+    let anon = stranger(&shop.cluster).await;
+    let mut count = 0;
+    let mut good = async |secret: &str| {
+        count += 1;
+        send(&anon, &endpoint, &signed(secret, &format!("msg_{count}"), now(), "{}"), "{}").await.is_ok()
+    };
+    let second: String = shop.admin.one("select helper.rotate_webhook_secret($1)", &[&endpoint]).await;
+    assert!(good(&first).await && good(&second).await);
+    let third: String = shop.admin.one("select helper.rotate_webhook_secret($1)", &[&endpoint]).await;
+    assert!(!good(&first).await && good(&second).await && good(&third).await);
+    let last: String = shop.admin.one("select helper.rotate_webhook_secret($1, '0')", &[&endpoint]).await;
+    assert!(!good(&third).await && good(&last).await);
+    shop.admin.run(&format!("select helper.remove_webhook('{endpoint}')")).await;
+    assert!(!good(&last).await);
+}
+
+#[tokio::test]
+async fn github_and_meta_sign_with_secrets_of_their_own() {
+    let shop = Shop::open().await;
+    let anon = stranger(&shop.cluster).await;
+    let (github, _) = shop.endpoint("github").await;
+    shop.admin
+        .run(&format!(
+            "insert into helper.workflow_webhook_keys (endpoint, key) values ('{github}', 'chosen-at-github-1')"
+        ))
+        .await;
+    let headers = signature::signed(Kind::Hub, b"chosen-at-github-1", "", 0, b"{\"zen\": 1}").unwrap();
+    let run = send(&anon, &github, &headers, "{\"zen\": 1}").await.unwrap();
+    // Another delivery's number changes nothing: it is not signed.
+    let mut again = headers.clone();
+    again["X-GitHub-Delivery"] = "other".into();
+    assert_eq!(send(&anon, &github, &again, "{\"zen\": 1}").await.unwrap(), run);
+    assert_eq!(send(&anon, &github, &headers, "{\"zen\": 2}").await, Err(REFUSED.into()));
+    let made: Value = shop.admin.one("select helper.create_webhook('w', 'meta', 'meta')", &[]).await;
+    let meta = made["endpoint"].as_str().unwrap();
+    let question = format!(
+        "hub.mode=subscribe&hub.challenge=1158201444&hub.verify_token={}",
+        made["verify_token"].as_str().unwrap()
+    );
+    assert_eq!(send(&anon, meta, &json!({}), &question).await.unwrap(), "1158201444");
+    assert_eq!(send(&anon, meta, &json!({}), &format!("{question}0")).await, Err(REFUSED.into()));
+    assert_eq!(send(&anon, &github, &json!({}), &question).await, Err(REFUSED.into()));
+    let short = shop.admin.error(&format!("insert into helper.workflow_webhook_keys values ('{meta}', 'short')")).await;
+    assert_eq!((short.code().code(), short.message()), ("22023", "key is not valid"));
+    let not_mine = shop
+        .member
+        .error(&format!("insert into helper.workflow_webhook_keys values ('{meta}', 'long enough, really')"))
+        .await;
+    assert_eq!(not_mine.code(), &SqlState::UNDEFINED_OBJECT);
+}
+
+#[tokio::test]
+async fn an_endpoint_takes_so_many_a_second_and_a_stranger_uses_none_of_them_up() {
+    let shop = Shop::open().await;
+    let made: Value =
+        shop.admin.one("select helper.create_webhook('w', 'n', options => '{\"per_second\": 5}')", &[]).await;
+    let (endpoint, secret) = (made["endpoint"].as_str().unwrap(), made["secret"].as_str().unwrap());
+    let anon = stranger(&shop.cluster).await;
+    // In one statement, whose second is not known: a second one may begin meanwhile.
+    let (body, time) = ("{}", now());
+    for _ in 0..20 {
+        assert_eq!(send(&anon, endpoint, &json!({}), body).await, Err(REFUSED.into()));
+    }
+    let mut outcomes = Vec::new();
+    for n in 0..40 {
+        outcomes.push(send(&anon, endpoint, &signed(secret, &format!("m{n}"), time, body), body).await);
+    }
+    let refused = outcomes.iter().filter(|outcome| **outcome == Err("53400 too many requests".into())).count();
+    let accepted = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    assert_eq!(refused + accepted, 40);
+    assert!(outcomes[..5].iter().all(Result::is_ok) && refused > 0, "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn secrets_of_webhooks_are_nowhere_to_be_read() {
+    let shop = Shop::open().await;
+    let (endpoint, secret) = shop.endpoint("standard").await;
+    let given = signature::secret(&[77; 32]);
+    shop.admin.run(&format!("insert into helper.workflow_webhook_keys values ('{endpoint}', '{given}')")).await;
+    for session in [&shop.admin, &shop.member] {
+        let error = session.error("select * from helper.workflow_webhook_secrets").await;
+        assert_eq!(error.code(), &SqlState::INSUFFICIENT_PRIVILEGE);
+    }
+    let shown: i64 = shop.admin.one("select count(*) from helper.workflow_webhook_keys", &[]).await;
+    let listed: i64 = shop.admin.one("select count(*) from helper.workflow_webhooks", &[]).await;
+    let hidden: i64 = shop.member.one("select count(*) from helper.workflow_webhooks", &[]).await;
+    assert_eq!((shown, listed, hidden), (0, 1, 0));
+    let dump = shop.cluster.program("pg_dump").args(["-d", &shop.cluster.url("postgres")]).output().unwrap();
+    let dump = String::from_utf8_lossy(&dump.stdout).into_owned();
+    assert!(dump.contains(&endpoint) && !dump.contains(&secret) && !dump.contains(&given));
+    // A key that is refused is in no error and in no log.
+    let wrong = "wrong-but-secret-all-the-same";
+    let error =
+        shop.admin.error(&format!("insert into helper.workflow_webhook_keys values ('{endpoint}', '{wrong}')")).await;
+    assert!(!format!("{error:?}").contains(wrong));
+    assert!(!shop.cluster.log().contains(wrong) && !shop.cluster.log().contains(&secret));
+}
+
+#[tokio::test]
+async fn a_server_that_was_down_makes_up_for_what_the_policy_says() {
+    let cluster = Arc::new(Cluster::start().await);
+    let mut shops = Vec::new();
+    for (options, expected, missed) in [
+        ("{}", vec![12], 2),
+        (r#"{"misfire": "skip"}"#, vec![], 3),
+        (r#"{"misfire": "backfill", "backfill": "2 hours", "overlap": "allow"}"#, vec![11, 12], 1),
+        (r#"{"misfire": "backfill", "overlap": "allow"}"#, vec![10, 11, 12], 0),
+    ] {
+        let shop = Shop::on(Arc::clone(&cluster)).await;
+        let id = shop.hourly(options).await;
+        shops.push((shop, id, expected, missed));
+    }
+    cluster.restart();
+    for (shop, ..) in &mut shops {
+        shop.root = cluster.admin().await;
+        shop.root.run("set timezone = 'UTC'").await;
+    }
+    assert_eq!(shops[0].0.look("12:20").await.as_deref(), Some("01 13:00"));
+    for (shop, id, expected, missed) in &shops {
+        assert_eq!(shop.hours().await, *expected, "{id}");
+        let told: i64 =
+            shop.root.one("select s.missed from helper.workflow_schedules s where s.id = $1::text::uuid", &[id]).await;
+        assert_eq!(told, *missed);
+    }
+    // Nothing more is due, nor when the clock is set back.
+    for time in ["12:30", "09:30", "12:59"] {
+        shops[0].0.look(time).await;
+        for (shop, _, expected, _) in &shops {
+            assert_eq!(shop.hours().await, *expected);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_fire_time_is_started_once_whoever_looks_and_whatever_was_forgotten() {
+    let cluster = Arc::new(Cluster::start().await);
+    let shop = Shop::on(Arc::clone(&cluster)).await;
+    let id = shop.hourly(r#"{"overlap": "allow"}"#).await;
+    let look = "select helper._fire_schedules('2030-01-01 10:00:01Z')";
+    let (one, other) = (cluster.admin().await, cluster.admin().await);
+    one.run("begin").await;
+    one.run(look).await;
+    // The other finds the row taken.
+    other.run(look).await;
+    one.run("commit").await;
+    other.run(look).await;
+    assert_eq!(shop.hours().await, [10]);
+    // A server that took over knows less of the schedule than of the run.
+    shop.root
+        .run(&format!("update helper.workflow_schedules set done_through = '2030-01-01 09:00Z', look_at = '2030-01-01 10:00Z' where id = '{id}'"))
+        .await;
+    shop.look("10:00").await;
+    assert_eq!(shop.hours().await, [10]);
+    // Everything of a minute that is not one's own is not waited for: several at once.
+    shop.look("11:00").await;
+    assert_eq!(shop.hours().await, [10, 11]);
+}
+
+#[tokio::test]
+async fn a_run_that_goes_on_is_met_as_the_overlap_policy_says() {
+    let cluster = Arc::new(Cluster::start().await);
+    let mut shops = Vec::new();
+    for overlap in ["skip", "queue", "allow", "cancel"] {
+        let shop = Shop::on(Arc::clone(&cluster)).await;
+        let id = shop.hourly(&json!({ "overlap": overlap }).to_string()).await;
+        shops.push((shop, id));
+    }
+    for time in ["10:00", "11:00", "12:00"] {
+        shops[0].0.look(time).await;
+    }
+    let statuses = async |shop: &Shop| {
+        let sql = "select r.status from helper.workflow_runs r where r.workflow_id = $1::text::uuid order by r.trigger ->> 'at'";
+        let rows = shop.root.query(sql, &[&shop.workflow]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect::<Vec<String>>()
+    };
+    let mut seen = Vec::new();
+    for (shop, id) in &shops {
+        let skipped: i64 =
+            shop.root.one("select s.skipped from helper.workflow_schedules s where s.id = $1::text::uuid", &[id]).await;
+        seen.push((shop.hours().await, skipped, statuses(shop).await.contains(&"cancelled".to_owned())));
+    }
+    assert_eq!(
+        seen,
+        [(vec![10], 2, false), (vec![10], 1, false), (vec![10, 11, 12], 0, false), (vec![10, 11, 12], 0, true)]
+    );
+    assert_eq!(statuses(&shops[3].0).await, ["cancelled", "cancelled", "queued"]);
+    // The one that waits starts when the one before it has ended.
+    let queue = &shops[1].0;
+    queue
+        .root
+        .run(&format!("update helper.workflow_runs set status = 'succeeded' where workflow_id = '{}'", queue.workflow))
+        .await;
+    queue.look("12:30").await;
+    assert_eq!(queue.hours().await, [10, 11]);
+}
+
+#[tokio::test]
+async fn a_schedule_that_cannot_be_read_is_refused_and_one_that_fails_keeps_no_other_waiting() {
+    let cluster = Arc::new(Cluster::start().await);
+    let shop = Shop::on(Arc::clone(&cluster)).await;
+    for (arguments, message) in [
+        ("'w', '* * * *'", "cron expression is not valid"),
+        ("'w', '0 0 31 2 *'", "cron expression never fires"),
+        ("'w', '0 9 * * *', 'Mars/Olympus'", "time zone \"Mars/Olympus\" is not known"),
+        ("'w', '0 9 * * *', options => '{\"jitter\": \"2 days\"}'", "jitter is out of range"),
+        ("'w', '0 9 * * *', options => '{\"misfire\": \"never\"}'", "misfire \"never\" is not known"),
+        ("'w', '0 9 * * *', options => '{\"speed\": 1}'", "option \"speed\" of a schedule does not exist"),
+        ("'other', '0 9 * * *'", "workflow \"other\" does not exist"),
+    ] {
+        assert_eq!(shop.admin.error(&format!("select helper.schedule_workflow({arguments})")).await.message(), message);
+    }
+    let other = Shop::on(Arc::clone(&cluster)).await;
+    let broken = shop.hourly("{}").await;
+    other.hourly("{}").await;
+    shop.root.run(&format!("update helper.workflow_schedules set time_zone = 'Gone/Away' where id = '{broken}'")).await;
+    shop.look("10:00").await;
+    assert_eq!((shop.hours().await, other.hours().await), (vec![], vec![10]));
+    let problem: String = shop
+        .member
+        .one("select s.problem from helper.workflow_schedules s where s.id = $1::text::uuid", &[&broken])
+        .await;
+    assert_eq!(problem, "time zone \"Gone/Away\" is not known");
+    assert_eq!(shop.admin.one::<i64>("select helper.unschedule_workflow('w')", &[]).await, 1);
+}
+
+#[tokio::test]
+async fn a_paused_workflow_lets_its_times_pass() {
+    let cluster = Arc::new(Cluster::start().await);
+    let shop = Shop::on(cluster).await;
+    shop.hourly("{}").await;
+    shop.root.run(&format!("update helper.workflows set enabled = false where id = '{}'", shop.workflow)).await;
+    shop.look("10:00").await;
+    shop.root.run(&format!("update helper.workflows set enabled = true where id = '{}'", shop.workflow)).await;
+    shop.look("10:30").await;
+    shop.look("11:00").await;
+    assert_eq!(shop.hours().await, [11]);
+}
