@@ -102,41 +102,40 @@ create function helper.schedule_workflow(
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_workflow helper.workflows := helper._workflow(workflow, workspace, 'admin');
+  v_misfire text;
+  v_overlap text;
+  v_input jsonb;
   v_schedule helper.workflow_schedules;
 begin
   if cron is null or time_zone is null then
     raise exception using errcode = '22023', message = 'cron and time_zone must be given';
   end if;
   perform helper._check_options(options, array['misfire', 'backfill', 'overlap', 'jitter', 'input'], 'a schedule');
-  v_schedule.misfire := coalesce(options ->> 'misfire', 'once');
-  v_schedule.overlap := coalesce(options ->> 'overlap', 'skip');
-  v_schedule.input := coalesce(options -> 'input', '{}');
-  if v_schedule.misfire not in ('once', 'skip', 'backfill') then
-    raise exception using errcode = '22023', message = format('misfire "%s" is not known', v_schedule.misfire), hint = 'Use once, skip or backfill.';
+  v_misfire := coalesce(options ->> 'misfire', 'once');
+  v_overlap := coalesce(options ->> 'overlap', 'skip');
+  v_input := coalesce(options -> 'input', '{}');
+  if v_misfire not in ('once', 'skip', 'backfill') then
+    raise exception using errcode = '22023', message = format('misfire "%s" is not known', v_misfire), hint = 'Use once, skip or backfill.';
   end if;
-  if v_schedule.overlap not in ('skip', 'queue', 'allow', 'cancel') then
-    raise exception using errcode = '22023', message = format('overlap "%s" is not known', v_schedule.overlap), hint = 'Use skip, queue, allow or cancel.';
+  if v_overlap not in ('skip', 'queue', 'allow', 'cancel') then
+    raise exception using errcode = '22023', message = format('overlap "%s" is not known', v_overlap), hint = 'Use skip, queue, allow or cancel.';
   end if;
-  if jsonb_typeof(v_schedule.input) <> 'object' then
+  if jsonb_typeof(v_input) <> 'object' then
     raise exception using errcode = '22023', message = 'input of a schedule is not a JSON object';
   end if;
-  v_schedule.backfill := helper._span(options ->> 'backfill', '1 day', '1 minute', '366 days', 'backfill');
-  v_schedule.jitter := helper._span(options ->> 'jitter', '0', '0', '1 day', 'jitter');
-  v_schedule.id := helper.uuid_v7();
-  v_schedule.cron := regexp_replace(btrim(cron), '\s+', ' ', 'g');
-  v_schedule.time_zone := time_zone;
-  v_schedule.done_through := clock_timestamp();
-  -- Refuses what cannot be read.
-  select p.look_at into v_schedule.look_at from helper._plan_fires(v_schedule, v_schedule.done_through) p;
   insert into helper.workflow_schedules as s
-    (workspace_id, id, workflow_id, cron, time_zone, misfire, backfill, overlap, jitter, input, done_through, look_at, created_by)
+    (workspace_id, workflow_id, cron, time_zone, misfire, backfill, overlap, jitter, input, created_by)
   values
-    (v_workflow.workspace_id, v_schedule.id, v_workflow.id, v_schedule.cron, v_schedule.time_zone, v_schedule.misfire, v_schedule.backfill,
-      v_schedule.overlap, v_schedule.jitter, v_schedule.input, v_schedule.done_through, v_schedule.look_at, helper.current_user_id())
+    (v_workflow.workspace_id, v_workflow.id, regexp_replace(btrim(cron), '\s+', ' ', 'g'), time_zone, v_misfire,
+      helper._span(options ->> 'backfill', '1 day', '1 minute', '366 days', 'backfill'), v_overlap,
+      helper._span(options ->> 'jitter', '0', '0', '1 day', 'jitter'), v_input, helper.current_user_id())
   on conflict on constraint workflow_schedules_cron_key do update
-  set misfire = excluded.misfire, backfill = excluded.backfill, overlap = excluded.overlap, jitter = excluded.jitter, input = excluded.input,
-    look_at = least(s.look_at, excluded.look_at), problem = null
-  returning s.id into v_schedule.id;
+  set misfire = excluded.misfire, backfill = excluded.backfill, overlap = excluded.overlap, jitter = excluded.jitter, input = excluded.input, problem = null
+  returning s.* into v_schedule;
+  update helper.workflow_schedules s
+  set look_at = case when s.waiting_for is null then p.look_at else clock_timestamp() end
+  from helper._plan_fires(v_schedule, v_schedule.done_through) p
+  where s.workspace_id = v_schedule.workspace_id and s.id = v_schedule.id;
   return v_schedule.id;
 end
 $$;
@@ -190,65 +189,64 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function helper._is_over(uuid, uuid) is 'Whether a run has ended, or is not there any more';
 
--- The row is locked by the caller, and written back by it.
-create function helper._fire(schedule helper.workflow_schedules, fire timestamptz) returns helper.workflow_schedules
+-- The row is locked by the caller.
+create function helper._fire(workspace uuid, schedule uuid, fire timestamptz) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
+  v_schedule helper.workflow_schedules;
   v_run uuid;
 begin
-  if schedule.overlap <> 'allow' and not helper._is_over(schedule.workspace_id, schedule.last_run_id) then
-    if schedule.overlap = 'cancel' then
-      perform helper._cancel_run(schedule.workspace_id, schedule.last_run_id);
-    elsif schedule.overlap = 'queue' and schedule.waiting_for is null then
-      schedule.waiting_for := fire;
-      return schedule;
+  select s.* into v_schedule from helper.workflow_schedules s where s.workspace_id = workspace and s.id = schedule;
+  if v_schedule.overlap <> 'allow' and not helper._is_over(workspace, v_schedule.last_run_id) then
+    if v_schedule.overlap = 'cancel' then
+      perform helper._cancel_run(workspace, v_schedule.last_run_id);
     else
-      schedule.skipped := schedule.skipped + 1;
-      return schedule;
+      update helper.workflow_schedules s
+      set waiting_for = case when s.overlap = 'queue' then coalesce(s.waiting_for, fire) end,
+        skipped = s.skipped + case when s.overlap = 'queue' and s.waiting_for is null then 0 else 1 end
+      where s.workspace_id = workspace and s.id = schedule;
+      return;
     end if;
   end if;
   v_run := helper._start_run(
-    schedule.workspace_id,
-    schedule.workflow_id,
-    jsonb_build_object('kind', 'schedule', 'name', schedule.cron, 'schedule', schedule.id,
+    workspace,
+    v_schedule.workflow_id,
+    jsonb_build_object('kind', 'schedule', 'name', v_schedule.cron, 'schedule', schedule,
       'at', to_char(fire at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')),
-    schedule.input,
-    format('schedule:%s:%s', schedule.id, extract(epoch from fire)::bigint),
+    v_schedule.input,
+    format('schedule:%s:%s', schedule, extract(epoch from fire)::bigint),
     1);
-  if v_run is null then
-    schedule.missed := schedule.missed + 1;
-  else
-    schedule.last_fire_at := fire;
-    schedule.last_run_id := v_run;
-  end if;
-  return schedule;
+  update helper.workflow_schedules s
+  set missed = s.missed + case when v_run is null then 1 else 0 end,
+    last_fire_at = case when v_run is null then s.last_fire_at else fire end,
+    last_run_id = coalesce(v_run, s.last_run_id)
+  where s.workspace_id = workspace and s.id = schedule;
 end
 $$;
-comment on function helper._fire(helper.workflow_schedules, timestamptz) is 'Starts the run of a fire time, or does what the overlap policy says, and returns the schedule as it is then';
+comment on function helper._fire(uuid, uuid, timestamptz) is 'Starts the run of a fire time, or does what the overlap policy says';
 
-create function helper._advance_schedule(schedule helper.workflow_schedules, now timestamptz) returns helper.workflow_schedules
+create function helper._advance_schedule(schedule helper.workflow_schedules, now timestamptz) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   v_plan record;
   v_fire timestamptz;
 begin
   if schedule.waiting_for is not null and helper._is_over(schedule.workspace_id, schedule.last_run_id) then
-    v_fire := schedule.waiting_for;
-    schedule.waiting_for := null;
-    schedule := helper._fire(schedule, v_fire);
+    update helper.workflow_schedules s
+    set waiting_for = null
+    where s.workspace_id = schedule.workspace_id and s.id = schedule.id;
+    perform helper._fire(schedule.workspace_id, schedule.id, schedule.waiting_for);
   end if;
   select p.* into v_plan from helper._plan_fires(schedule, now) p;
   foreach v_fire in array v_plan.fires loop
-    schedule := helper._fire(schedule, v_fire);
+    perform helper._fire(schedule.workspace_id, schedule.id, v_fire);
   end loop;
-  schedule.missed := schedule.missed + v_plan.missed;
-  schedule.done_through := v_plan.done_through;
-  schedule.look_at := v_plan.look_at;
-  schedule.problem := null;
-  return schedule;
+  update helper.workflow_schedules s
+  set missed = s.missed + v_plan.missed, done_through = v_plan.done_through, look_at = v_plan.look_at, problem = null
+  where s.workspace_id = schedule.workspace_id and s.id = schedule.id;
 end
 $$;
-comment on function helper._advance_schedule(helper.workflow_schedules, timestamptz) is 'Starts what is due of a schedule and returns it as it is then';
+comment on function helper._advance_schedule(helper.workflow_schedules, timestamptz) is 'Starts what is due of a schedule that the caller has locked';
 
 create function helper._fire_schedules(now timestamptz default clock_timestamp()) returns timestamptz
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -265,24 +263,15 @@ begin
     for update skip locked
   loop
     begin
-      v_schedule := helper._advance_schedule(v_schedule, now);
+      perform helper._advance_schedule(v_schedule, now);
     exception
       -- One that cannot be started keeps no other waiting.
       when others then
         get stacked diagnostics v_message = message_text;
-        v_schedule.problem := v_message;
-        v_schedule.look_at := now + interval '1 minute';
+        update helper.workflow_schedules s
+        set problem = v_message, look_at = now + interval '1 minute'
+        where s.workspace_id = v_schedule.workspace_id and s.id = v_schedule.id;
     end;
-    update helper.workflow_schedules s
-    set done_through = v_schedule.done_through,
-      look_at = v_schedule.look_at,
-      waiting_for = v_schedule.waiting_for,
-      last_fire_at = v_schedule.last_fire_at,
-      last_run_id = v_schedule.last_run_id,
-      missed = v_schedule.missed,
-      skipped = v_schedule.skipped,
-      problem = v_schedule.problem
-    where s.workspace_id = v_schedule.workspace_id and s.id = v_schedule.id;
   end loop;
   return (select min(s.look_at) from helper.workflow_schedules s);
 end
