@@ -149,7 +149,7 @@ async fn furnish(
             .await;
     }
     keep("reminder", "select r.id::text from helper.reminders r").await;
-    admin.run(&format!("insert into helper.workflows (workspace_id, name) values ('{workspace}', 'w')")).await;
+    manager.run("select helper.create_workflow('w', '{\"steps\": [{\"name\": \"hold\", \"type\": \"wait\", \"for\": \"1 day\"}]}')").await;
     for (name, sql) in [
         ("schedule", "select helper.schedule_workflow('w', '0 9 1 1 *')::text"),
         ("trigger", "select helper.on_event('w', 'seen')::text"),
@@ -157,7 +157,6 @@ async fn furnish(
     ] {
         things.insert(name, manager.one(sql, &[]).await);
     }
-    manager.run("select helper.emit_event('unheard')").await;
     things
 }
 
