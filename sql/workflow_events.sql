@@ -67,7 +67,7 @@ select pg_catalog.pg_extension_config_dump('helper.workflow_event_triggers', '')
 select pg_catalog.pg_extension_config_dump('helper.workflow_events', '');
 
 create trigger workflow_events_wake after insert on helper.workflow_events
-  for each statement execute function helper._wake_worker();
+  for each statement execute function helper._wake_runner();
 
 create function helper._condition_holds(condition text, happened jsonb) returns boolean
 language c immutable parallel safe as 'MODULE_PATHNAME', 'condition_holds_wrapper';
@@ -435,3 +435,64 @@ begin
 end
 $$;
 comment on function helper._deliver_events(integer) is 'Starts what waits in the outbox, of each workspace in the order in which it happened, and returns how many events that was';
+
+-- What the packs' own tables tell, where somebody listens
+
+create function helper._tell(workspace uuid, event text, payload jsonb) returns void
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if not exists (select from helper.workflow_event_triggers t where t.event = _tell.event and t.workspace_id = _tell.workspace)
+    and not exists (select from helper.workflow_waits w where w.event = _tell.event and w.workspace_id = _tell.workspace)
+  then
+    return;
+  end if;
+  if helper._depth() >= helper._deepest() then
+    raise warning using message = format('workflows start one another too deep: event "%s" of the last of %s was not told', event, helper._deepest());
+    return;
+  end if;
+  insert into helper.workflow_events (workspace_id, name, payload, depth)
+  values (workspace, event, payload, helper._depth());
+end
+$$;
+comment on function helper._tell(uuid, text, jsonb) is 'Writes an event of the extension''s own into the outbox, where somebody listens';
+
+create function helper._tell_row() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform helper._tell(new.workspace_id, tg_argv[0], to_jsonb(new) - 'workspace_id');
+  return null;
+end
+$$;
+comment on function helper._tell_row() is 'Tells of a new row of a table of ours';
+create trigger contacts_tell after insert on helper.contacts
+  for each row execute function helper._tell_row('contact_created');
+create trigger leads_tell after insert on helper.leads
+  for each row execute function helper._tell_row('lead_created');
+
+create function helper._tell_tags() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform helper._tell(new.workspace_id, 'tag_added', jsonb_build_object('contact_id', new.id, 'tag', t.tag))
+  from (select unnest(new.tags) except select unnest(old.tags)) t (tag);
+  return null;
+end
+$$;
+comment on function helper._tell_tags() is 'Tells of each tag that a contact got';
+create trigger contacts_tell_tags after update of tags on helper.contacts
+  for each row when (new.tags <> old.tags) execute function helper._tell_tags();
+
+create function helper._tell_message() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform helper._tell(new.workspace_id, 'wa_message_received', jsonb_build_object(
+    'message_id', new.id, 'thread_id', new.thread_id, 'kind', new.kind, 'text', new.body, 'sent_at', new.sent_at,
+    'contact_id', c.id, 'phone', c.phone, 'name', c.name, 'tags', c.tags))
+  from helper.wa_threads t
+  join helper.contacts c on c.workspace_id = t.workspace_id and c.id = t.contact_id
+  where t.workspace_id = new.workspace_id and t.id = new.thread_id;
+  return null;
+end
+$$;
+comment on function helper._tell_message() is 'Tells of a message that a contact wrote';
+create trigger wa_messages_tell after insert on helper.wa_messages
+  for each row execute function helper._tell_message();

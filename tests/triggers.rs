@@ -201,6 +201,23 @@ async fn events_stay_in_their_workspace_and_in_order() {
 }
 
 #[tokio::test]
+async fn contacts_and_their_tags_are_told_where_somebody_listens() {
+    let shop = Shop::open().await;
+    shop.member.run("select helper.create_contact('+628125555001', 'Unheard')").await;
+    shop.admin
+        .run("select helper.on_event('w', 'contact_created'), helper.on_event('w', 'tag_added', '@.payload.tag == \"vip\"')")
+        .await;
+    shop.member.run("select helper.create_contact('+628125555002', 'Ani')").await;
+    let id: String = shop.member.one("select c.id::text from helper.contacts c where c.name = 'Ani'", &[]).await;
+    shop.member.run(&format!("select helper.tag_contact('{id}', '{{new,vip}}')")).await;
+    shop.member.run(&format!("select helper.tag_contact('{id}', '{{vip,other}}')")).await;
+    let inputs = shop.delivered().await;
+    assert_eq!(inputs.len(), 2);
+    assert_eq!((&inputs[0]["name"], &inputs[0]["phone"]), (&json!("Ani"), &json!("+628125555002")));
+    assert_eq!(inputs[1], json!({ "contact_id": id, "tag": "vip" }));
+}
+
+#[tokio::test]
 async fn rows_that_change_start_the_workflow_of_their_workspace() {
     let (shop, other) = (Shop::open().await, Shop::open().await);
     let table = format!("public.orders_{}", shop.workflow.replace('-', ""));
