@@ -53,6 +53,8 @@ pub struct Stored {
     priority: i32,
     settings: Value,
     started_at: Option<Time>,
+    /// When it was taken from the queue.
+    taken_at: Time,
     has_key: bool,
     steps: Vec<(String, i32, Row)>,
 }
@@ -122,6 +124,7 @@ pub fn load(rows: &[Uuid]) -> Result<Vec<Stored>> {
                 priority: row.get(13)?,
                 settings: parsed(row.opt(14)?)?.unwrap_or_default(),
                 started_at: row.opt(17)?,
+                taken_at: now(),
                 has_key: row.get(18)?,
                 steps: Vec::new(),
             })
@@ -208,7 +211,7 @@ impl Stored {
         Given {
             input: self.input.clone(),
             trigger: self.trigger.clone(),
-            run: json!({ "id": self.id.to_string(), "workflow": self.name, "started_at": self.started_at.unwrap_or_else(now) }),
+            run: json!({ "id": self.id.to_string(), "workflow": self.name, "started_at": self.started_at.unwrap_or(self.taken_at) }),
             vars: self.settings.clone(),
         }
     }
@@ -311,7 +314,7 @@ impl Changes {
         self.errors.push(run.error.as_ref().and_then(|error| serde_json::to_string(error).ok()));
         self.deadlines.push(run.deadline);
         self.pauses.push(run.paused_at);
-        self.starts.push(stored.started_at.or(Some(now())));
+        self.starts.push(stored.started_at.or(Some(stored.taken_at)));
         self.ends.push(run.status.is_end().then(now));
     }
 
