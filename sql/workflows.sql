@@ -816,3 +816,21 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
       limit 16)
 $$;
 comment on function helper._next_of_key(uuid, uuid) is 'Has runs looked at that waited for another of their workflow to end';
+
+create function helper._clean_runs(retention_minutes integer, most integer) returns bigint
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_count bigint;
+begin
+  delete from helper.workflow_runs r
+  where (r.workspace_id, r.id) in (
+    select f.workspace_id, f.id
+    from helper.workflow_runs f
+    where f.created_at < clock_timestamp() - make_interval(mins => retention_minutes)
+      and f.finished_at < clock_timestamp() - make_interval(mins => retention_minutes)
+    limit most);
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+comment on function helper._clean_runs(integer, integer) is 'Deletes runs that ended long ago, with their steps, and says how many';
