@@ -74,7 +74,7 @@ pub fn claim(wanted: &Wanted) -> Result<Vec<Uuid>> {
         Wanted::One { row } => spi::change(
             "select q.id from helper.workflow_queue q \
              join helper.workflow_runs r on r.workspace_id = q.workspace_id and r.id = q.run_id \
-             where q.id = $1 for update skip locked",
+             where q.id = $1 for no key update skip locked",
             &[(*row).into()],
             |row| row.get::<Uuid>(1),
         ),
@@ -84,8 +84,8 @@ pub fn claim(wanted: &Wanted) -> Result<Vec<Uuid>> {
 /// The runs of rows of the queue, in their order, each once.
 pub fn load(rows: &[Uuid]) -> Result<Vec<Stored>> {
     let mut runs = spi::change(
-        "select r.workspace_id, r.id, r.workflow_id, w.name, r.version, v.definition::text, w.principal_role::text, \
-           w.principal_claims::text, r.status, r.input::text, r.trigger::text, r.depth, r.priority, w.settings::text, \
+        "select r.workspace_id, r.id, r.workflow_id, w.name, r.version, v.definition::text, v.principal_role::text, \
+           v.principal_claims::text, r.status, r.input::text, r.trigger::text, r.depth, r.priority, w.settings::text, \
            (extract(epoch from r.deadline) * 1000)::bigint, (extract(epoch from r.paused_at) * 1000)::bigint, \
            (extract(epoch from r.started_at) * 1000)::bigint, r.key is not null, r.output::text, r.error::text \
          from (select q.run_id, min(c.n) as n from unnest($1) with ordinality c (id, n) \
@@ -325,7 +325,7 @@ impl Changes {
         self.wake_times.push(at);
     }
 
-    /// Has a run that may not begin looked at later.
+    /// Has a run that does not go on now looked at later.
     pub fn put_off(&mut self, stored: &Stored, at: Option<Time>) -> Result<()> {
         self.wake(stored, at);
         Ok(())
@@ -381,7 +381,8 @@ impl Changes {
             )?;
             spi::run(
                 "select pg_catalog.pg_notify('helper_runs', r.id::text || ' ' || r.status) \
-                 from helper.workflow_runs r where r.workspace_id = $1 and r.id = any ($2)",
+                 from helper.workflow_runs r where r.workspace_id = $1 and r.id = any ($2) \
+                   and pg_catalog.pg_notification_queue_usage() < 0.5",
                 &[workspace.into(), self.runs.into()],
             )?;
         }
