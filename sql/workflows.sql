@@ -753,7 +753,9 @@ begin
       where q.workspace_id = v_turn and q.run_at <= clock_timestamp()
       order by q.priority, q.run_at, q.id
       limit most
-      for update skip locked;
+      -- The run's key stays free: whoever wakes the run meanwhile refers to it, and need not wait.
+      for update of q skip locked
+      for no key update of r skip locked;
     if found or v_around and v_turn > after then
       return;
     end if;
@@ -803,6 +805,8 @@ create index workflow_runs_started_at_idx on helper.workflow_runs (workflow_id, 
 
 create function helper._next_of_key(workspace uuid, workflow uuid) returns void
 language sql volatile set search_path = pg_catalog, pg_temp as $$
+  -- A runner that has just found the limit reached, and counted one that ends here, has put its run off before the look.
+  select pg_advisory_xact_lock(hashtextextended(workflow::text, 7239));
   update helper.workflow_queue q
   set run_at = clock_timestamp()
   where q.workspace_id = workspace

@@ -72,7 +72,7 @@ pub fn claim(wanted: &Wanted) -> Result<Vec<Uuid>> {
         Wanted::One { row } => spi::change(
             "select q.id from helper.workflow_queue q \
              join helper.workflow_runs r on r.workspace_id = q.workspace_id and r.id = q.run_id \
-             where q.id = $1 for update skip locked",
+             where q.id = $1 for update of q skip locked for no key update of r skip locked",
             &[(*row).into()],
             |row| row.get::<Uuid>(1),
         ),
