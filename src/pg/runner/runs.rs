@@ -1,7 +1,7 @@
 //! Runs of workflows, and what starts them: schedules that are due and events in the outbox.
 
 use super::{Runner, Worked};
-use crate::core::error::Result;
+use crate::core::error::{Error, Result};
 use crate::pg::session::{self, durable};
 use crate::pg::transaction::{bare_transaction, transaction};
 use crate::pg::workflow::{self, Wanted};
@@ -51,10 +51,14 @@ impl Runner {
         };
         let Some((row, tried)) = marked else { return self.idle() };
         self.careful -= 1;
-        let done = bare_transaction(|| {
-            durable();
-            workflow::go_on(&Wanted::One { row })
-        });
+        let done = if tried > MOST_ATTEMPTS {
+            Err(never_ended())
+        } else {
+            bare_transaction(|| {
+                durable();
+                workflow::go_on(&Wanted::One { row })
+            })
+        };
         match done {
             Ok(workspace) => self.run_turn = workspace.unwrap_or(self.run_turn),
             Err(error) => {
@@ -105,6 +109,11 @@ impl Runner {
         };
         [event_at, schedule_at].into_iter().flatten().min()
     }
+}
+
+fn never_ended() -> Error {
+    Error::not_ready(format!("the run was gone on with {MOST_ATTEMPTS} times and never got further"))
+        .detail("Each time the runner was ended, or the whole server.")
 }
 
 /// Whether a run, a schedule or an event is due.

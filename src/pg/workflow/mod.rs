@@ -210,8 +210,11 @@ fn seconds(span: Span) -> f64 {
 /// not know over what the last one ended.
 pub fn mark(after: Uuid) -> Result<Option<(Uuid, i32)>> {
     let Some(row) = stored::claim(&Wanted::Next { after })?.into_iter().next() else { return Ok(None) };
+    // Whatever ends the server next finds others first, so that no run is blamed for what it has no part in.
     let tried = spi::change(
-        "update helper.workflow_queue q set attempts = q.attempts + 1 where q.id = $1 returning q.attempts",
+        "update helper.workflow_queue q \
+         set attempts = q.attempts + 1, run_at = clock_timestamp() + pg_catalog.make_interval(secs => q.attempts) \
+         where q.id = $1 returning q.attempts",
         &[row.into()],
         |row| row.get::<i32>(1),
     )?;
@@ -230,7 +233,8 @@ pub fn failed(row: Uuid, tried: i32, most: i32, error: &Error) -> Result<()> {
     spi::run(
         "with gone as (delete from helper.workflow_queue q where q.id = $1 returning q.workspace_id, q.run_id) \
          update helper.workflow_runs r set status = 'failed', error = $2::jsonb, finished_at = clock_timestamp() \
-         from gone g where r.workspace_id = g.workspace_id and r.id = g.run_id and r.finished_at is null",
+         from gone g where r.workspace_id = g.workspace_id and r.id = g.run_id and r.finished_at is null \
+         returning helper._next_of_key(r.workspace_id, r.workflow_id)",
         &[row.into(), error.into()],
     )
 }
