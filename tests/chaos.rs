@@ -195,9 +195,17 @@ async fn kill(cluster: Arc<Cluster>, seed: u64, lasts: Duration) -> BTreeMap<&'s
         };
         signal(pid, "KILL");
         *killed.entry(kind).or_default() += 1;
-        if kind == "postmaster" {
-            admin.session = None;
-            start_again(&cluster, &children).await;
+        match kind {
+            "gateway" => {}
+            "postmaster" => {
+                admin.session = None;
+                start_again(&cluster, &children).await;
+            }
+            // Postgres ends all of its processes when one of them is killed.
+            _ => {
+                let ended = async || admin.query("select 1", &[]).await.is_err().then_some(());
+                until("the end of the old server", ended).await;
+            }
         }
     }
     killed
