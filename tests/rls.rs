@@ -80,6 +80,10 @@ const BOUND: [Option<&str>; 6] = {
 };
 /// So many rows; which ones follows the caller, whoever looks.
 const KEPT: [Option<&str>; 6] = [None, Some("rows 0"), Some("rows 0"), Some("rows 0"), Some("rows 1"), Some("rows 1")];
+const ONE: [Option<&str>; 6] = [None, Some("rows 0"), Some("rows 1"), Some("rows 1"), Some("rows 1"), Some("rows 1")];
+const ONE_FOR_MEMBERS: [Option<&str>; 6] =
+    [None, Some("rows 0"), Some("rows 0"), Some("rows 1"), Some("rows 1"), Some("rows 1")];
+const TWO: [Option<&str>; 6] = [None, Some("rows 0"), Some("rows 2"), Some("rows 2"), Some("rows 2"), Some("rows 2")];
 const COLLEAGUES: [Option<&str>; 6] = {
     const MINE: Option<&str> =
         Some("id in (select m.user_id from helper.workspace_members m where m.workspace_id = '$ws')");
@@ -399,6 +403,61 @@ const TABLES: &[Table] = &[
         update: NOBODY,
         delete: KEPT_BY_ADMINS,
     },
+    Table {
+        name: "workflows",
+        // Not whose role and claims they run with.
+        readable: &[
+            "workspace_id",
+            "id",
+            "name",
+            "description",
+            "version",
+            "enabled",
+            "problem",
+            "user_id",
+            "settings",
+            "created_at",
+            "updated_at",
+        ],
+        select: MEMBERS,
+        updatable: &[],
+        update: NOBODY,
+        delete: NOBODY,
+    },
+    read_only("workflow_versions", MEMBERS),
+    // What a run was given and came to is not for viewers.
+    read_only("workflow_runs", WRITTEN),
+    read_only("workflow_steps", WRITTEN),
+    hidden("workflow_queue"),
+    hidden("workflow_waits"),
+    Table {
+        name: "workflow_activity",
+        // Not how long those have taken that go on.
+        readable: &[
+            "workspace_id",
+            "id",
+            "workflow_id",
+            "workflow",
+            "version",
+            "status",
+            "trigger",
+            "error_code",
+            "depth",
+            "replay_of",
+            "user_id",
+            "created_at",
+            "started_at",
+            "finished_at",
+        ],
+        select: TWO,
+        updatable: &[],
+        update: NOBODY,
+        delete: NOBODY,
+    },
+    read_only("workflow_step_activity", TWO),
+    read_only("workflow_waiting", ONE),
+    read_only("workflow_failures", ONE_FOR_MEMBERS),
+    read_only("workflow_throughput", TWO),
     read_only("workflow_schedules", MEMBERS),
     read_only("workflow_event_triggers", MEMBERS),
     read_only("workflow_events", KEPT_BY_ADMINS),
@@ -422,10 +481,24 @@ const TABLES: &[Table] = &[
     hidden("job_leases"),
 ];
 
+/// Views all of whose columns may be read, some of which follow the clock.
+const MOVING: &[&str] = &["index_progress", "workflow_activity"];
+
 /// 42501, or for a view that cannot be written 55000, for a column of one 0A000, for an endpoint that is not there 42704.
 fn is_refused(outcome: &Outcome, table: &str) -> bool {
-    const VIEWS: &[&str] =
-        &["index_progress", "reembed_progress", "provider_status", "provider_keys", "workflow_webhook_keys", "_routes"];
+    const VIEWS: &[&str] = &[
+        "index_progress",
+        "reembed_progress",
+        "provider_status",
+        "provider_keys",
+        "workflow_webhook_keys",
+        "workflow_activity",
+        "workflow_step_activity",
+        "workflow_waiting",
+        "workflow_failures",
+        "workflow_throughput",
+        "_routes",
+    ];
     let unknown = table == "workflow_webhook_keys";
     matches!(outcome, Err(code) if code == "42501" || (VIEWS.contains(&table) && (code == "55000" || code == "0A000")) || (unknown && code == "42704"))
 }
@@ -484,7 +557,7 @@ async fn every_table_shows_and_takes_what_each_role_may() {
                 for column in &columns {
                     let outcome = attempt(&session, &format!("select count({column}) from helper.{name}")).await;
                     let may =
-                        table.select[at].is_some() && (name == "index_progress" || readable.contains(&column.as_str()));
+                        table.select[at].is_some() && (MOVING.contains(&name) || readable.contains(&column.as_str()));
                     check(
                         format!("select of {column}"),
                         outcome.clone(),
@@ -665,6 +738,15 @@ async fn rows_are_inserted_where_they_belong_and_nowhere_else() {
             "insert into helper.workflow_webhook_keys (endpoint, key) values ('$foreign_endpoint', 'chosen-by-the-sender')",
             [Err("42501"), Err("42704"), Err("42704"), Err("42704"), Err("42704"), Err("42704")],
         ),
+        (
+            "insert into helper.workflow_runs (workspace_id, workflow_id, version, trigger, input) values ('$ws', '$workflow', 1, '{}', '{}')",
+            denied(),
+        ),
+        ("insert into helper.workflow_queue (workspace_id, run_id) values ('$ws', '$held_run')", denied()),
+        ("update helper.workflow_versions set definition = '{}'", denied()),
+        ("update helper.workflows set principal_role = 'postgres', enabled = true", denied()),
+        ("update helper.workflow_steps set status = 'succeeded', output = '{}'", denied()),
+        ("delete from helper.workflow_waits", denied()),
         ("update helper.workflow_schedules set done_through = now(), look_at = now()", denied()),
         ("update helper.workflow_event_triggers set condition = null", denied()),
         (
@@ -750,6 +832,7 @@ const UNKNOWN: Result<&str, &str> = Err("42704");
 const T: Result<&str, &str> = Ok("t");
 const F: Result<&str, &str> = Ok("f");
 const NULL: Result<&str, &str> = Ok("null");
+const TRUE: Result<&str, &str> = Ok("true");
 const VOID: Result<&str, &str> = Ok("");
 const N36: Result<&str, &str> = Ok("36");
 const WAITS: Result<&str, &str> = Ok("awaiting_confirmation");
@@ -1050,6 +1133,177 @@ const FUNCTIONS: &[Function] = &[
             ("helper.complete_json('Hello', '{}', model => '$foreign_model')", FOREIGN),
             ("helper.complete_json('Hello', '{}', workspace => '$foreign')", FOREIGN),
         ],
+    },
+    Function {
+        name: "workflow_schema",
+        calls: &[("helper.workflow_schema() ->> 'type' = 'object'", [NO, T, T, T, T, T])],
+    },
+    Function {
+        name: "validate_workflow",
+        calls: &[
+            (
+                "helper.validate_workflow('{\"steps\": [{\"name\": \"s\", \"type\": \"stop\", \"status\": \"succeeded\"}]}') ? 'steps'",
+                [NO, T, T, T, T, T],
+            ),
+            (
+                "helper.validate_workflow('{\"steps\": []}')",
+                [NO, Err("22023"), Err("22023"), Err("22023"), Err("22023"), Err("22023")],
+            ),
+        ],
+    },
+    Function {
+        name: "create_workflow",
+        calls: &[
+            (
+                "length(helper.create_workflow('new', '{\"steps\": [{\"name\": \"s\", \"type\": \"stop\", \"status\": \"succeeded\"}]}')::text)",
+                [NO, UNKNOWN, NO, NO, N36, N36],
+            ),
+            // A new version of what is there.
+            (
+                "helper.create_workflow('w', '{\"steps\": [{\"name\": \"s\", \"type\": \"stop\", \"status\": \"succeeded\"}]}') = '$workflow'",
+                [NO, UNKNOWN, NO, NO, T, T],
+            ),
+            (
+                "helper.create_workflow('new', '{\"steps\": [{\"name\": \"s\", \"type\": \"stop\", \"status\": \"succeeded\"}]}', '$foreign')",
+                FOREIGN,
+            ),
+        ],
+    },
+    Function {
+        name: "pause_workflow",
+        calls: &[
+            ("helper.pause_workflow('w')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.pause_workflow('w', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "resume_workflow",
+        calls: &[
+            ("helper.resume_workflow('w')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.resume_workflow('w', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "delete_workflow",
+        calls: &[
+            ("helper.delete_workflow('w')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.delete_workflow('w', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "run_workflow",
+        calls: &[
+            ("length(helper.run_workflow('w')::text)", [NO, UNKNOWN, NO, N36, N36, N36]),
+            ("helper.run_workflow('none')", [NO, UNKNOWN, NO, UNKNOWN, UNKNOWN, UNKNOWN]),
+            ("helper.run_workflow('w', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "cancel_run",
+        calls: &[
+            // The member's, and an admin's that has ended.
+            ("helper.cancel_run('$held_run')", [NO, UNKNOWN, NO, T, T, T]),
+            ("helper.cancel_run('$broken_run')", [NO, UNKNOWN, NO, NO, F, F]),
+            ("helper.cancel_run('$foreign_held_run')", FOREIGN),
+            ("helper.cancel_run(null)", FOREIGN),
+        ],
+    },
+    Function {
+        name: "pause_run",
+        calls: &[
+            ("helper.pause_run('$held_run')", [NO, UNKNOWN, NO, NO, T, T]),
+            ("helper.pause_run('$foreign_held_run')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "resume_run",
+        calls: &[
+            ("helper.resume_run('$held_run')", [NO, UNKNOWN, NO, NO, T, T]),
+            ("helper.resume_run('$foreign_held_run')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "retry_step",
+        calls: &[
+            ("helper.retry_step('$broken_run', 'divide')", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.retry_step('$held_run', 'hold')", [NO, UNKNOWN, NO, NO, NOT_READY, NOT_READY]),
+            ("helper.retry_step('$foreign_broken_run', 'divide')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "replay_run",
+        calls: &[
+            ("length(helper.replay_run('$broken_run')::text)", [NO, UNKNOWN, NO, NO, N36, N36]),
+            ("helper.replay_run('$held_run')", [NO, UNKNOWN, NO, NO, NOT_READY, NOT_READY]),
+            ("helper.replay_run('$foreign_broken_run')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "redrive_runs",
+        calls: &[
+            ("helper.redrive_runs('broken')", [NO, UNKNOWN, NO, NO, Ok("1"), Ok("1")]),
+            ("helper.redrive_runs('broken', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "run_status",
+        calls: &[
+            (
+                "helper.run_status('$held_run') ->> 'status'",
+                [NO, UNKNOWN, Ok("waiting"), Ok("waiting"), Ok("waiting"), Ok("waiting")],
+            ),
+            ("helper.run_status('$held_run') ? 'input'", [NO, UNKNOWN, T, T, T, T]),
+            (
+                "helper.run_status('$held_run') #>> '{input,for}'",
+                [NO, UNKNOWN, NULL, Ok("members"), Ok("members"), Ok("members")],
+            ),
+            // A message may say what the run was given.
+            (
+                "helper.run_status('$broken_run') #>> '{error,sqlstate}'",
+                [NO, UNKNOWN, Ok("22012"), Ok("22012"), Ok("22012"), Ok("22012")],
+            ),
+            ("helper.run_status('$broken_run') #> '{error,message}' is null", [NO, UNKNOWN, T, F, F, F]),
+            ("helper.run_status('$broken_run') #> '{steps,0,error,message}' is null", [NO, UNKNOWN, T, F, F, F]),
+            ("helper.run_status('$foreign_held_run')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "wait_run",
+        calls: &[
+            ("helper.wait_run('$broken_run')", [NO, UNKNOWN, Ok("failed"), Ok("failed"), Ok("failed"), Ok("failed")]),
+            ("helper.wait_run('$foreign_broken_run')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "workflow_mermaid",
+        calls: &[
+            ("helper.workflow_mermaid('w') like '%hold%'", [NO, UNKNOWN, T, T, T, T]),
+            ("helper.workflow_mermaid('w', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "run_mermaid",
+        calls: &[
+            ("helper.run_mermaid('$held_run') like '%hold%'", [NO, UNKNOWN, T, T, T, T]),
+            ("helper.run_mermaid('$foreign_held_run')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "workflow_templates",
+        calls: &[("count(*) from helper.workflow_templates()", [NO, Ok("7"), Ok("7"), Ok("7"), Ok("7"), Ok("7")])],
+    },
+    Function {
+        name: "install_workflow",
+        calls: &[
+            ("length(helper.install_workflow('nightly_reindex')::text)", [NO, UNKNOWN, NO, NO, N36, N36]),
+            ("helper.install_workflow('none')", [NO, UNKNOWN, NO, NO, UNKNOWN, UNKNOWN]),
+            ("helper.install_workflow('nightly_reindex', '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        // It decides nothing by itself: a step that waits looks at its own call.
+        name: "workflow_approval",
+        calls: &[("helper.workflow_approval('Yes?') ->> 'approved'", [NO, TRUE, TRUE, TRUE, TRUE, TRUE])],
     },
     Function {
         name: "schedule_workflow",

@@ -5,7 +5,7 @@
 
 pub mod actions;
 
-use crate::cluster::{Cluster, Session};
+use crate::cluster::{Cluster, Session, until};
 use serde_json::json;
 use std::collections::BTreeMap;
 use tokio_postgres::SimpleQueryMessage;
@@ -66,6 +66,8 @@ pub struct Tenant {
 pub struct World {
     pub cluster: Cluster,
     pub admin: Session,
+    /// Keeps the events of both from being delivered.
+    holder: Session,
     pub tenants: Vec<Tenant>,
 }
 
@@ -149,15 +151,54 @@ async fn furnish(
             .await;
     }
     keep("reminder", "select r.id::text from helper.reminders r").await;
-    manager.run("select helper.create_workflow('w', '{\"steps\": [{\"name\": \"hold\", \"type\": \"wait\", \"for\": \"1 day\"}]}')").await;
+    manager
+        .run(
+            "select helper.create_workflow('broken', '{\"steps\": [{\"name\": \"divide\", \"type\": \"sql\", \"sql\": \"select 1 / 0\"}]}')",
+        )
+        .await;
     for (name, sql) in [
+        (
+            "workflow",
+            "select helper.create_workflow('w', '{\"steps\": [{\"name\": \"hold\", \"type\": \"wait\", \"for\": \"1 day\"}]}')::text",
+        ),
+        ("broken_run", "select helper.run_workflow('broken')::text"),
         ("schedule", "select helper.schedule_workflow('w', '0 9 1 1 *')::text"),
         ("trigger", "select helper.on_event('w', 'seen')::text"),
         ("endpoint", "select helper.create_webhook('w', 'hook', 'meta') ->> 'endpoint'"),
     ] {
         things.insert(name, manager.one(sql, &[]).await);
     }
+    let held: String = member.one("select helper.run_workflow('w', '{\"for\": \"members\"}')::text", &[]).await;
+    for (run, status) in [(&held, "waiting"), (&things["broken_run"], "failed")] {
+        until("a run's status", async || {
+            let now: String = member.one("select helper.run_status($1::text::uuid) ->> 'status'", &[run]).await;
+            (now == status).then_some(())
+        })
+        .await;
+    }
+    things.insert("held_run", held);
     things
+}
+
+/// An event of each tenant that stays: whoever delivers events leaves a locked one alone. They are written without waking
+/// anybody, and anew should somebody have been quicker.
+async fn hold_events(admin: &Session, holder: &Session, tenants: &[Tenant]) {
+    holder.run("begin").await;
+    admin.run("set session_replication_role = replica").await;
+    for tenant in tenants {
+        let workspace = &tenant.workspace;
+        until("an event to be held", async || {
+            admin
+                .run(&format!(
+                    "insert into helper.workflow_events (workspace_id, name, payload, depth) values ('{workspace}', 'unheard', '{{}}', 0)"
+                ))
+                .await;
+            let sql = format!("select e.id from helper.workflow_events e where e.workspace_id = '{workspace}' for update skip locked");
+            (attempt(holder, &sql).await != Ok("0".into())).then_some(())
+        })
+        .await;
+    }
+    admin.run("reset session_replication_role").await;
 }
 
 impl World {
@@ -269,7 +310,9 @@ impl World {
             let things = furnish(&cluster, &admin, tenant, &workspace, &people).await;
             tenants.push(Tenant { workspace, people, conversations, documents, reply, call, things });
         }
-        World { cluster, admin, tenants }
+        let holder = cluster.admin().await;
+        hold_events(&admin, &holder, &tenants).await;
+        World { cluster, admin, holder, tenants }
     }
 
     /// A real connection as somebody.
