@@ -80,8 +80,10 @@ language sql immutable parallel safe set search_path = pg_catalog, pg_temp as 's
 comment on function helper._deepest() is 'Workflows that may follow one another by events';
 
 create function helper._depth() returns integer
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select coalesce(nullif(current_setting('helper_ai.workflow_depth', true), '')::integer, 0)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return coalesce(nullif(current_setting('helper_ai.workflow_depth', true), '')::integer, 0);
+end
 $$;
 comment on function helper._depth() is 'Depth of the run whose step this is; 0 outside of runs';
 

@@ -579,6 +579,7 @@ fn jsonb(text: &str) -> Result<DatumWithOid<'static>> {
     // SAFETY: jsonb_in reads a text that ends with NUL and returns a jsonb in this memory.
     unsafe {
         let datum = pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(pg_sys::Datum::from(text.as_ptr()))]);
-        Ok(DatumWithOid::new_from_datum(datum, pg_sys::JSONBOID))
+        let datum = datum.ok_or_else(|| Error::bug("JSON is no jsonb"))?;
+        Ok(DatumWithOid::new(datum, pg_sys::JSONBOID))
     }
 }
