@@ -2,24 +2,25 @@
 
 -- The owner of a table decides what types its columns have, and to_jsonb runs a cast to json that belongs to a type. So
 -- only Postgres's own types go through it; any other is written by its output function, which only a superuser can make.
-create function helper._json_of(field text, type oid) returns text
-language sql stable set search_path = pg_catalog, pg_temp as $$
+-- Written so that it becomes part of the queries that call it, once for each column.
+create function helper._json_of(field text, namespace oid, kind "char") returns text
+language sql stable
+begin atomic
   select case
-    when t.typnamespace = 'pg_catalog'::regnamespace and t.typtype in ('b', 'r') then format('to_jsonb(%s)', field)
+    when namespace = 'pg_catalog'::regnamespace and kind in ('b', 'r') then format('to_jsonb(%s)', field)
     else format('case when %1$s is not null then to_jsonb(format(''%%s'', %1$s)) end', field)
-  end
-  from pg_type t
-  where t.oid = _json_of.type
-$$;
-comment on function helper._json_of(text, oid) is 'Expression for the JSON of a field of a type that anybody may have made';
+  end;
+end;
+comment on function helper._json_of(text, oid, "char") is 'Expression for the JSON of a field of a type that anybody may have made: one of a schema and kind';
 
 create function helper._attached_fields(attachment helper.attached_tables) returns text
 language sql stable set search_path = pg_catalog, pg_temp as $$
   select format('(select coalesce(jsonb_object_agg(f.name, f.value), ''{}'') from (values %s) f (name, value))',
     coalesce(
-      string_agg(format('(%L, %s)', a.attname, helper._json_of(format('r.%I', a.attname), a.atttypid)), ', '),
+      string_agg(format('(%L, %s)', a.attname, helper._json_of(format('r.%I', a.attname), t.typnamespace, t.typtype)), ', '),
       '(null::text, null::jsonb)'))
   from pg_attribute a
+  join pg_type t on t.oid = a.atttypid
   where a.attrelid = attachment.relation
     and a.attnum > 0
     and not a.attisdropped

@@ -76,15 +76,17 @@ comment on function helper._condition_holds(text, jsonb) is
 
 -- A run at this depth still runs; what it makes happen starts nothing.
 create function helper._deepest() returns integer
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp as 'select 8';
+language sql immutable parallel safe
+begin atomic
+  select 8;
+end;
 comment on function helper._deepest() is 'Workflows that may follow one another by events';
 
 create function helper._depth() returns integer
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-begin
-  return coalesce(nullif(current_setting('helper_ai.workflow_depth', true), '')::integer, 0);
-end
-$$;
+language sql stable
+begin atomic
+  select coalesce(nullif(current_setting('helper_ai.workflow_depth', true), '')::integer, 0);
+end;
 comment on function helper._depth() is 'Depth of the run whose step this is; 0 outside of runs';
 
 create function helper.emit_event(name text, payload jsonb default '{}', workspace uuid default null) returns uuid
@@ -142,28 +144,36 @@ comment on function helper.on_event(text, text, text, uuid) is
 
 -- Rows that change
 
+-- These are asked at every statement on a table that is followed. In this language what they ask is planned once a session.
 create function helper._row_json(relation regclass, alias text) returns text
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
   -- A function takes a hundred arguments.
-  select coalesce(string_agg(format('jsonb_build_object(%s)', g.fields), ' || ' order by g.part), '''{}''::jsonb')
-  from (
-    select (a.attnum - 1) / 50 as part,
-      string_agg(format('%L, %s', a.attname, helper._json_of(format('%s.%I', alias, a.attname), a.atttypid)), ', ' order by a.attnum) as fields
-    from pg_attribute a
-    where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
-    group by 1
-  ) g
+  return (
+    select coalesce(string_agg(format('jsonb_build_object(%s)', g.fields), ' || ' order by g.part), '''{}''::jsonb')
+    from (
+      select (a.attnum - 1) / 50 as part,
+        string_agg(format('%L, %s', a.attname, helper._json_of(format('%s.%I', alias, a.attname), t.typnamespace, t.typtype)), ', ' order by a.attnum) as fields
+      from pg_attribute a
+      join pg_type t on t.oid = a.atttypid
+      where a.attrelid = relation and a.attnum > 0 and not a.attisdropped
+      group by 1
+    ) g);
+end
 $$;
 comment on function helper._row_json(regclass, text) is 'Expression for a row of a table as a JSON object';
 
 create function helper._same_row(relation regclass, out condition text, out key name)
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
   select string_agg(format('o.%1$I operator(pg_catalog.=) n.%1$I', a.attname), ' and '), min(a.attname)
+  into condition, key
   from pg_index i
   join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any (i.indkey::smallint[])
   join pg_type t on t.oid = a.atttypid
   where i.indrelid = relation and i.indisprimary
-  having bool_and(t.typnamespace = 'pg_catalog'::regnamespace and t.typtype = 'b')
+  having bool_and(t.typnamespace = 'pg_catalog'::regnamespace and t.typtype = 'b');
+end
 $$;
 comment on function helper._same_row(regclass) is
   'Condition that rows n and o of a table have the same primary key, and a column of it; null where there is none, or one of types that somebody made';
@@ -173,26 +183,29 @@ comment on function helper._same_row(regclass) is
 create function helper._row_events(trigger helper.workflow_event_triggers, operation text) returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
-  v_new constant text := helper._row_json(trigger.relation, 'n');
-  v_old constant text := helper._row_json(trigger.relation, 'o');
   v_ours constant text := case when trigger.workspace_column is null then 'true' else format('%%s.%I operator(pg_catalog.=) $1', trigger.workspace_column) end;
   v_same record;
   v_rows text;
 begin
-  select s.* into v_same from helper._same_row(trigger.relation) s;
-  v_rows := case
-    when operation = 'insert' then
-      format('select jsonb_build_object(''operation'', ''insert'', ''new'', %s) from new_rows n where %s', v_new, format(v_ours, 'n'))
-    when operation = 'delete' then
-      format('select jsonb_build_object(''operation'', ''delete'', ''old'', %s) from old_rows o where %s', v_old, format(v_ours, 'o'))
-    when v_same.key is null then
-      format('select jsonb_build_object(''operation'', ''update'', ''new'', %s, ''old'', null) from new_rows n where %s', v_new, format(v_ours, 'n'))
+  if operation = 'insert' then
+    v_rows := format('select jsonb_build_object(''operation'', ''insert'', ''new'', %s) from new_rows n where %s',
+      helper._row_json(trigger.relation, 'n'), format(v_ours, 'n'));
+  elsif operation = 'delete' then
+    v_rows := format('select jsonb_build_object(''operation'', ''delete'', ''old'', %s) from old_rows o where %s',
+      helper._row_json(trigger.relation, 'o'), format(v_ours, 'o'));
+  else
+    select s.* into v_same from helper._same_row(trigger.relation) s;
+    if v_same.key is null then
+      v_rows := format('select jsonb_build_object(''operation'', ''update'', ''new'', %s, ''old'', null) from new_rows n where %s',
+        helper._row_json(trigger.relation, 'n'), format(v_ours, 'n'));
     else
-      format(
+      v_rows := format(
         'select jsonb_build_object(''operation'', ''update'', ''new'', %s, ''old'', case when o.%I is not null then %s end)
          from new_rows n left join old_rows o on %s and %s where %s',
-        v_new, v_same.key, v_old, v_same.condition, format(v_ours, 'o'), format(v_ours, 'n'))
-  end;
+        helper._row_json(trigger.relation, 'n'), v_same.key, helper._row_json(trigger.relation, 'o'), v_same.condition,
+        format(v_ours, 'o'), format(v_ours, 'n'));
+    end if;
+  end if;
   return format(
     'insert into helper.workflow_events (workspace_id, trigger_id, payload, depth)
      select $1, $2, case when pg_column_size(r.payload) > 262144 then jsonb_build_object(''operation'', %L, ''too_large'', true) else r.payload end, $3
@@ -384,7 +397,7 @@ comment on function helper._deliver_event(helper.workflow_events) is 'Starts the
 
 -- Workspaces take turns, from a different one on each time: the backlog of one delays no other.
 create function helper._deliver_events(most integer default 1000) returns bigint
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' as $$
 declare
   v_first constant uuid := gen_random_uuid();
   v_event helper.workflow_events;
@@ -430,8 +443,14 @@ begin
     )
     select t.* from taken t order by t.id
   loop
-    perform helper._deliver_event(v_event);
-    v_count := v_count + 1;
+    begin
+      perform helper._deliver_event(v_event);
+      v_count := v_count + 1;
+    exception
+      -- Somebody's open transaction holds what it starts: later, and nobody else's waits for it.
+      when others then
+        insert into helper.workflow_events select (v_event).*;
+    end;
   end loop;
   return v_count;
 end

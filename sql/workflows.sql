@@ -11,8 +11,6 @@ create table helper.workflows (
   enabled boolean not null default true,
   problem text,
   user_id uuid not null,
-  principal_role name not null,
-  principal_claims jsonb,
   settings jsonb not null default '{}' constraint workflows_settings_check check (jsonb_typeof(settings) = 'object'),
   created_at timestamptz not null default clock_timestamp(),
   updated_at timestamptz not null default clock_timestamp(),
@@ -27,9 +25,7 @@ comment on column helper.workflows.description is 'What it is for';
 comment on column helper.workflows.version is 'Version that new runs have';
 comment on column helper.workflows.enabled is 'Whether runs are started; false: paused';
 comment on column helper.workflows.problem is 'Why it was paused, where nobody did so';
-comment on column helper.workflows.user_id is 'Its owner, as whom it runs';
-comment on column helper.workflows.principal_role is 'Role that its runs have';
-comment on column helper.workflows.principal_claims is 'JWT claims that its runs have; JSON null when they were malformed';
+comment on column helper.workflows.user_id is 'Its owner: who wrote the present version';
 comment on column helper.workflows.settings is 'What templates see as vars';
 comment on column helper.workflows.created_at is 'When it was created';
 comment on column helper.workflows.updated_at is 'When it last changed';
@@ -39,7 +35,9 @@ create table helper.workflow_versions (
   workflow_id uuid not null,
   version integer not null,
   definition jsonb not null,
-  created_by uuid,
+  user_id uuid not null,
+  principal_role name not null,
+  principal_claims jsonb,
   created_at timestamptz not null default clock_timestamp(),
   primary key (workspace_id, workflow_id, version),
   constraint workflow_versions_workflow_fkey foreign key (workspace_id, workflow_id) references helper.workflows on delete cascade
@@ -49,7 +47,9 @@ comment on column helper.workflow_versions.workspace_id is 'The workspace';
 comment on column helper.workflow_versions.workflow_id is 'The workflow';
 comment on column helper.workflow_versions.version is 'Counts from 1';
 comment on column helper.workflow_versions.definition is 'The definition, as helper.workflow_schema() describes it';
-comment on column helper.workflow_versions.created_by is 'Who wrote it';
+comment on column helper.workflow_versions.user_id is 'Who wrote it, as whom its runs act';
+comment on column helper.workflow_versions.principal_role is 'Role that its runs have';
+comment on column helper.workflow_versions.principal_claims is 'JWT claims that its runs have; JSON null when they were malformed';
 comment on column helper.workflow_versions.created_at is 'When it was written';
 
 create table helper.workflow_runs (
@@ -190,11 +190,12 @@ alter table helper.workflow_steps enable row level security;
 alter table helper.workflow_queue enable row level security;
 alter table helper.workflow_waits enable row level security;
 create policy workflows_select_member on helper.workflows for select
-  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
-comment on policy workflows_select_member on helper.workflows is 'Members see the workflows of their workspaces; whose claims they run with, columns keep from users';
+  using (workspace_id = any ((select helper.my_workspaces('member'))::uuid[]));
+comment on policy workflows_select_member on helper.workflows is 'Members, and no viewers, see the workflows of their workspaces and their settings';
 create policy workflow_versions_select_member on helper.workflow_versions for select
-  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
-comment on policy workflow_versions_select_member on helper.workflow_versions is 'Members see what workflows of their workspaces do';
+  using (workspace_id = any ((select helper.my_workspaces('member'))::uuid[]));
+comment on policy workflow_versions_select_member on helper.workflow_versions is
+  'Members, and no viewers, see what workflows of their workspaces do; with whose claims, columns keep from users';
 create policy workflow_runs_select_member on helper.workflow_runs for select
   using (workspace_id = any ((select helper.my_workspaces('member'))::uuid[]));
 comment on policy workflow_runs_select_member on helper.workflow_runs is
@@ -249,13 +250,8 @@ end
 $$;
 comment on function helper._workflow(text, uuid, text) is 'A workflow by its name, for a caller with a role. Errors: 42501, 42704';
 
-create function helper.create_workflow(
-  name text,
-  definition jsonb,
-  workspace uuid default null,
-  options jsonb default '{}'
-) returns uuid
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+create function helper._create_workflow(name text, definition jsonb, workspace uuid, options jsonb) returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 declare
   v_workspace uuid := helper._writable_workspace(workspace, 'admin');
@@ -263,10 +259,10 @@ declare
   v_unknown text;
   v_workflow helper.workflows;
 begin
-  if coalesce(create_workflow.name, '') !~ '^[a-zA-Z][a-zA-Z0-9_-]{0,62}$' then
+  if coalesce(_create_workflow.name, '') !~ '^[a-zA-Z][a-zA-Z0-9_-]{0,62}$' then
     raise exception using
       errcode = '22023',
-      message = format('"%s" is not a workflow''s name', create_workflow.name),
+      message = format('"%s" is not a workflow''s name', _create_workflow.name),
       hint = 'A name begins with a letter and has up to 63 letters, digits, _ and -.';
   end if;
   select o.key into v_unknown
@@ -281,27 +277,35 @@ begin
       hint = 'Options are description (text), settings (an object, seen by templates as vars) and enabled (true or false).';
   end if;
   insert into helper.workflows as w
-    (workspace_id, name, description, enabled, user_id, principal_role, principal_claims, settings)
+    (workspace_id, name, description, enabled, user_id, settings)
   values
-    (v_workspace, create_workflow.name, coalesce(options ->> 'description', ''), coalesce((options ->> 'enabled')::boolean, true),
-      helper.current_user_id(), helper.caller_role(), helper.caller_claims(), coalesce(options -> 'settings', '{}'))
+    (v_workspace, _create_workflow.name, coalesce(options ->> 'description', ''), coalesce((options ->> 'enabled')::boolean, true),
+      helper.current_user_id(), coalesce(options -> 'settings', '{}'))
   on conflict (name, workspace_id) do update
   set version = w.version + 1,
     description = coalesce(options ->> 'description', w.description),
     enabled = coalesce((options ->> 'enabled')::boolean, w.enabled),
-    -- Who writes what is done answers for it: runs of this version act as they.
     user_id = excluded.user_id,
-    principal_role = excluded.principal_role,
-    principal_claims = excluded.principal_claims,
     settings = coalesce(options -> 'settings', w.settings),
     problem = null,
     updated_at = clock_timestamp()
   returning w.* into v_workflow;
-  insert into helper.workflow_versions (workspace_id, workflow_id, version, definition, created_by)
-  values (v_workspace, v_workflow.id, v_workflow.version, v_read -> 'definition', helper.current_user_id());
+  -- Who writes what is done answers for it: runs of this version act as they, whoever writes the next.
+  insert into helper.workflow_versions (workspace_id, workflow_id, version, definition, user_id, principal_role, principal_claims)
+  values (v_workspace, v_workflow.id, v_workflow.version, v_read -> 'definition',
+    helper.current_user_id(), helper.caller_role(), helper.caller_claims());
   return v_workflow.id;
 end
 $$;
+comment on function helper._create_workflow(text, jsonb, uuid, jsonb) is 'Stores a workflow of the caller. Errors: 22023, 42501';
+
+create function helper.create_workflow(
+  name text,
+  definition jsonb,
+  workspace uuid default null,
+  options jsonb default '{}'
+) returns uuid
+language c volatile parallel unsafe as 'MODULE_PATHNAME', 'create_workflow_wrapper';
 comment on function helper.create_workflow(text, jsonb, uuid, jsonb) is
   'Creates a workflow, or a new version of it, and returns its id. It runs as who calls this. Options: description, settings (an object, seen by templates as vars), enabled. For workspace admins. Errors: 22023 naming the place in the definition, 42501';
 
@@ -667,13 +671,13 @@ begin
     'trigger', v_run.trigger ->> 'kind',
     'input', case when v_sees then v_run.input end,
     'output', case when v_sees then v_run.output end,
-    'error', v_run.error,
+    'error', case when v_sees then v_run.error else v_run.error - 'message' - 'detail' - 'hint' end,
     'created_at', v_run.created_at,
     'started_at', v_run.started_at,
     'finished_at', v_run.finished_at,
     'steps', coalesce((
       select jsonb_agg(jsonb_build_object('step', s.step, 'item', nullif(s.item, -1), 'status', s.status, 'attempt', s.attempt,
-        'error', s.error, 'waits_for', case when v_sees then s.waits_for end, 'started_at', s.started_at, 'finished_at', s.finished_at)
+        'error', case when v_sees then s.error else s.error - 'message' - 'detail' - 'hint' end, 'waits_for', case when v_sees then s.waits_for end, 'started_at', s.started_at, 'finished_at', s.finished_at)
         order by s.started_at nulls last, s.step, s.item)
       from helper.workflow_steps s
       where s.workspace_id = v_run.workspace_id and s.run_id = v_run.id), '[]'));
@@ -748,7 +752,8 @@ begin
       where q.workspace_id = workspace and q.priority = v_priority and q.run_at >= v_run_at and q.run_at <= v_now
       order by q.run_at, q.id
       limit v_left
-      for update skip locked;
+      -- Whoever puts something into a run's queue meanwhile does not wait.
+      for no key update skip locked;
     get diagnostics v_count = row_count;
     v_left := v_left - v_count;
     exit when v_left <= 0;
@@ -808,8 +813,11 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   v_at timestamptz;
 begin
-  -- Two runners do not count at once.
-  perform pg_advisory_xact_lock(hashtextextended(workflow::text, 7239));
+  -- Two runners do not count at once, and none waits.
+  perform from helper.workflows w where w.workspace_id = workspace and w.id = workflow for no key update skip locked;
+  if not found then
+    return clock_timestamp() + interval '50 ms';
+  end if;
   if most is not null and most <= (
     select count(*)
     from helper.workflow_runs r
@@ -855,3 +863,21 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
       limit 16)
 $$;
 comment on function helper._next_of_key(uuid, uuid) is 'Has runs looked at that waited for another of their workflow to end';
+
+create function helper._clean_runs(retention_minutes integer, most integer) returns bigint
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_count bigint;
+begin
+  delete from helper.workflow_runs r
+  where (r.workspace_id, r.id) in (
+    select f.workspace_id, f.id
+    from helper.workflow_runs f
+    where f.created_at < clock_timestamp() - make_interval(mins => retention_minutes)
+      and f.finished_at < clock_timestamp() - make_interval(mins => retention_minutes)
+    limit most);
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+comment on function helper._clean_runs(integer, integer) is 'Deletes runs that ended long ago, with their steps, and says how many';

@@ -177,7 +177,7 @@ impl Schedule {
         }
         let digest = Sha256::new().chain_update(self.id).chain_update(fire.to_be_bytes()).finalize();
         let part = digest.iter().take(8).fold(0u64, |number, byte| number << 8 | u64::from(*byte));
-        fire + (u128::from(part) * self.jitter as u128 >> 64) as Span
+        fire + ((u128::from(part) * self.jitter as u128) >> 64) as Span
     }
 
     /// What is to be done, where all up to `last` is done with. A clock that was set back finds nothing due until it is

@@ -1,8 +1,8 @@
 //! Two hooks: whoever drops, renames, moves or copies a database gets our processes out of it first, whoever drops or
 //! updates the extension its runners, which may be in the middle of something long; a dropped extension's worker leaves at
-//! commit.
+//! commit. And a statement that a user wrote for a workflow changes no settings.
 
-use crate::pg::{shared, wait, wake};
+use crate::pg::{shared, tools, wait, wake};
 use pgrx::prelude::*;
 use std::ffi::CStr;
 use std::time::{Duration, Instant};
@@ -45,6 +45,22 @@ unsafe fn needed_alone(statement: *mut pg_sys::Node) -> u32 {
         };
         if name.is_null() { 0 } else { pg_sys::get_database_oid(name, true).to_u32() }
     }
+}
+
+/// Whether a statement changes settings, role and claims among them.
+unsafe fn sets_something(statement: *mut pg_sys::Node) -> bool {
+    use pg_sys::NodeTag::{T_DiscardStmt, T_VariableSetStmt};
+    unsafe { !statement.is_null() && matches!((*statement).type_, T_VariableSetStmt | T_DiscardStmt) }
+}
+
+/// Whoever could change the claims inside of a statement, and change them back, would be anybody meanwhile.
+fn refuse_setting() -> ! {
+    ereport!(
+        PgLogLevel::ERROR,
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        "permission denied to change settings in a workflow's statement"
+    );
+    unreachable!()
 }
 
 /// The template that `create database` names.
@@ -141,6 +157,9 @@ unsafe extern "C-unwind" fn utility(
 ) {
     // SAFETY: called by the server with what its hook promises; passed on unchanged.
     unsafe {
+        if tools::is_inside_statement() && sets_something((*statement).utilityStmt) {
+            refuse_setting();
+        }
         let database = needed_alone((*statement).utilityStmt);
         // Privileges are checked by the statement itself: who may not drop a database only makes our worker restart.
         let vacated = database != 0 && owns(database) && vacate(database);
@@ -234,6 +253,13 @@ unsafe extern "C-unwind" fn access(
     unsafe {
         if let Some(previous) = PREVIOUS_ACCESS {
             pg_sys::ffi::pg_guard_ffi_boundary(|| previous(access, class, object, part, arg));
+        }
+        if access == pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE
+            && object.to_u32() == pg_sys::F_SET_CONFIG
+            && class == pg_sys::ProcedureRelationId
+            && tools::is_inside_statement()
+        {
+            refuse_setting();
         }
         if access == pg_sys::ObjectAccessType::OAT_DROP
             && class == pg_sys::ExtensionRelationId

@@ -21,6 +21,7 @@ pub static MAX_WEBHOOK_SIZE: GucSetting<i32> = GucSetting::<i32>::new(256);
 pub static WORKFLOW_DEPTH: GucSetting<i32> = GucSetting::<i32>::new(0);
 pub static JOB_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 60);
 pub static CALL_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(365 * 24 * 60);
+pub static RUN_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(90 * 24 * 60);
 
 /// Registers them all.
 pub fn define() {
@@ -179,6 +180,16 @@ pub fn define() {
         c"How long the record of a finished call of a tool is kept.",
         c"With it goes its idempotency key, which means a new call from then on.",
         &CALL_RETENTION,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MIN,
+    );
+    GucRegistry::define_int_guc(
+        c"helper_ai.run_retention",
+        c"How long the record of a workflow's run that has ended is kept.",
+        c"With it goes its idempotency key, which means a new call from then on.",
+        &RUN_RETENTION,
         0,
         i32::MAX,
         GucContext::Sighup,

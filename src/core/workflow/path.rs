@@ -10,6 +10,8 @@ use serde_json_path::JsonPath;
 const MOST_BYTES: usize = 2000;
 
 /// Brackets within brackets at most: the parser goes back and tries again at each of them.
+/// Commas in brackets.
+const MOST_UNIONS: usize = 8;
 const MOST_NESTED: usize = 5;
 
 /// What a path or an expression refers to in the context.
@@ -86,7 +88,7 @@ fn rewrite(text: &str, is_expression: bool) -> Result<Rewritten> {
         return Err(Error::bad_argument(format!("path or expression is longer than {MOST_BYTES} bytes")));
     }
     let mut made = Rewritten { is_singular: true, ..Rewritten::default() };
-    let (mut open, mut descendants): (Vec<char>, usize) = (Vec::new(), 0);
+    let (mut open, mut descendants, mut unions): (Vec<char>, usize, usize) = (Vec::new(), 0, 0);
     let mut rest = text;
     while let Some(character) = rest.chars().next() {
         let mut taken = character.len_utf8();
@@ -110,6 +112,11 @@ fn rewrite(text: &str, is_expression: bool) -> Result<Rewritten> {
                     return Err(Error::bad_argument(format!("more than {MOST_NESTED} brackets within each other")));
                 }
                 descendants += usize::from(rest.starts_with(".."));
+                unions += usize::from(character == ',' && open.last() == Some(&'['));
+                // Each goes through all that it is given for each that the one around it is given.
+                if character == '?' && open.iter().filter(|open| **open == '[').count() > 1 {
+                    return Err(Error::bad_argument("a filter stands within a filter"));
+                }
                 made.is_singular &= !(matches!(character, '*' | '?' | ',' | ':') || rest.starts_with(".."));
                 made.text.push(character);
             }
@@ -119,6 +126,10 @@ fn rewrite(text: &str, is_expression: bool) -> Result<Rewritten> {
     // Each of them visits every node for every node that the one before it visits.
     if descendants > 1 {
         return Err(Error::bad_argument("\"..\" is there more than once"));
+    }
+    // Each of them can double what the next is given.
+    if unions > MOST_UNIONS {
+        return Err(Error::bad_argument(format!("more than {MOST_UNIONS} commas in brackets")));
     }
     Ok(made)
 }

@@ -2,7 +2,7 @@
 
 use super::{Runner, Worked};
 use crate::core::error::Result;
-use crate::pg::session::flushed;
+use crate::pg::session::{self, flushed};
 use crate::pg::transaction::{bare_transaction, transaction};
 use crate::pg::workflow::{self, Turn, Wanted};
 use crate::pg::{jobs, spi};
@@ -31,7 +31,9 @@ impl Runner {
             Ok(false) => self.idle(),
             Err(error) => {
                 self.run_turn = Turn::new(self.run_turn.after());
-                // One of them is to blame: each alone shows which.
+                // One of them is to blame: each alone shows which. What it left in the session is not for the next to find.
+                let forgotten = transaction(session::forget);
+                self.notes.note(forgotten);
                 self.notes.note::<()>(Err(error));
                 self.careful = CAREFUL;
                 Worked::Busy
@@ -53,6 +55,8 @@ impl Runner {
             workflow::go_on(&mut Wanted::One { workspace: marked.workspace, row: marked.row })
         });
         if let Err(error) = done {
+            let forgotten = transaction(session::forget);
+            self.notes.note(forgotten);
             let failed = transaction(|| workflow::failed(&marked, MOST_ATTEMPTS, &error));
             self.notes.note::<()>(Err(error));
             self.notes.note(failed);
@@ -76,24 +80,29 @@ impl Runner {
         if self.starts_at > Instant::now() {
             return Some(self.starts_at);
         }
-        let started = transaction(|| {
-            let rows = spi::change(
-                "select helper._deliver_events(1000), \
-                   extract(epoch from helper._fire_schedules() - clock_timestamp())::float8",
-                &[],
-                |row| Ok((row.get::<i64>(1)?, row.opt::<f64>(2)?)),
-            )?;
-            Ok(rows.into_iter().next())
+        // Each on its own: trouble with one keeps the other from nothing.
+        let delivered =
+            transaction(|| spi::change("select helper._deliver_events(1000)", &[], |row| row.get::<i64>(1)));
+        let fired = transaction(|| {
+            let next = "select extract(epoch from helper._fire_schedules() - clock_timestamp())::float8";
+            spi::change(next, &[], |row| row.opt::<f64>(1))
         });
         let now = Instant::now();
         self.starts_at = now + STARTS;
-        match self.notes.note(started).flatten() {
-            None => Some(now + Duration::from_secs(1)),
-            Some((delivered, _)) if delivered > 0 => Some(self.starts_at),
-            Some((_, next)) => {
-                next.map(|seconds| now + Duration::from_secs_f64(seconds.clamp(STARTS.as_secs_f64(), 86_400.0)))
-            }
-        }
+        let soon = Some(now + Duration::from_secs(1));
+        let event_at = match self.notes.note(delivered) {
+            None => soon,
+            Some(delivered) => delivered.first().is_some_and(|count| *count > 0).then_some(self.starts_at),
+        };
+        let schedule_at = match self.notes.note(fired) {
+            None => soon,
+            Some(next) => next
+                .into_iter()
+                .flatten()
+                .next()
+                .map(|seconds| now + Duration::from_secs_f64(seconds.clamp(STARTS.as_secs_f64(), 86_400.0))),
+        };
+        [event_at, schedule_at].into_iter().flatten().min()
     }
 }
 

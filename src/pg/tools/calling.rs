@@ -184,6 +184,9 @@ fn call_function(
     if idempotency_key.is_some_and(|key| !(1..=200).contains(&key.chars().count())) {
         return Err(Error::bad_argument("idempotency_key has not between 1 and 200 characters").into());
     }
+    if idempotency_key.is_some_and(|key| key.starts_with("run:")) && !running::is_stepping() {
+        return Err(Error::bad_argument("an idempotency_key that begins with \"run:\" is a workflow's").into());
+    }
     let workspace = searching::workspace(workspace)?;
     let tool = registry::find(workspace, name)?;
     if let Some(key) = idempotency_key

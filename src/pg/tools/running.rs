@@ -15,11 +15,53 @@ use std::time::Duration;
 
 thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
+    static STATEMENT: Cell<bool> = const { Cell::new(false) };
+    /// A step of a workflow makes a call.
+    static STEPPING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Whether a tool is being run in this session.
 pub fn is_inside_tool() -> bool {
     DEPTH.get() > 0
+}
+
+/// Whether a statement runs that a user wrote: an API role cannot otherwise write SQL, and who could change its claims for
+/// a moment could be anybody.
+pub fn is_inside_statement() -> bool {
+    STATEMENT.get()
+}
+
+/// Whether a step of a workflow makes the call.
+pub fn is_stepping() -> bool {
+    STEPPING.get() && DEPTH.get() == 0
+}
+
+/// Makes a call as a step of a workflow.
+pub fn stepping<T>(work: impl FnOnce() -> T) -> T {
+    struct Leave;
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            STEPPING.set(false);
+        }
+    }
+    STEPPING.set(true);
+    let _leave = Leave;
+    work()
+}
+
+struct Step;
+
+impl Step {
+    fn enter() -> Step {
+        STATEMENT.set(true);
+        Step
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        STATEMENT.set(false);
+    }
 }
 
 struct Inside;
@@ -146,6 +188,8 @@ pub fn guarded<T>(time: Option<Duration>, work: impl FnOnce() -> Result<T>) -> s
         let before = Identity::now();
         let value = owner::as_caller_with(&path, || {
             let inside = Identity::now();
+            let _inside = Inside::enter();
+            let _step = Step::enter();
             let value = work()?;
             // What is still to be checked is checked as the caller, and while it can be taken back.
             Spi::connect_mut(|client| client.update("set constraints all immediate", None, &[]).map(drop))?;

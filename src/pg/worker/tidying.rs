@@ -1,5 +1,5 @@
-//! What the worker does beside its jobs, a little at a time: packs embeddings, deletes those of old models and calls that
-//! ended long ago, cleans up.
+//! What the worker does beside its jobs, a little at a time: packs embeddings, deletes those of old models, and calls and
+//! runs that ended long ago, cleans up.
 //! Each workspace's is a transaction of its own, so that trouble with one never keeps the others waiting.
 
 use super::Worker;
@@ -9,7 +9,7 @@ use crate::pg::transaction::transaction;
 use crate::pg::{packing, settings, spi};
 use std::time::{Duration, Instant};
 
-/// Calls of tools that one transaction deletes at most.
+/// Calls of tools, and runs, that one transaction deletes at most.
 const FORGOTTEN: i32 = 1000;
 
 /// Embeddings that one transaction deletes at most.
@@ -21,6 +21,8 @@ pub(super) enum Chore {
     Sweep(pgrx::Uuid, String),
     /// Records of calls of tools that ended long ago, of all workspaces.
     Forget,
+    /// The same of runs of workflows.
+    ForgetRuns,
 }
 
 impl Chore {
@@ -31,7 +33,7 @@ impl Chore {
         let packable = spi::change("select p.workspace_id, p.model from helper._packable() p", &[], read)?;
         let chores = packable.into_iter().map(|(workspace, model)| Chore::Pack(workspace, model));
         let old = spi::change(old, &[], read)?.into_iter().map(|(workspace, model)| Chore::Sweep(workspace, model));
-        Ok(std::iter::once(Chore::Forget).chain(chores).chain(old).collect())
+        Ok([Chore::Forget, Chore::ForgetRuns].into_iter().chain(chores).chain(old).collect())
     }
 
     /// Does a part of it; says whether there was any.
@@ -48,6 +50,13 @@ impl Chore {
             Chore::Forget => spi::change(
                 "select helper._clean_calls($1, $2)",
                 &[settings::CALL_RETENTION.get().into(), FORGOTTEN.into()],
+                |row| row.get::<i64>(1),
+            )?
+            .pop()
+            .unwrap_or(0),
+            Chore::ForgetRuns => spi::change(
+                "select helper._clean_runs($1, $2)",
+                &[settings::RUN_RETENTION.get().into(), FORGOTTEN.into()],
                 |row| row.get::<i64>(1),
             )?
             .pop()

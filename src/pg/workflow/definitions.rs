@@ -7,8 +7,8 @@ use crate::core::workflow::diagram;
 use crate::core::workflow::formats;
 use crate::core::workflow::machine;
 use crate::core::workflow::row::{Place, Row, StepStatus};
-use crate::pg::completing;
 use crate::pg::report::Reported;
+use crate::pg::{completing, owner, spi};
 use pgrx::prelude::*;
 use pgrx::{JsonB, Uuid};
 use serde_json::{Value, json};
@@ -19,8 +19,11 @@ use std::rc::Rc;
 /// Definitions that a session keeps; one that needs more begins anew.
 const MOST: usize = 256;
 
+/// By workflow and version.
+type Kept = HashMap<([u8; 16], i32), Rc<Definition>>;
+
 thread_local! {
-    static KEPT: RefCell<HashMap<([u8; 16], i32), Rc<Definition>>> = RefCell::default();
+    static KEPT: RefCell<Kept> = RefCell::default();
 }
 
 /// A version of a workflow, compiled.
@@ -61,6 +64,26 @@ fn read_workflow(definition: Option<JsonB>) -> Reported<JsonB> {
         completing::check(&schema.to_string(), "null")?;
     }
     Ok(JsonB(json!({ "definition": ours, "trigger": trigger, "uses_sql": uses_sql(&read) })))
+}
+
+/// `helper.create_workflow`. Not in SQL alone: a security definer function, an index or a policy of somebody else's that a
+/// statement runs into must not store what is done in the name of who runs it.
+#[pg_extern(sql = false, volatile, parallel_unsafe)]
+fn create_workflow(
+    name: Option<&str>,
+    definition: Option<JsonB>,
+    workspace: Option<Uuid>,
+    options: Option<JsonB>,
+) -> Reported<Uuid> {
+    owner::check_is_caller()?;
+    let created = owner::as_owner(|| {
+        spi::change(
+            "select helper._create_workflow($1, $2, $3, $4)",
+            &[name.into(), definition.into(), workspace.into(), options.into()],
+            |row| row.get::<Uuid>(1),
+        )
+    })?;
+    Ok(created.into_iter().next().ok_or_else(|| Error::bug("a workflow has no id"))?)
 }
 
 /// `helper.workflow_schema`.

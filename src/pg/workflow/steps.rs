@@ -8,20 +8,24 @@ use crate::core::workflow::definition::{Definition, StepKind};
 use crate::core::workflow::machine::{Event, Progress, Work};
 use crate::core::workflow::row::{Failure, Place, Row};
 use crate::core::workflow::{Span, Time};
-use crate::pg::tools::{Done, Fault, attempt, guarded};
+use crate::pg::tools::{Done, Fault, attempt, guarded, stepping};
 use crate::pg::{completing, identity, owner, spi};
 use pgrx::Uuid;
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::time::Duration;
 
 /// Milliseconds that a statement or a search may take whose step has no `timeout`.
 const TIME: Span = 30_000;
+/// A runner does one thing at a time: nobody's statement keeps it for longer, whatever the step's `timeout` says.
+const MOST_TIME: Span = 60_000;
 /// Times that a reply which does not fit its schema is sent back.
 const REPAIRS: u64 = 2;
+/// Rows that are fetched together.
+const FETCHED: i64 = 50;
 /// Bytes of what a statement returns, at most.
 const MOST_BYTES: usize = 1024 * 1024;
 /// Runs that lead to each other, at most.
@@ -73,7 +77,7 @@ impl<'a> Stepping<'a> {
 
     /// Begins an attempt, and ends it where it can be done at once.
     pub fn begin(&mut self, place: Place, attempt: u32, work: Work, time: Option<Span>) -> Result<Event> {
-        let time = Some(Duration::from_millis(time.unwrap_or(TIME).clamp(1, 3_600_000) as u64));
+        let time = Some(Duration::from_millis(time.unwrap_or(TIME).clamp(1, MOST_TIME) as u64));
         self.inputs.insert(place, input_of(&work).to_string());
         match work {
             Work::Sql { sql, parameters } => {
@@ -84,6 +88,7 @@ impl<'a> Stepping<'a> {
                 })
             }
             Work::Search { query, k, source_types, filter, method } => {
+                self.is_used = true;
                 let found = self.text(
                     time,
                     "select coalesce(pg_catalog.jsonb_agg(pg_catalog.to_jsonb(s)), '[]')::text \
@@ -201,11 +206,13 @@ impl<'a> Stepping<'a> {
         self.is_used = true;
         let item = place.item.map_or(-1, i64::from);
         let key = format!("run:{}:{}:{item}:{attempt}", self.stored.id, place.step);
-        let called = self.text(
-            time,
-            "select helper.call($1, $2::jsonb, $3, $4)::text",
-            &[tool.into(), arguments.to_string().into(), self.stored.workspace.into(), key.into()],
-        );
+        let called = stepping(|| {
+            self.text(
+                time,
+                "select helper.call($1, $2::jsonb, $3, $4)::text",
+                &[tool.into(), arguments.to_string().into(), self.stored.workspace.into(), key.into()],
+            )
+        });
         let call = match called {
             Ok(call) => call.and_then(|call| identity::uuid(&call)).ok_or_else(|| Error::bug("a call has no id"))?,
             Err(fault) => return Ok(failed(fault)),
@@ -508,68 +515,92 @@ fn statement(sql: &str, parameters: &Value, time: Option<Duration>) -> Tried<Val
     let parameters = parameters.to_string();
     guarded(time, || {
         let text = CString::new(sql).map_err(|_| Error::bad_argument("the statement holds a NUL"))?;
-        check_statement(&text)?;
-        rows_of(sql, &parameters)
+        let returns_rows = check_statement(&text)?;
+        rows_of(sql, &parameters, returns_rows)
     })
 }
 
-/// Refuses what is not one statement that reads or changes rows.
-fn check_statement(sql: &std::ffi::CStr) -> Result<()> {
+/// Refuses what is not one statement that reads or changes rows; says whether it returns some.
+fn check_statement(sql: &CStr) -> Result<bool> {
+    use pg_sys::NodeTag::{T_DeleteStmt, T_InsertStmt, T_MergeStmt, T_SelectStmt, T_UpdateStmt};
     // SAFETY: the parser's own list, in the memory of this call; `sql` outlives it.
-    let (count, kind) = unsafe {
+    let (count, kind, returns_rows) = unsafe {
         let statements = pg_sys::pg_parse_query(sql.as_ptr());
         if statements.is_null() || (*statements).length == 0 {
-            (0, pg_sys::NodeTag::T_Invalid)
+            (0, pg_sys::NodeTag::T_Invalid, false)
         } else {
             let raw: *mut pg_sys::RawStmt = (*(*statements).elements).ptr_value.cast();
-            ((*statements).length, (*(*raw).stmt).type_)
+            let statement = (*raw).stmt;
+            let returned = match (*statement).type_ {
+                T_InsertStmt => (*statement.cast::<pg_sys::InsertStmt>()).returningList,
+                T_UpdateStmt => (*statement.cast::<pg_sys::UpdateStmt>()).returningList,
+                T_DeleteStmt => (*statement.cast::<pg_sys::DeleteStmt>()).returningList,
+                _ => std::ptr::null_mut(),
+            };
+            ((*statements).length, (*statement).type_, (*statement).type_ == T_SelectStmt || !returned.is_null())
         }
     };
-    use pg_sys::NodeTag::{T_DeleteStmt, T_InsertStmt, T_MergeStmt, T_SelectStmt, T_UpdateStmt};
     if count != 1 || !matches!(kind, T_SelectStmt | T_InsertStmt | T_UpdateStmt | T_DeleteStmt | T_MergeStmt) {
         return Err(Error::bad_argument("a step's sql is not one select, insert, update, delete or merge"));
     }
-    Ok(())
+    Ok(returns_rows)
 }
 
-fn rows_of(sql: &str, parameters: &str) -> Result<Value> {
+/// Runs a statement and returns its rows, a few at a time, so that no more of them than may be returned are in memory.
+fn rows_of(sql: &str, parameters: &str, returns_rows: bool) -> Result<Value> {
     let parameters = jsonb(parameters)?;
     Spi::connect_mut(|client| {
         let plan = client.prepare_mut(sql, &[PgBuiltInOids::JSONBOID.oid()])?;
-        let table = client.update(&plan, Some(10_001), &[parameters])?;
-        let mut rows = Vec::new();
-        let mut bytes = 0;
-        let count = table.len();
-        // SAFETY: the rows that SPI fetched last; each is copied into a datum of its own.
-        let texts = unsafe { json_rows() };
-        for text in texts {
-            bytes += text.len();
-            if bytes > MOST_BYTES || rows.len() >= 10_000 {
-                return Err(Error::new(crate::core::error::Kind::OverLimit, "the statement returns too much")
-                    .detail(format!("At most 10000 rows and {MOST_BYTES} bytes are allowed."))
-                    .hint("Select fewer rows or columns."));
-            }
-            rows.push(serde_json::from_str(&text).map_err(|_| Error::bug("a row is not JSON"))?);
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        if !returns_rows {
+            client.update(&plan, None, &[parameters]).map(drop)?;
+            // SAFETY: how many rows the statement before changed.
+            let count = unsafe { pg_sys::SPI_processed };
+            return Ok(json!({ "rows": [], "count": count }));
         }
-        Ok(json!({ "rows": Value::Array(rows), "count": count }))
+        let mut cursor = client.try_open_cursor_mut(&plan, &[parameters])?;
+        loop {
+            let fetched = cursor.fetch(FETCHED)?.len();
+            // SAFETY: the rows that SPI fetched last.
+            for text in unsafe { json_rows() } {
+                bytes += text.len();
+                if bytes > MOST_BYTES {
+                    return Err(Error::new(crate::core::error::Kind::OverLimit, "the statement returns too much")
+                        .detail(format!("At most {MOST_BYTES} bytes are allowed."))
+                        .hint("Select fewer rows or columns."));
+                }
+                rows.push(serde_json::from_str::<Value>(&text).map_err(|_| Error::bug("a row is not JSON"))?);
+            }
+            if fetched < FETCHED as usize {
+                break;
+            }
+        }
+        let count = rows.len();
+        Ok(json!({ "rows": rows, "count": count }))
     })
 }
 
-/// The rows that SPI fetched last, each as a JSON object.
+/// The rows that SPI fetched last, each as a JSON object; no more of them than are too many.
 ///
 /// # Safety
-/// Inside a connection of SPI, right after a statement.
+/// Inside a connection of SPI, right after a fetch.
 unsafe fn json_rows() -> Vec<String> {
     // SAFETY: the table has as many rows as SPI says; the record's shape is blessed so that row_to_json finds it.
     unsafe {
         let Some(table) = pg_sys::SPI_tuptable.as_ref() else { return Vec::new() };
         pg_sys::BlessTupleDesc(table.tupdesc);
-        (0..pg_sys::SPI_processed as usize)
-            .filter_map(|at| {
-                let record = pg_sys::heap_copy_tuple_as_datum(*table.vals.add(at), table.tupdesc);
-                pgrx::direct_function_call::<String>(pg_sys::row_to_json, &[Some(record)])
-            })
-            .collect()
+        let (mut texts, mut bytes) = (Vec::new(), 0);
+        for at in 0..pg_sys::SPI_processed as usize {
+            let record = pg_sys::heap_copy_tuple_as_datum(*table.vals.add(at), table.tupdesc);
+            if let Some(text) = pgrx::direct_function_call::<String>(pg_sys::row_to_json, &[Some(record)]) {
+                bytes += text.len();
+                texts.push(text);
+            }
+            if bytes > MOST_BYTES {
+                break;
+            }
+        }
+        texts
     }
 }
 

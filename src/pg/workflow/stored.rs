@@ -56,6 +56,8 @@ pub struct Stored {
     priority: i32,
     settings: Value,
     started_at: Option<Time>,
+    /// When it was taken from the queue.
+    taken_at: Time,
     has_key: bool,
     steps: Vec<(String, i32, Row)>,
 }
@@ -97,7 +99,7 @@ fn claim_one(workspace: Uuid, row: Uuid) -> Result<Vec<Due>> {
     let sql = format!(
         "select {DUE} from helper.workflow_queue c \
          join helper.workflow_runs r on r.workspace_id = c.workspace_id and r.id = c.run_id \
-         where c.workspace_id = $1 and c.id = $2 for update skip locked"
+         where c.workspace_id = $1 and c.id = $2 for no key update skip locked"
     );
     spi::change(&sql, &[workspace.into(), row.into()], due)
 }
@@ -187,8 +189,8 @@ pub fn wanted(wanted: &mut Wanted) -> Result<Option<(Uuid, Vec<Due>)>> {
 pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
     let ids: Vec<Uuid> = rows.iter().map(|row| row.run).collect();
     let mut runs = spi::change(
-        "select r.workspace_id, r.id, r.workflow_id, w.name, r.version, v.definition::text, w.principal_role::text, \
-           w.principal_claims::text, r.status, r.input::text, r.trigger::text, r.depth, r.priority, w.settings::text, \
+        "select r.workspace_id, r.id, r.workflow_id, w.name, r.version, v.definition::text, v.principal_role::text, \
+           v.principal_claims::text, r.status, r.input::text, r.trigger::text, r.depth, r.priority, w.settings::text, \
            (extract(epoch from r.deadline) * 1000)::bigint, (extract(epoch from r.paused_at) * 1000)::bigint, \
            (extract(epoch from r.started_at) * 1000)::bigint, r.key is not null, r.output::text, r.error::text \
          from unnest($2) with ordinality c (id, n) \
@@ -226,6 +228,7 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
                 priority: row.get(13)?,
                 settings: parsed(row.opt(14)?)?.unwrap_or_default(),
                 started_at: row.opt(17)?,
+                taken_at: now(),
                 has_key: row.get(18)?,
                 steps: Vec::new(),
             })
@@ -312,7 +315,7 @@ impl Stored {
         Given {
             input: self.input.clone(),
             trigger: self.trigger.clone(),
-            run: json!({ "id": self.id.to_string(), "workflow": self.name, "started_at": self.started_at.unwrap_or_else(now) }),
+            run: json!({ "id": self.id.to_string(), "workflow": self.name, "started_at": self.started_at.unwrap_or(self.taken_at) }),
             vars: self.settings.clone(),
         }
     }
@@ -415,7 +418,7 @@ impl Changes {
         self.errors.push(run.error.as_ref().and_then(|error| serde_json::to_string(error).ok()));
         self.deadlines.push(run.deadline);
         self.pauses.push(run.paused_at);
-        self.starts.push(stored.started_at.or(Some(now())));
+        self.starts.push(stored.started_at.or(Some(stored.taken_at)));
         self.ends.push(run.status.is_end().then(now));
     }
 
@@ -426,7 +429,7 @@ impl Changes {
         self.wake_times.push(at);
     }
 
-    /// Has a run that may not begin looked at later.
+    /// Has a run that does not go on now looked at later.
     pub fn put_off(&mut self, stored: &Stored, at: Option<Time>) -> Result<()> {
         self.wake(stored, at);
         Ok(())
@@ -482,7 +485,8 @@ impl Changes {
             )?;
             spi::run(
                 "select pg_catalog.pg_notify('helper_runs', c.id::text || ' ' || c.status) \
-                 from unnest($1::uuid[], $2::text[]) c (id, status)",
+                 from unnest($1::uuid[], $2::text[]) c (id, status) \
+                 where (select pg_catalog.pg_notification_queue_usage() < 0.5)",
                 &[self.runs.into(), self.states.into()],
             )?;
         }

@@ -1,0 +1,448 @@
+//! Workflows: what a run does, as whom, once, and how it goes on when something waits, fails or ends in between.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod cluster;
+mod place;
+mod provider;
+
+use cluster::{Cluster, Session, signal, until};
+use place::{ANN, BEA, Place};
+use provider::Answer;
+use serde_json::{Value, json};
+
+const CARL: &str = "00000000-0000-4000-8000-00000000000c";
+
+/// A ledger that people of a workspace write, and tools over it.
+const TABLES: &str = "
+create table public.ledger (
+  workspace_id uuid not null default helper.current_workspace(),
+  run text, what text not null, who uuid not null default helper.current_user_id(), at timestamptz not null default clock_timestamp());
+alter table public.ledger enable row level security;
+create policy ledger_select on public.ledger for select using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
+create policy ledger_insert on public.ledger for insert with check (workspace_id = any ((select helper.my_workspaces('member'))::uuid[]));
+grant select, insert on public.ledger to authenticated;
+create sequence public.tries;
+grant usage on public.tries to authenticated;
+create function public.write_line(what text, workspace uuid) returns text language sql
+  as 'insert into public.ledger (workspace_id, what) values (workspace, what) returning what';
+create function public.third_time(workspace uuid) returns bigint language plpgsql as $$
+declare v_try bigint := nextval('public.tries');
+begin
+  if v_try % 3 <> 0 then
+    raise exception using errcode = 'APP01', message = 'not yet';
+  end if;
+  return v_try;
+end $$;
+select helper.register_function('write_line', 'write_line', 'Writes', '{\"requires_confirmation\": false}');
+select helper.register_function('ask_line', 'write_line', 'Writes');
+select helper.register_function('third_time', 'third_time', 'Works each third time', '{\"requires_confirmation\": false}');
+";
+
+async fn create(session: &Session, name: &str, definition: Value) {
+    session.one::<String>("select helper.create_workflow($1, $2)::text", &[&name, &definition]).await;
+}
+
+async fn run(session: &Session, name: &str, input: Value) -> String {
+    session.one("select helper.run_workflow($1, $2)::text", &[&name, &input]).await
+}
+
+async fn status(session: &Session, run: &str) -> Value {
+    session.one("select helper.run_status($1::text::uuid)", &[&run]).await
+}
+
+/// A run in one of some states.
+async fn reached(session: &Session, run: &str, states: &[&str]) -> Value {
+    until(&format!("a run to be {states:?}"), async || {
+        let told = status(session, run).await;
+        states.contains(&told["status"].as_str().unwrap()).then_some(told)
+    })
+    .await
+}
+
+async fn ended(session: &Session, run: &str) -> Value {
+    reached(session, run, &["succeeded", "failed", "cancelled", "timed_out"]).await
+}
+
+fn step<'a>(told: &'a Value, name: &str) -> &'a Value {
+    told["steps"].as_array().unwrap().iter().find(|step| step["step"] == name && step["item"].is_null()).unwrap()
+}
+
+async fn lines(admin: &Session, what: &str) -> i64 {
+    admin.one("select count(*) from public.ledger where what = $1", &[&what]).await
+}
+
+async fn waiting_call(session: &Session) -> String {
+    until("a call to await its approval", async || {
+        let sql = "select id::text from helper.function_calls where status = 'awaiting_confirmation' order by id desc limit 1";
+        session.query_opt(sql, &[]).await.unwrap().map(|row| row.get(0))
+    })
+    .await
+}
+
+struct Shop {
+    cluster: Cluster,
+    admin: Session,
+    ann: Session,
+    workspace: String,
+}
+
+async fn shop() -> Shop {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin().await;
+    admin.run(TABLES).await;
+    let ann = cluster.user(ANN).await;
+    let workspace: String = ann.one("select helper.create_workspace('Ann')::text", &[]).await;
+    ann.run(&format!("select helper.add_member('{workspace}', '{BEA}', 'member')")).await;
+    ann.run(&format!("select helper.add_member('{workspace}', '{CARL}', 'viewer')")).await;
+    Shop { cluster, admin, ann, workspace }
+}
+
+fn insert(name: &str, what: &str) -> Value {
+    json!({ "name": name, "type": "sql", "sql": "insert into public.ledger (workspace_id, run, what) select (w).id, $1 ->> 'run', $1 ->> 'what' from helper.workspaces w limit 1 returning what",
+        "parameters": { "run": "{{ run.id }}", "what": what } })
+}
+
+#[tokio::test]
+async fn steps_branch_map_wait_and_end_with_their_output() {
+    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    let definition = json!({
+        "input": { "type": "object", "required": ["amount"], "properties": { "amount": { "type": "number" }, "list": { "type": "array" } } },
+        "steps": [
+            insert("first", "first"),
+            { "name": "tool", "type": "tool", "tool": "write_line", "arguments": { "what": "tool {{ steps.first.output.rows[0].what }}" } },
+            { "name": "large", "type": "condition", "if": "@.input.amount > 100", "then": "big", "else": "small" },
+            insert("big", "big"),
+            insert("small", "small"),
+            { "name": "each", "type": "map", "needs": ["big", "small"], "over": "{{ input.list }}", "as": "one", "concurrency": 2,
+              "step": { "type": "tool", "tool": "write_line", "arguments": { "what": "item {{ one }}" } } },
+            { "name": "pause", "type": "wait", "for": "50 ms" },
+            { "name": "last", "type": "sql", "sql": "select count(*) as n from public.ledger", "parameters": {} }
+        ],
+        "output": { "lines": "{{ steps.last.output.rows[0].n }}", "items": "{{ steps.each.output }}" }
+    });
+    create(&ann, "orders", definition).await;
+    let id = run(&ann, "orders", json!({ "amount": 200, "list": ["a", "b", "c"] })).await;
+    let told = ended(&ann, &id).await;
+    assert_eq!(told["status"], "succeeded", "{told:#}");
+    assert_eq!(told["output"], json!({ "lines": 6, "items": ["item a", "item b", "item c"] }), "{told:#}");
+    assert_eq!(step(&told, "small")["status"], "skipped");
+    assert_eq!(lines(&admin, "tool first").await, 1);
+    let error = ann.error("select helper.run_workflow('orders', '{\"amount\": \"much\"}')").await;
+    assert_eq!((error.code().code(), error.message()), ("22023", "input does not fit the workflow's schema"));
+    let error = ann.error("select helper.create_workflow('bad', '{\"steps\": [{\"name\": \"a\", \"type\": \"sql\", \"sql\": \"select 1\", \"needs\": [\"x\"]}]}')").await;
+    assert_eq!(error.code().code(), "22023");
+    assert!(error.message().contains("steps[0]"), "{error:?}");
+    let text: String = ann.one("select helper.run_mermaid($1::text::uuid)", &[&id]).await;
+    assert!(text.starts_with("flowchart TD") && text.contains("class s0 succeeded"), "{text}");
+}
+
+#[tokio::test]
+async fn an_idempotency_key_is_one_run_and_a_version_is_kept() {
+    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    create(&ann, "once", json!({ "steps": [insert("write", "one")] })).await;
+    let sql = "select helper.run_workflow('once', '{}', 'key 1')::text";
+    let first: String = ann.one(sql, &[]).await;
+    let again: String = ann.one(sql, &[]).await;
+    assert_eq!(first, again);
+    assert_eq!(ended(&ann, &first).await["version"], 1);
+    create(&ann, "once", json!({ "steps": [insert("write", "two")] })).await;
+    let second = run(&ann, "once", json!({})).await;
+    assert_eq!(ended(&ann, &second).await["version"], 2);
+    assert_eq!((lines(&admin, "one").await, lines(&admin, "two").await), (1, 1));
+    let changed = ann.error("update helper.workflow_versions set definition = '{}'").await;
+    assert_eq!(changed.code().code(), "42501");
+}
+
+#[tokio::test]
+async fn failures_are_retried_handled_retried_by_hand_and_replayed() {
+    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    let retried = json!({ "name": "try", "type": "tool", "tool": "third_time", "arguments": {}, "retry": { "attempts": 3, "delay": "10 ms" } });
+    create(&ann, "patient", json!({ "steps": [retried] })).await;
+    let told = ended(&ann, &run(&ann, "patient", json!({})).await).await;
+    assert_eq!((&told["status"], &step(&told, "try")["attempt"]), (&json!("succeeded"), &json!(3)), "{told:#}");
+
+    let broken = json!({ "name": "break", "type": "sql", "sql": "select 1 / ($1 ->> 'by')::integer as n", "parameters": { "by": "{{ vars.by }}" } });
+    let definition = json!({ "steps": [insert("before", "before"), broken, insert("after", "after")] });
+    ann.one::<String>(
+        "select helper.create_workflow('fragile', $1, options => '{\"settings\": {\"by\": 0}}')::text",
+        &[&definition],
+    )
+    .await;
+    let id = run(&ann, "fragile", json!({})).await;
+    let told = ended(&ann, &id).await;
+    assert_eq!(
+        (&told["status"], &told["error"]["sqlstate"], &told["error"]["step"]),
+        (&json!("failed"), &json!("22012"), &json!("break")),
+        "{told:#}"
+    );
+    assert_eq!(step(&told, "after")["status"], "cancelled");
+    let failures: i64 = ann.one("select count(*) from helper.workflow_failures where step = 'break'", &[]).await;
+    assert_eq!(failures, 1);
+    // The cause is mended, and the step is tried again where it stopped: what was done before is not done again.
+    admin.run("update helper.workflows set settings = '{\"by\": 1}' where name = 'fragile'").await;
+    ann.run(&format!("select helper.retry_step('{id}', 'break')")).await;
+    let told = reached(&ann, &id, &["succeeded"]).await;
+    assert_eq!(step(&told, "break")["attempt"], 2);
+    assert_eq!((lines(&admin, "before").await, lines(&admin, "after").await), (1, 1));
+    let replayed: String = ann.one("select helper.replay_run($1::text::uuid, 'after')::text", &[&id]).await;
+    assert_eq!(ended(&ann, &replayed).await["status"], "succeeded");
+    assert_eq!((lines(&admin, "before").await, lines(&admin, "after").await), (1, 2));
+
+    let handled = json!({ "steps": [
+        { "name": "break", "type": "sql", "sql": "select 1/0", "on_error": { "goto": "mend" } },
+        insert("mend", "mended"),
+        { "name": "skip", "type": "sql", "sql": "select 1/0", "needs": [], "on_error": "skip" } ] });
+    create(&ann, "handled", handled).await;
+    let told = ended(&ann, &run(&ann, "handled", json!({})).await).await;
+    assert_eq!(told["status"], "succeeded", "{told:#}");
+    assert_eq!(lines(&admin, "mended").await, 1);
+}
+
+#[tokio::test]
+async fn a_run_acts_as_its_owner_and_stops_when_the_owner_may_not() {
+    let Shop { cluster, admin, ann, workspace } = shop().await;
+    create(&ann, "mine", json!({ "steps": [insert("write", "{{ input.what }}")] })).await;
+    let bea = cluster.user(BEA).await;
+    let id = run(&bea, "mine", json!({ "what": "by bea'); drop table public.ledger; --" })).await;
+    assert_eq!(ended(&bea, &id).await["status"], "succeeded");
+    let who: String = admin.one("select who::text from public.ledger", &[]).await;
+    assert_eq!(who, ANN);
+    for (sub, sqlstate) in [(CARL, "42501"), ("00000000-0000-4000-8000-00000000000d", "42704")] {
+        let other = cluster.user(sub).await;
+        let error = other.error(&format!("select helper.run_workflow('mine', workspace => '{workspace}')")).await;
+        assert_eq!(error.code().code(), sqlstate, "{error:?}");
+    }
+    let error = bea.error("select helper.create_workflow('hers', '{\"steps\": [{\"name\": \"a\", \"type\": \"sql\", \"sql\": \"select 1\"}]}')").await;
+    assert_eq!(error.code().code(), "42501");
+    // A viewer sees that it ran, and not with what.
+    let carl = cluster.user(CARL).await;
+    let told = status(&carl, &id).await;
+    assert_eq!((&told["status"], &told["input"], &told["output"]), (&json!("succeeded"), &Value::Null, &Value::Null));
+    assert_eq!(carl.one::<i64>("select count(*) from helper.workflow_runs", &[]).await, 0);
+    assert_eq!(carl.one::<i64>("select count(*) from helper.workflow_activity", &[]).await, 1);
+    // The owner is demoted: nothing more is done in her name.
+    ann.run(&format!("select helper.add_member('{workspace}', '00000000-0000-4000-8000-00000000000e', 'owner')")).await;
+    admin.run(&format!("update helper.workspace_members set role = 'member' where workspace_id = '{workspace}' and user_id = '{ANN}'")).await;
+    let id = run(&bea, "mine", json!({ "what": "too late" })).await;
+    let told = reached(&bea, &id, &["paused"]).await;
+    assert_eq!(told["error"]["sqlstate"], "42501", "{told:#}");
+    assert_eq!(lines(&admin, "too late").await, 0);
+    let error = bea.error("select helper.run_workflow('mine')").await;
+    assert_eq!((error.code().code(), error.message()), ("55000", "workflow \"mine\" is paused"));
+}
+
+#[tokio::test]
+async fn what_a_step_changes_of_who_asks_is_taken_back() {
+    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    for (name, sql) in [
+        (
+            "claims",
+            format!(
+                "select set_config('request.jwt.claims', '{{\"sub\": \"{BEA}\", \"role\": \"authenticated\"}}', true)"
+            ),
+        ),
+        ("workspace", "select set_config('helper_ai.workspace', gen_random_uuid()::text, false)".into()),
+        ("role", "select set_config('role', 'postgres', true)".into()),
+        ("depth", "select set_config('helper_ai.workflow_depth', '0', false)".into()),
+    ] {
+        create(
+            &ann,
+            name,
+            json!({ "steps": [{ "name": "change", "type": "sql", "sql": sql }, insert("after", "never")] }),
+        )
+        .await;
+        let told = ended(&ann, &run(&ann, name, json!({})).await).await;
+        assert_eq!(told["status"], "failed", "{name}: {told:#}");
+    }
+    assert_eq!(lines(&admin, "never").await, 0);
+    for (name, sql) in [
+        ("two", "select 1; select 2"),
+        ("role_2", "set role postgres"),
+        ("commit", "commit"),
+        ("do", "do $$ begin end $$"),
+    ] {
+        create(&ann, name, json!({ "steps": [{ "name": "run", "type": "sql", "sql": sql }] })).await;
+        let told = ended(&ann, &run(&ann, name, json!({})).await).await;
+        assert_eq!(
+            (&told["status"], &told["error"]["sqlstate"]),
+            (&json!("failed"), &json!("22023")),
+            "{name}: {told:#}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn approvals_are_decided_by_who_may_and_the_run_goes_on() {
+    let Shop { cluster, admin, ann, .. } = shop().await;
+    let approval = json!({ "name": "approve", "type": "approval", "title": "Send {{ input.what }}?", "approver_role": "owner", "self_approval": true });
+    create(&ann, "careful", json!({ "steps": [approval, insert("write", "{{ input.what }}")] })).await;
+    let bea = cluster.user(BEA).await;
+    let first = run(&bea, "careful", json!({ "what": "letters" })).await;
+    reached(&bea, &first, &["waiting"]).await;
+    let call = waiting_call(&ann).await;
+    // Not who only started it.
+    let error = bea.error(&format!("select helper.confirm('{call}')")).await;
+    assert_eq!(error.code().code(), "42704");
+    assert_eq!(lines(&admin, "letters").await, 0);
+    ann.run(&format!("select helper.confirm('{call}')")).await;
+    assert_eq!(ended(&bea, &first).await["status"], "succeeded");
+    assert_eq!(lines(&admin, "letters").await, 1);
+    let second = run(&bea, "careful", json!({ "what": "parcels" })).await;
+    reached(&bea, &second, &["waiting"]).await;
+    ann.run(&format!("select helper.reject('{}', 'Too dear')", waiting_call(&ann).await)).await;
+    let told = ended(&bea, &second).await;
+    assert_eq!((&told["status"], &told["error"]["detail"]), (&json!("failed"), &json!("Too dear")), "{told:#}");
+    assert_eq!(lines(&admin, "parcels").await, 0);
+    // A tool that needs a confirmation waits for it too.
+    create(&ann, "tool", json!({ "steps": [{ "name": "ask", "type": "tool", "tool": "ask_line", "arguments": { "what": "confirmed" } }] })).await;
+    let third = run(&bea, "tool", json!({})).await;
+    reached(&bea, &third, &["waiting"]).await;
+    ann.run(&format!("select helper.confirm('{}')", waiting_call(&ann).await)).await;
+    assert_eq!(ended(&bea, &third).await["status"], "succeeded");
+    assert_eq!(lines(&admin, "confirmed").await, 1);
+    // One that lapses fails, or does what `on_lapse` says.
+    let lapses = json!({ "name": "approve", "type": "approval", "title": "Now?", "lapse": "100 ms", "on_lapse": { "goto": "late" } });
+    create(&ann, "lapse", json!({ "steps": [lapses, insert("late", "late")] })).await;
+    let fourth = run(&bea, "lapse", json!({})).await;
+    assert_eq!(ended(&bea, &fourth).await["status"], "succeeded");
+    assert_eq!(lines(&admin, "late").await, 1);
+}
+
+#[tokio::test]
+async fn runs_wait_for_events_and_for_other_runs_and_are_cancelled_with_them() {
+    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    create(
+        &ann,
+        "child",
+        json!({ "steps": [
+        { "name": "paid", "type": "wait", "event": "order_paid", "match": { "order": "{{ input.order }}" } },
+        insert("write", "paid {{ steps.paid.output.by }}") ], "output": { "by": "{{ steps.paid.output.by }}" } }),
+    )
+    .await;
+    create(
+        &ann,
+        "parent",
+        json!({ "steps": [
+        { "name": "sub", "type": "workflow", "workflow": "child", "input": { "order": "{{ input.order }}" } },
+        insert("done", "parent {{ steps.sub.output.by }}") ] }),
+    )
+    .await;
+    let one = run(&ann, "parent", json!({ "order": 7 })).await;
+    let two = run(&ann, "parent", json!({ "order": 8 })).await;
+    until("both to wait", async || {
+        let count: i64 = ann.one("select count(*) from helper.workflow_waiting where waits_for = 'event'", &[]).await;
+        (count == 2).then_some(())
+    })
+    .await;
+    ann.run("select helper.emit_event('order_paid', '{\"order\": 7, \"by\": \"card\"}')").await;
+    assert_eq!(ended(&ann, &one).await["status"], "succeeded");
+    assert_eq!((lines(&admin, "paid card").await, lines(&admin, "parent card").await), (1, 1));
+    assert!(ann.one::<bool>("select helper.cancel_run($1::text::uuid)", &[&two]).await);
+    assert_eq!(ended(&ann, &two).await["status"], "cancelled");
+    until("the other's child to be cancelled", async || {
+        let left: i64 = ann.one("select count(*) from helper.workflow_activity where finished_at is null", &[]).await;
+        (left == 0).then_some(())
+    })
+    .await;
+    assert_eq!(admin.one::<i64>("select count(*) from helper.workflow_waits", &[]).await, 0);
+}
+
+#[tokio::test]
+async fn a_paused_run_begins_nothing_until_it_is_resumed() {
+    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    create(
+        &ann,
+        "slow",
+        json!({ "steps": [{ "name": "wait", "type": "wait", "for": "300 ms" }, insert("write", "resumed")] }),
+    )
+    .await;
+    let id = run(&ann, "slow", json!({})).await;
+    reached(&ann, &id, &["waiting"]).await;
+    ann.run(&format!("select helper.pause_run('{id}')")).await;
+    reached(&ann, &id, &["paused"]).await;
+    ann.run("select pg_sleep(0.4)").await;
+    assert_eq!((status(&ann, &id).await["status"].clone(), lines(&admin, "resumed").await), (json!("paused"), 0));
+    ann.run(&format!("select helper.resume_run('{id}')")).await;
+    assert_eq!(ended(&ann, &id).await["status"], "succeeded");
+    assert_eq!(lines(&admin, "resumed").await, 1);
+}
+
+#[tokio::test]
+async fn at_most_so_many_runs_of_a_key_go_on_at_once() {
+    let Shop { cluster: _cluster, ann, .. } = shop().await;
+    let definition = json!({
+        "concurrency": { "limit": 1, "key": "{{ input.customer }}" },
+        "steps": [{ "name": "wait", "type": "wait", "for": "150 ms" }]
+    });
+    create(&ann, "single", definition).await;
+    let sql = "select helper.run_workflow('single', jsonb_build_object('customer', n % 2))::text from generate_series(1, 8) n";
+    let ids: Vec<String> = ann.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    for id in &ids {
+        assert_eq!(ended(&ann, id).await["status"], "succeeded");
+    }
+    let together: i64 = ann
+        .one(
+            "select count(*) from helper.workflow_runs a join helper.workflow_runs b \
+               on a.id < b.id and a.input = b.input and a.started_at < b.finished_at and b.started_at < a.finished_at",
+            &[],
+        )
+        .await;
+    assert_eq!(together, 0);
+}
+
+#[tokio::test]
+async fn models_are_asked_by_the_worker_and_json_is_checked() {
+    let place = Place::new().await;
+    let ann = &place.ann;
+    place.server.next(Answer::say("Thirty days."));
+    place.server.next(Answer::say("{\"score\": \"high\"}"));
+    place.server.next(Answer::say("{\"score\": 7}"));
+    create(
+        ann,
+        "models",
+        json!({ "steps": [
+        { "name": "ask", "type": "ask", "question": "How long do refunds take?" },
+        { "name": "rate", "type": "complete_json", "prompt": "Rate: {{ steps.ask.output.answer }}",
+          "schema": { "type": "object", "required": ["score"], "properties": { "score": { "type": "number" } } } }
+    ], "output": { "score": "{{ steps.rate.output.score }}", "answer": "{{ steps.ask.output.answer }}" } }),
+    )
+    .await;
+    let id = run(ann, "models", json!({})).await;
+    let told = ended(ann, &id).await;
+    assert_eq!(told["status"], "succeeded", "{told:#}");
+    assert_eq!(told["output"], json!({ "score": 7, "answer": "Thirty days." }), "{told:#}");
+    let records = place.records(3).await;
+    assert!(records.iter().all(|record| record["user_id"] == ANN), "{records:#?}");
+    place.server.next(Answer::status(400, "{\"error\": {\"message\": \"no\"}}"));
+    create(ann, "refused", json!({ "steps": [{ "name": "say", "type": "complete", "prompt": "Say something." }] }))
+        .await;
+    let told = ended(ann, &run(ann, "refused", json!({})).await).await;
+    assert_eq!((&told["status"], &told["error"]["sqlstate"]), (&json!("failed"), &json!("38000")), "{told:#}");
+}
+
+#[tokio::test]
+async fn a_runner_that_is_killed_in_a_step_has_done_all_of_it_or_nothing() {
+    let Shop { cluster, admin, ann, .. } = shop().await;
+    let nap = json!({ "name": "nap", "type": "sql", "timeout": "1 min",
+        "sql": "insert into public.ledger (workspace_id, what) select w.id, 'nap' from helper.workspaces w, pg_sleep(1) limit 1" });
+    create(&ann, "sleepy", json!({ "steps": [insert("before", "before"), nap, insert("after", "after")] })).await;
+    let id = run(&ann, "sleepy", json!({})).await;
+    let sleeping =
+        "select pid from pg_stat_activity where backend_type = 'helper_ai runner' and wait_event = 'PgSleep'";
+    let pid: i32 =
+        until("a runner to sleep", async || admin.query_opt(sleeping, &[]).await.unwrap().map(|row| row.get(0))).await;
+    signal(pid, "KILL");
+    let told = until("the run to end on the server that is back", async || {
+        let session = cluster.try_connect("postgres", "postgres").await.ok()?;
+        let sql = "select status from helper.workflow_runs where finished_at is not null and id = $1::text::uuid";
+        let row = session.query_opt(sql, &[&id]).await.ok()??;
+        Some(row.get::<_, String>(0))
+    })
+    .await;
+    assert_eq!(told, "succeeded");
+    let admin = cluster.admin().await;
+    for what in ["before", "nap", "after"] {
+        assert_eq!(lines(&admin, what).await, 1, "{what}");
+    }
+}
