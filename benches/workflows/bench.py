@@ -13,12 +13,12 @@ import psycopg
 from peers import Graphile, Pgmq
 from session import URL, admin, figure, median, note, quantile, user, workspace
 
-ROUNDS = 3
 BATCH = 1000
 FIVE = [f"step{n}" for n in range(1, 6)]
 
 options = argparse.ArgumentParser(description=__doc__)
 options.add_argument("--runs", type=int, default=20_000)
+options.add_argument("--rounds", type=int, default=3)
 options.add_argument("--minutes", type=float, default=0.5)
 options.add_argument("--only", nargs="*", default=["batched", "idle", "waiting", "cost", "snapshot"])
 options = options.parse_args()
@@ -173,7 +173,7 @@ def batched(root, ours: Ours, graphile: Graphile, pgmq: Pgmq) -> None:
 
     ours.both(2 * BATCH)
     rows = {name: [] for name in ("ours", "graphile", "pgmq")}
-    for _ in range(ROUNDS):
+    for _ in range(options.rounds):
         rows["ours"].append(ours.both(count))
         rows["graphile"].append(jobs())
         rows["pgmq"].append(messages())
@@ -204,7 +204,7 @@ def waiting(root, ours: Ours) -> None:
     for size in sizes:
         ours.waiting(size)
         claims.append(median(claim(root, ours) for _ in range(20)))
-        rates.append(median(ours.both(2 * BATCH)[1] for _ in range(ROUNDS)))
+        rates.append(median(ours.both(2 * BATCH)[1] for _ in range(options.rounds)))
         dispatches.append(median(ours.dispatch(50)))
     for at, size in enumerate(sizes[1:], 1):
         beside = f"{sizes[0]} wait"
@@ -233,7 +233,7 @@ def cost(root, ours: Ours) -> None:
     """What runs of five steps take and leave behind."""
     tables = ("workflow_runs", "workflow_steps", "workflow_queue")
     count = options.runs // 4
-    rates = [ours.both(count, "five")[1] * 5 for _ in range(ROUNDS)]
+    rates = [ours.both(count, "five")[1] * 5 for _ in range(options.rounds)]
     figure("steps in a second, of runs of five", median(rates), "steps/s")
     settings(root, autovacuum="off", autovacuum_naptime="1s")
     root.execute(f"vacuum analyze {', '.join('helper.' + table for table in tables)}")
