@@ -869,6 +869,8 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   v_count bigint;
 begin
+  -- One that was put off just when the run that it waited for ended was woken by nobody.
+  update helper.workflow_queue q set run_at = clock_timestamp() where q.run_at = 'infinity';
   delete from helper.workflow_runs r
   where (r.workspace_id, r.id) in (
     select f.workspace_id, f.id

@@ -253,9 +253,31 @@ async fn what_a_step_changes_of_who_asks_is_taken_back() {
         )
         .await;
         let told = ended(&ann, &run(&ann, name, json!({})).await).await;
-        assert_eq!(told["status"], "failed", "{name}: {told:#}");
+        assert_eq!(
+            (&told["status"], &told["error"]["sqlstate"]),
+            (&json!("failed"), &json!("42501")),
+            "{name}: {told:#}"
+        );
     }
     assert_eq!(lines(&admin, "never").await, 0);
+    // Nor for a moment: who reads as somebody else in the middle of a statement has read.
+    let loot = format!(
+        "select case when query_to_xml('select set_config(''request.jwt.claims'', ''{{\"sub\": \"{BEA}\"}}'', true)', true, true, '') is not null \
+         then (select jsonb_agg(w.name) from helper.workspaces w) end as loot, \
+         set_config('request.jwt.claims', o.c, true) from (select current_setting('request.jwt.claims') as c offset 0) o"
+    );
+    create(&ann, "loot", json!({ "steps": [{ "name": "steal", "type": "sql", "sql": loot }] })).await;
+    let told = ended(&ann, &run(&ann, "loot", json!({})).await).await;
+    assert_eq!(told["error"]["sqlstate"], "42501", "{told:#}");
+    // A step's keys are nobody else's.
+    let error = ann.error("select helper.call('list_reminders', '{}', idempotency_key => 'run:x')").await;
+    assert_eq!(error.code().code(), "22023");
+    // What somebody else's function does in an administrator's session is not done in the administrator's name.
+    admin.run("create role mallory; grant usage on schema helper to mallory; grant execute on all functions in schema helper to mallory").await;
+    admin.run("create schema m authorization mallory").await;
+    admin.run("set role mallory; create function m.trap() returns uuid language sql security definer \
+        as $f$ select helper.create_workflow('trap', '{\"steps\": [{\"name\": \"a\", \"type\": \"sql\", \"sql\": \"select 1\"}]}') $f$; reset role").await;
+    assert_eq!(admin.error("select m.trap()").await.code().code(), "42501");
     for (name, sql) in [
         ("two", "select 1; select 2"),
         ("role_2", "set role postgres"),

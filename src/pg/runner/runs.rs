@@ -1,7 +1,7 @@
 //! Runs of workflows, and what starts them: schedules that are due and events in the outbox.
 
 use super::{Runner, Worked};
-use crate::core::error::Result;
+use crate::core::error::{Error, Result};
 use crate::pg::session::{self, flushed};
 use crate::pg::transaction::{bare_transaction, transaction};
 use crate::pg::workflow::{self, Turn, Wanted};
@@ -50,10 +50,14 @@ impl Runner {
         let Some(marked) = marked else { return self.idle() };
         self.careful -= 1;
         self.run_turn = Turn::new(marked.workspace);
-        let done = bare_transaction(|| {
-            flushed();
-            workflow::go_on(&mut Wanted::One { workspace: marked.workspace, row: marked.row })
-        });
+        let done = if marked.tried > MOST_ATTEMPTS {
+            Err(never_ended())
+        } else {
+            bare_transaction(|| {
+                flushed();
+                workflow::go_on(&mut Wanted::One { workspace: marked.workspace, row: marked.row })
+            })
+        };
         if let Err(error) = done {
             let forgotten = transaction(session::forget);
             self.notes.note(forgotten);
@@ -104,6 +108,11 @@ impl Runner {
         };
         [event_at, schedule_at].into_iter().flatten().min()
     }
+}
+
+fn never_ended() -> Error {
+    Error::not_ready(format!("the run was gone on with {MOST_ATTEMPTS} times and never got further"))
+        .detail("Each time the runner was ended, or the whole server.")
 }
 
 /// Whether a run, a schedule or an event is due.

@@ -212,15 +212,18 @@ fn seconds(span: Span) -> f64 {
 pub struct Marked {
     pub workspace: Uuid,
     pub row: Uuid,
-    tried: i32,
+    pub tried: i32,
 }
 
 /// A row of the queue that is due, marked as tried once more: for a runner that begins, and does not know over what the
 /// last one ended.
 pub fn mark(after: Uuid) -> Result<Option<Marked>> {
     let Some(row) = stored::claim(after, 1)?.into_iter().next() else { return Ok(None) };
+    // Whatever ends the server next finds others first, so that no run is blamed for what it has no part in.
     let tried = spi::change(
-        "update helper.workflow_queue q set attempts = q.attempts + 1 where q.workspace_id = $1 and q.id = $2 returning q.attempts",
+        "update helper.workflow_queue q \
+         set attempts = q.attempts + 1, run_at = clock_timestamp() + pg_catalog.make_interval(secs => q.attempts) \
+         where q.workspace_id = $1 and q.id = $2 returning q.attempts",
         &[row.workspace.into(), row.id.into()],
         |row| row.get::<i32>(1),
     )?;
@@ -241,7 +244,8 @@ pub fn failed(marked: &Marked, most: i32, error: &Error) -> Result<()> {
     spi::run(
         "with gone as (delete from helper.workflow_queue q where q.workspace_id = $1 and q.id = $2 returning q.workspace_id, q.run_id) \
          update helper.workflow_runs r set status = 'failed', error = $3::jsonb, finished_at = clock_timestamp() \
-         from gone g where r.workspace_id = g.workspace_id and r.id = g.run_id and r.finished_at is null",
+         from gone g where r.workspace_id = g.workspace_id and r.id = g.run_id and r.finished_at is null \
+         returning helper._next_of_key(r.workspace_id, r.workflow_id)",
         &[workspace.into(), row.into(), error.into()],
     )
 }

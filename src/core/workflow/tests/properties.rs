@@ -10,6 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A step of a random graph: its kind, the steps before it that it needs, and how its attempts end.
 type Drawn = (u8, Vec<prop::sample::Index>, u8);
+/// What a run came to, and its steps.
+type End = (RunStatus, Option<Value>, Option<Failure>, Vec<(Place, StepStatus, u32, Option<Value>)>);
+type Attempts = Vec<(Place, u32)>;
 
 fn fixed(cases: u32) -> TestRunner {
     let config = Config { cases, failure_persistence: None, ..Config::default() };
@@ -106,7 +109,7 @@ impl<'d> World<'d> {
         self.store();
     }
 
-    fn end(&self) -> (RunStatus, Option<Value>, Option<Failure>, Vec<(Place, StepStatus, u32, Option<Value>)>) {
+    fn end(&self) -> End {
         let rows = self.stored.values().map(|row| (row.place, row.status, row.attempt, row.output.clone())).collect();
         (self.run.status, self.run.output.clone(), self.run.error.clone(), rows)
     }
@@ -115,7 +118,7 @@ impl<'d> World<'d> {
 /// Runs to the end in the order that the choices make.
 fn run<'d>(definition: &'d Definition, drawn: &[Drawn], choices: &[u8]) -> World<'d> {
     let mut world = World::new(definition);
-    let (mut open, mut past): (Vec<(Place, u32)>, Vec<(Place, u32)>) = (Vec::new(), Vec::new());
+    let (mut open, mut past): (Attempts, Attempts) = (Vec::new(), Vec::new());
     let mut choices = choices.iter().copied().chain(std::iter::repeat(0));
     for _ in 0..10_000 {
         world.advance(&mut open);
