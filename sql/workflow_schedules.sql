@@ -77,9 +77,11 @@ language sql immutable parallel safe set search_path = pg_catalog, pg_temp as 's
 comment on function helper._millis(interval) is 'An interval in milliseconds; since 1970, a time';
 
 create function helper._time(millis bigint) returns timestamptz
-language sql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
-  select to_timestamp(0) + millis * interval '1 millisecond'
-$$;
+language sql immutable parallel safe
+begin atomic
+  -- So written it becomes part of the statement that calls it.
+  select to_timestamp(millis / 1000.0::double precision);
+end;
 comment on function helper._time(bigint) is 'A time in milliseconds since 1970';
 
 create function helper._plan_fires(schedule helper.workflow_schedules, now timestamptz)

@@ -430,11 +430,14 @@ comment on function helper.run_workflow(text, jsonb, text, uuid) is
 -- What is wanted of a run
 
 create function helper._wake_run(workspace uuid, run uuid, command jsonb default null) returns void
-language sql volatile set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+begin
   insert into helper.workflow_queue (workspace_id, run_id, priority, command)
-  select r.workspace_id, r.id, case when command is null then -r.priority else -1000000 end, command
+  select r.workspace_id, r.id, case when _wake_run.command is null then -r.priority else -1000000 end, _wake_run.command
   from helper.workflow_runs r
-  where r.workspace_id = workspace and r.id = run
+  where r.workspace_id = workspace and r.id = run;
+end
 $$;
 comment on function helper._wake_run(uuid, uuid, jsonb) is 'Has a runner look at a run, and do with it what is wanted';
 
@@ -581,10 +584,13 @@ language c volatile parallel safe as 'MODULE_PATHNAME', 'replayed_steps_wrapper'
 comment on function helper._replayed(jsonb, jsonb, text) is 'Steps of a run, as _run_steps tells them, that one which repeats it from a step begins with. Errors: 22023';
 
 create function helper._definition(workspace uuid, workflow uuid, version integer) returns jsonb
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select v.definition
-  from helper.workflow_versions v
-  where v.workspace_id = workspace and v.workflow_id = workflow and v.version = _definition.version
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return (
+    select v.definition
+    from helper.workflow_versions v
+    where v.workspace_id = workspace and v.workflow_id = workflow and v.version = _definition.version);
+end
 $$;
 comment on function helper._definition(uuid, uuid, integer) is 'A version of a workflow';
 
@@ -725,10 +731,49 @@ comment on function helper.run_mermaid(uuid) is 'A run as a Mermaid flowchart, i
 
 -- For the runner
 
--- Due rows of some workspaces, one after another, none of whose runs another runner has.
+-- Due rows of a workspace from a place in its order on, none of whose runs another runner has. Each priority is looked at by
+-- itself, so that rows which wait for their time are not walked over.
+create function helper._claim_runs_of(workspace uuid, first_priority integer, first_run_at timestamptz, most integer)
+returns table (workspace_id uuid, id uuid, run_id uuid, priority integer, run_at timestamptz)
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_sort = off set enable_bitmapscan = off as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := clock_timestamp();
+  v_priority integer := first_priority;
+  v_run_at timestamptz := first_run_at;
+  v_left bigint := most;
+  v_count bigint;
+begin
+  loop
+    return query
+      select q.workspace_id, q.id, q.run_id, q.priority, q.run_at
+      from helper.workflow_queue q
+      join helper.workflow_runs r on r.workspace_id = q.workspace_id and r.id = q.run_id
+      where q.workspace_id = workspace and q.priority = v_priority and q.run_at >= v_run_at and q.run_at <= v_now
+      order by q.run_at, q.id
+      limit v_left
+      -- Whoever puts something into a run's queue meanwhile does not wait.
+      for no key update skip locked;
+    get diagnostics v_count = row_count;
+    v_left := v_left - v_count;
+    exit when v_left <= 0;
+    select q.priority into v_priority
+    from helper.workflow_queue q
+    where q.workspace_id = workspace and q.priority > v_priority
+    order by q.priority
+    limit 1;
+    exit when not found;
+    v_run_at := '-infinity';
+  end loop;
+end
+$$;
+comment on function helper._claim_runs_of(uuid, integer, timestamptz, integer) is
+  'Locks due rows of a workspace''s queue, and their runs, from a priority and a time on; another runner leaves them alone';
+
+-- Due rows of some workspaces, one after another.
 create function helper._claim_runs(after uuid, most integer)
-returns table (id uuid, run_id uuid)
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+returns table (workspace_id uuid, id uuid, run_id uuid, priority integer, run_at timestamptz)
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_sort = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
   v_turn uuid := after;
@@ -751,14 +796,8 @@ begin
     end if;
     v_turn := v_next;
     return query
-      select q.id, q.run_id
-      from helper.workflow_queue q
-      join helper.workflow_runs r on r.workspace_id = q.workspace_id and r.id = q.run_id
-      where q.workspace_id = v_turn and q.run_at <= clock_timestamp()
-      order by q.priority, q.run_at, q.id
-      limit most
-      -- Whoever puts something into a run's queue meanwhile does not wait.
-      for no key update skip locked;
+      select c.workspace_id, c.id, c.run_id, c.priority, c.run_at
+      from helper._claim_runs_of(v_turn, -2147483648, '-infinity', most) c;
     if found or v_around and v_turn > after then
       return;
     end if;

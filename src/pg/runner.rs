@@ -11,6 +11,7 @@ use crate::core::error::Result;
 use crate::pg::jobs::{self, Job};
 use crate::pg::report::{Notes, Reported};
 use crate::pg::transaction::{extension_exists, transaction};
+use crate::pg::workflow::Turn;
 use crate::pg::{identity, session, settings, shared, spi, wait, wake};
 use pgrx::Uuid;
 use pgrx::bgworkers::{BackgroundWorker, SignalWakeFlags};
@@ -54,8 +55,8 @@ struct Runner {
     worked_at: Instant,
     /// Workspace whose call was run last.
     call_turn: Uuid,
-    /// Workspace whose runs were gone on with last.
-    run_turn: Uuid,
+    /// Where it has got to with runs.
+    run_turn: Turn,
     /// So many runs are taken one by one.
     careful: u32,
     /// When schedules and events are looked at next.
@@ -114,7 +115,7 @@ impl Runner {
             next_look: None,
             worked_at: Instant::now(),
             call_turn: jobs::first(),
-            run_turn: jobs::first(),
+            run_turn: Turn::new(jobs::first()),
             careful: runs::CAREFUL,
             starts_at: Instant::now(),
             owed: Vec::new(),

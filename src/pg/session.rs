@@ -38,7 +38,17 @@ fn set(name: &CStr, value: &CStr) {
 /// Until the transaction ends: what was done for somebody and told to the world is not forgotten in a crash, and the
 /// other ways of our session are not for what callers run.
 pub fn durable() {
+    flushed();
+    for_callers();
+}
+
+/// The first of these alone.
+pub fn flushed() {
     set_locally(c"synchronous_commit", c"on");
+}
+
+/// The second of these alone.
+pub fn for_callers() {
     set_locally(c"enable_seqscan", c"on");
 }
 

@@ -2,9 +2,9 @@
 
 use super::{Runner, Worked};
 use crate::core::error::{Error, Result};
-use crate::pg::session::{self, durable};
+use crate::pg::session::{self, flushed};
 use crate::pg::transaction::{bare_transaction, transaction};
-use crate::pg::workflow::{self, Wanted};
+use crate::pg::workflow::{self, Turn, Wanted};
 use crate::pg::{jobs, spi};
 use std::time::{Duration, Instant};
 
@@ -21,18 +21,16 @@ impl Runner {
         if self.careful > 0 {
             return self.go_on_with_one();
         }
-        let wanted = Wanted::Next { after: self.run_turn };
+        let turn = &mut self.run_turn;
         let done = bare_transaction(|| {
-            durable();
-            workflow::go_on(&wanted)
+            flushed();
+            workflow::go_on(&mut Wanted::Next(turn))
         });
         match done {
-            Ok(Some(workspace)) => {
-                self.run_turn = workspace;
-                Worked::Busy
-            }
-            Ok(None) => self.idle(),
+            Ok(true) => Worked::Busy,
+            Ok(false) => self.idle(),
             Err(error) => {
+                self.run_turn = Turn::new(self.run_turn.after());
                 // One of them is to blame: each alone shows which. What it left in the session is not for the next to find.
                 let forgotten = transaction(session::forget);
                 self.notes.note(forgotten);
@@ -44,35 +42,36 @@ impl Runner {
     }
 
     fn go_on_with_one(&mut self) -> Worked {
-        let after = self.run_turn;
+        let after = self.run_turn.after();
         let marked = transaction(|| workflow::mark(after));
         let Some(marked) = self.notes.note(marked) else {
             return Worked::Idle { next_look: Some(Instant::now() + Duration::from_secs(1)) };
         };
-        let Some((row, tried)) = marked else { return self.idle() };
+        let Some(marked) = marked else { return self.idle() };
         self.careful -= 1;
-        let done = if tried > MOST_ATTEMPTS {
+        self.run_turn = Turn::new(marked.workspace);
+        let done = if marked.tried > MOST_ATTEMPTS {
             Err(never_ended())
         } else {
             bare_transaction(|| {
-                durable();
-                workflow::go_on(&Wanted::One { row })
+                flushed();
+                workflow::go_on(&mut Wanted::One { workspace: marked.workspace, row: marked.row })
             })
         };
-        match done {
-            Ok(workspace) => self.run_turn = workspace.unwrap_or(self.run_turn),
-            Err(error) => {
-                let forgotten = transaction(session::forget);
-                self.notes.note(forgotten);
-                let failed = transaction(|| workflow::failed(row, tried, MOST_ATTEMPTS, &error));
-                self.notes.note::<()>(Err(error));
-                self.notes.note(failed);
-            }
+        if let Err(error) = done {
+            let forgotten = transaction(session::forget);
+            self.notes.note(forgotten);
+            let failed = transaction(|| workflow::failed(&marked, MOST_ATTEMPTS, &error));
+            self.notes.note::<()>(Err(error));
+            self.notes.note(failed);
         }
         Worked::Busy
     }
 
     fn idle(&mut self) -> Worked {
+        if let Some(at) = self.run_turn.look_again_at() {
+            return Worked::Idle { next_look: Some(at) };
+        }
         let next = transaction(workflow::next_due);
         let next = self.notes.note(next).flatten();
         // One that is due and was not taken is another runner's now.
@@ -119,7 +118,7 @@ fn never_ended() -> Error {
 /// Whether a run, a schedule or an event is due.
 pub(super) fn is_due() -> Result<bool> {
     let due = spi::change(
-        "select exists (select from helper.workflow_queue q where q.run_at <= clock_timestamp()) \
+        "select coalesce((select q.run_at from helper.workflow_queue q order by q.run_at limit 1) <= clock_timestamp(), false) \
            or exists (select from helper.workflow_schedules s where s.look_at <= clock_timestamp()) \
            or exists (select from helper.workflow_events e)",
         &[],

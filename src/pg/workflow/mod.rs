@@ -16,7 +16,8 @@ use pgrx::prelude::*;
 use std::ffi::CString;
 use std::time::{Duration, Instant};
 use steps::Stepping;
-use stored::{Changes, Stored};
+pub use stored::Turn;
+use stored::{Changes, Due, Stored};
 
 /// How many runs are looked at together.
 const TOGETHER: usize = 32;
@@ -38,38 +39,39 @@ fn random() -> f64 {
 }
 
 /// What a transaction is to go on with.
-pub enum Wanted {
-    /// Runs of the workspace after this one, and of one owner.
-    Next { after: Uuid },
+pub enum Wanted<'a> {
+    /// Runs of the workspace whose turn it is, and of one owner.
+    Next(&'a mut Turn),
     /// A row of the queue that was marked before, alone.
-    One { row: Uuid },
+    One { workspace: Uuid, row: Uuid },
 }
 
-/// Goes on with runs that are due, in a transaction that nothing else is in. Returns the workspace; `None` where nothing
-/// was to do. Only outside of [`owner::as_owner`].
-pub fn go_on(wanted: &Wanted) -> Result<Option<Uuid>> {
-    let mut rows = owner::as_owner(|| stored::claim(wanted))?;
+/// Goes on with runs that are due, in a transaction that nothing else is in. Says whether there was something to do. Only
+/// outside of [`owner::as_owner`].
+pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
+    let Some((workspace, mut rows)) = owner::as_owner(|| stored::wanted(wanted))? else { return Ok(false) };
     let until = Instant::now() + TURN;
-    let mut workspace = None;
+    let mut owned: Option<(String, Option<String>)> = None;
     let mut is_used = false;
-    while !rows.is_empty() && (workspace.is_none() || Instant::now() < until) {
-        let together: Vec<Uuid> = rows.drain(..rows.len().min(TOGETHER)).collect();
-        let mut runs = owner::as_owner(|| stored::load(&together))?;
+    while !rows.is_empty() && (owned.is_none() || Instant::now() < until) {
+        let together: Vec<Due> = rows.drain(..rows.len().min(TOGETHER)).collect();
+        let mut runs = owner::as_owner(|| stored::load(workspace, &together))?;
         let Some(first) = runs.first() else { break };
-        let (this, role, claims) = (first.workspace, first.role.clone(), first.claims.clone());
         // A transaction is one owner's: what one leaves in it, another does not find.
-        if workspace.is_some_and(|workspace| workspace != this) {
-            break;
-        }
-        let others = runs.iter().position(|run| run.role != role || run.claims != claims);
+        let (role, claims) = owned.get_or_insert_with(|| (first.role.clone(), first.claims.clone()));
+        let others = runs.iter().position(|run| run.role != *role || run.claims != *claims);
         if let Some(others) = others {
             runs.truncate(others);
             rows.clear();
         }
-        workspace = Some(this);
+        let Some(last) = runs.last().map(|run| run.id) else { break };
+        if let Wanted::Next(turn) = wanted {
+            turn.came_to(together.iter().rfind(|due| due.run == last));
+        }
         let mut changes = Changes::default();
         owner::as_owner(|| stored::take_rows(&mut runs))?;
-        let gone = match owner::as_principal(&role, claims.as_deref(), || {
+        let gone = match owner::as_principal(role, claims.as_deref(), || {
+            session::for_callers();
             for (at, run) in runs.iter_mut().enumerate() {
                 // One of them took long: what it did is committed before the others.
                 if at > 0 && run.commands.is_empty() && Instant::now() >= until {
@@ -95,7 +97,7 @@ pub fn go_on(wanted: &Wanted) -> Result<Option<Uuid>> {
     if is_used {
         owner::as_owner(session::forget)?;
     }
-    Ok(workspace)
+    Ok(true)
 }
 
 /// Goes on with a run as far as it can, as its owner.
@@ -206,36 +208,45 @@ fn seconds(span: Span) -> f64 {
     span as f64 / 1000.0
 }
 
-/// A row of the queue that is due, marked as tried once more, and how often that was: for a runner that begins, and does
-/// not know over what the last one ended.
-pub fn mark(after: Uuid) -> Result<Option<(Uuid, i32)>> {
-    let Some(row) = stored::claim(&Wanted::Next { after })?.into_iter().next() else { return Ok(None) };
+/// A row of the queue, and how often it was tried.
+pub struct Marked {
+    pub workspace: Uuid,
+    pub row: Uuid,
+    pub tried: i32,
+}
+
+/// A row of the queue that is due, marked as tried once more: for a runner that begins, and does not know over what the
+/// last one ended.
+pub fn mark(after: Uuid) -> Result<Option<Marked>> {
+    let Some(row) = stored::claim(after, 1)?.into_iter().next() else { return Ok(None) };
     // Whatever ends the server next finds others first, so that no run is blamed for what it has no part in.
     let tried = spi::change(
         "update helper.workflow_queue q \
          set attempts = q.attempts + 1, run_at = clock_timestamp() + pg_catalog.make_interval(secs => q.attempts) \
-         where q.id = $1 returning q.attempts",
-        &[row.into()],
+         where q.workspace_id = $1 and q.id = $2 returning q.attempts",
+        &[row.workspace.into(), row.id.into()],
         |row| row.get::<i32>(1),
     )?;
-    Ok(tried.first().map(|tried| (row, *tried)))
+    Ok(tried.first().map(|tried| Marked { workspace: row.workspace, row: row.id, tried: *tried }))
 }
 
 /// Puts off what a transaction failed over, or gives its run up.
-pub fn failed(row: Uuid, tried: i32, most: i32, error: &Error) -> Result<()> {
+pub fn failed(marked: &Marked, most: i32, error: &Error) -> Result<()> {
+    let Marked { workspace, row, tried } = *marked;
     if tried < most {
         return spi::run(
-            "update helper.workflow_queue q set run_at = clock_timestamp() + pg_catalog.make_interval(secs => $2) where q.id = $1",
-            &[row.into(), f64::from(tried).into()],
+            "update helper.workflow_queue q set run_at = clock_timestamp() + pg_catalog.make_interval(secs => $3) \
+             where q.workspace_id = $1 and q.id = $2",
+            &[workspace.into(), row.into(), f64::from(tried).into()],
         );
     }
     let error = serde_json::to_string(&Failure::from(error.clone())).unwrap_or_default();
     spi::run(
-        "with gone as (delete from helper.workflow_queue q where q.id = $1 returning q.workspace_id, q.run_id) \
-         update helper.workflow_runs r set status = 'failed', error = $2::jsonb, finished_at = clock_timestamp() \
+        "with gone as (delete from helper.workflow_queue q where q.workspace_id = $1 and q.id = $2 returning q.workspace_id, q.run_id) \
+         update helper.workflow_runs r set status = 'failed', error = $3::jsonb, finished_at = clock_timestamp() \
          from gone g where r.workspace_id = g.workspace_id and r.id = g.run_id and r.finished_at is null \
          returning helper._next_of_key(r.workspace_id, r.workflow_id)",
-        &[row.into(), error.into()],
+        &[workspace.into(), row.into(), error.into()],
     )
 }
 

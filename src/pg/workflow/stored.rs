@@ -8,8 +8,11 @@ use crate::core::workflow::machine::{Given, Progress};
 use crate::core::workflow::row::{Failure, Place, Row, Run, RunStatus, StepStatus};
 use crate::pg::{identity, spi};
 use pgrx::Uuid;
+use pgrx::datum::TimestampWithTimeZone;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound;
+use std::time::{Duration, Instant};
 
 /// Most runs that one transaction goes on with.
 const MOST: i32 = 256;
@@ -63,39 +66,140 @@ fn parsed(text: Option<String>) -> Result<Option<Value>> {
     text.map(|text| serde_json::from_str(&text).map_err(|_| Error::bug("what is stored is not JSON"))).transpose()
 }
 
-/// Rows of the queue that are due.
-pub fn claim(wanted: &Wanted) -> Result<Vec<Uuid>> {
-    match wanted {
-        Wanted::Next { after } => {
-            spi::change("select c.id from helper._claim_runs($1, $2) c", &[(*after).into(), MOST.into()], |row| {
-                row.get::<Uuid>(1)
-            })
+/// A row of the queue that is due, locked.
+#[derive(Clone, Copy)]
+pub struct Due {
+    pub workspace: Uuid,
+    pub id: Uuid,
+    pub run: Uuid,
+    priority: i32,
+    run_at: TimestampWithTimeZone,
+}
+
+fn due(row: &spi::Row) -> Result<Due> {
+    Ok(Due { workspace: row.get(1)?, id: row.get(2)?, run: row.get(3)?, priority: row.get(4)?, run_at: row.get(5)? })
+}
+
+const DUE: &str = "c.workspace_id, c.id, c.run_id, c.priority, c.run_at";
+
+/// Due rows of the next workspace that has some.
+pub fn claim(after: Uuid, most: i32) -> Result<Vec<Due>> {
+    let sql = format!("select {DUE} from helper._claim_runs($1, $2) c");
+    spi::change(&sql, &[after.into(), most.into()], due)
+}
+
+/// Due rows of a workspace that come after another in its order.
+fn claim_after(last: &Due) -> Result<Vec<Due>> {
+    let sql = format!("select {DUE} from helper._claim_runs_of($1, $2, $3, $4) c");
+    spi::change(&sql, &[last.workspace.into(), last.priority.into(), last.run_at.into(), MOST.into()], due)
+}
+
+/// One row of the queue, unless another runner has its run.
+fn claim_one(workspace: Uuid, row: Uuid) -> Result<Vec<Due>> {
+    let sql = format!(
+        "select {DUE} from helper.workflow_queue c \
+         join helper.workflow_runs r on r.workspace_id = c.workspace_id and r.id = c.run_id \
+         where c.workspace_id = $1 and c.id = $2 for no key update skip locked"
+    );
+    spi::change(&sql, &[workspace.into(), row.into()], due)
+}
+
+/// Where a runner has got to in the queue. While somebody's old snapshot keeps vacuum from removing the rows that were
+/// done, a look from the queue's beginning walks over all of them. So the runner goes on after the last row that it took
+/// of each workspace, and looks from the beginning only so often that this takes a tenth of its time, and at least every
+/// second: for other workspaces, for what is more urgent and for what was committed late.
+pub struct Turn {
+    /// Workspace whose runs were gone on with last.
+    after: Uuid,
+    /// The last row of each workspace that had some.
+    last: BTreeMap<[u8; 16], Due>,
+    /// When it looks from the beginning.
+    full_at: Instant,
+    /// The last look did not.
+    is_partial: bool,
+}
+
+/// Longest time between two looks from the queue's beginning.
+const FULL: Duration = Duration::from_secs(1);
+/// Workspaces whose last rows a runner knows, at most.
+const PLACES: usize = 64;
+/// So many times what such a look took passes before the next one.
+const SHARE: u32 = 10;
+
+impl Turn {
+    pub fn new(first: Uuid) -> Self {
+        Turn { after: first, last: BTreeMap::new(), full_at: Instant::now(), is_partial: false }
+    }
+
+    pub fn after(&self) -> Uuid {
+        self.after
+    }
+
+    /// When there may be something due that was not looked for; `None` where all was looked through.
+    pub fn look_again_at(&self) -> Option<Instant> {
+        self.is_partial.then_some(self.full_at)
+    }
+
+    /// Rows of the next workspace that has some.
+    pub fn claim(&mut self) -> Result<Vec<Due>> {
+        let began = Instant::now();
+        let mut rows = Vec::new();
+        self.is_partial = began < self.full_at;
+        if self.is_partial {
+            let turn = *self.after.as_bytes();
+            let later = self.last.range((Bound::Excluded(turn), Bound::Unbounded));
+            for (_, last) in later.chain(self.last.range(..=turn)) {
+                rows = claim_after(last)?;
+                if !rows.is_empty() {
+                    break;
+                }
+            }
+        } else {
+            rows = claim(self.after, MOST)?;
+            self.full_at = Instant::now() + (began.elapsed() * SHARE).min(FULL);
         }
-        Wanted::One { row } => spi::change(
-            "select q.id from helper.workflow_queue q \
-             join helper.workflow_runs r on r.workspace_id = q.workspace_id and r.id = q.run_id \
-             where q.id = $1 for no key update skip locked",
-            &[(*row).into()],
-            |row| row.get::<Uuid>(1),
-        ),
+        Ok(rows)
+    }
+
+    /// What was gone on with last. The rest that was claimed with it is claimed again.
+    pub fn came_to(&mut self, last: Option<&Due>) {
+        if let Some(last) = last {
+            self.after = last.workspace;
+            if self.last.len() >= PLACES {
+                self.last.clear();
+            }
+            self.last.insert(*last.workspace.as_bytes(), *last);
+        }
     }
 }
 
-/// The runs of rows of the queue, in their order, each once.
-pub fn load(rows: &[Uuid]) -> Result<Vec<Stored>> {
+/// Rows of the queue to go on with, of one workspace and each of another run.
+pub fn wanted(wanted: &mut Wanted) -> Result<Option<(Uuid, Vec<Due>)>> {
+    let mut rows = match wanted {
+        Wanted::Next(turn) => turn.claim()?,
+        Wanted::One { workspace, row } => claim_one(*workspace, *row)?,
+    };
+    let Some(workspace) = rows.first().map(|row| row.workspace) else { return Ok(None) };
+    let mut known = HashSet::new();
+    rows.retain(|row| known.insert(*row.run.as_bytes()));
+    Ok(Some((workspace, rows)))
+}
+
+/// The runs of rows of a workspace, in their order.
+pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
+    let ids: Vec<Uuid> = rows.iter().map(|row| row.run).collect();
     let mut runs = spi::change(
         "select r.workspace_id, r.id, r.workflow_id, w.name, r.version, v.definition::text, v.principal_role::text, \
            v.principal_claims::text, r.status, r.input::text, r.trigger::text, r.depth, r.priority, w.settings::text, \
            (extract(epoch from r.deadline) * 1000)::bigint, (extract(epoch from r.paused_at) * 1000)::bigint, \
            (extract(epoch from r.started_at) * 1000)::bigint, r.key is not null, r.output::text, r.error::text \
-         from (select q.run_id, min(c.n) as n from unnest($1) with ordinality c (id, n) \
-               join helper.workflow_queue q on q.id = c.id group by q.run_id) c \
-         join helper.workflow_runs r on r.id = c.run_id \
+         from unnest($2) with ordinality c (id, n) \
+         join helper.workflow_runs r on r.workspace_id = $1 and r.id = c.id \
          join helper.workflows w on w.workspace_id = r.workspace_id and w.id = r.workflow_id \
          join helper.workflow_versions v \
            on v.workspace_id = r.workspace_id and v.workflow_id = r.workflow_id and v.version = r.version \
          order by c.n",
-        &[rows.to_vec().into()],
+        &[workspace.into(), ids.into()],
         |row| {
             let status: String = row.get(9)?;
             let error = parsed(row.opt(20)?)?.map(serde_json::from_value).transpose();
@@ -370,7 +474,7 @@ impl Changes {
                 &[
                     workspace.into(),
                     self.runs.clone().into(),
-                    self.states.into(),
+                    self.states.clone().into(),
                     self.outputs.into(),
                     self.errors.into(),
                     self.deadlines.into(),
@@ -380,10 +484,10 @@ impl Changes {
                 ],
             )?;
             spi::run(
-                "select pg_catalog.pg_notify('helper_runs', r.id::text || ' ' || r.status) \
-                 from helper.workflow_runs r where r.workspace_id = $1 and r.id = any ($2) \
-                   and pg_catalog.pg_notification_queue_usage() < 0.5",
-                &[workspace.into(), self.runs.into()],
+                "select pg_catalog.pg_notify('helper_runs', c.id::text || ' ' || c.status) \
+                 from unnest($1::uuid[], $2::text[]) c (id, status) \
+                 where (select pg_catalog.pg_notification_queue_usage() < 0.5)",
+                &[self.runs.into(), self.states.into()],
             )?;
         }
         for (run, still) in self.waiting {
