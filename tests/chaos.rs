@@ -184,8 +184,9 @@ async fn kill(cluster: Arc<Cluster>, seed: u64, lasts: Duration) -> BTreeMap<&'s
     while begin.elapsed() < lasts {
         let (pause, kind) = (200 + dice.below(1800), KINDS[dice.below(8) as usize]);
         tokio::time::sleep(Duration::from_millis(pause)).await;
-        // The server may have to come back first, and a runner to be needed.
-        let pid = until("somebody to kill", async || victim(kind, &mut admin).await).await;
+        // The server may have to come back first; a runner is there only while one is needed.
+        let found = until("somebody to kill", async || victim(kind, &mut admin).await);
+        let Ok(pid) = tokio::time::timeout(Duration::from_secs(5), found).await else { continue };
         let children: Vec<i32> = match kind {
             "postmaster" => {
                 let sql = "select pid from pg_stat_activity";
