@@ -66,8 +66,6 @@ pub struct Tenant {
 pub struct World {
     pub cluster: Cluster,
     pub admin: Session,
-    /// Keeps the events of both from being delivered.
-    holder: Session,
     pub tenants: Vec<Tenant>,
 }
 
@@ -180,25 +178,23 @@ async fn furnish(
     things
 }
 
-/// An event of each tenant that stays: whoever delivers events leaves a locked one alone. They are written without waking
-/// anybody, and anew should somebody have been quicker.
-async fn hold_events(admin: &Session, holder: &Session, tenants: &[Tenant]) {
-    holder.run("begin").await;
-    admin.run("set session_replication_role = replica").await;
+/// An event of each tenant that stays, as there is nobody any more who delivers it.
+async fn keep_events(admin: &Session, tenants: &[Tenant]) {
+    admin.run("alter system set helper_ai.runners = 0").await;
+    admin.run("select pg_reload_conf()").await;
+    until("the runners to leave", async || {
+        let told = admin.status().await;
+        told["runner_pids"].as_array().is_some_and(|pids| pids.is_empty()).then_some(())
+    })
+    .await;
     for tenant in tenants {
         let workspace = &tenant.workspace;
-        until("an event to be held", async || {
-            admin
-                .run(&format!(
-                    "insert into helper.workflow_events (workspace_id, name, payload, depth) values ('{workspace}', 'unheard', '{{}}', 0)"
-                ))
-                .await;
-            let sql = format!("select e.id from helper.workflow_events e where e.workspace_id = '{workspace}' for update skip locked");
-            (attempt(holder, &sql).await != Ok("0".into())).then_some(())
-        })
-        .await;
+        admin
+            .run(&format!(
+                "insert into helper.workflow_events (workspace_id, name, payload, depth) values ('{workspace}', 'unheard', '{{}}', 0)"
+            ))
+            .await;
     }
-    admin.run("reset session_replication_role").await;
 }
 
 impl World {
@@ -310,9 +306,8 @@ impl World {
             let things = furnish(&cluster, &admin, tenant, &workspace, &people).await;
             tenants.push(Tenant { workspace, people, conversations, documents, reply, call, things });
         }
-        let holder = cluster.admin().await;
-        hold_events(&admin, &holder, &tenants).await;
-        World { cluster, admin, holder, tenants }
+        keep_events(&admin, &tenants).await;
+        World { cluster, admin, tenants }
     }
 
     /// A real connection as somebody.
