@@ -134,7 +134,8 @@ async fn what_goes_by_the_clock_needs_no_language_model() {
     for template in ["daily_engagement_report", "weekly_team_summary", "nightly_reindex", "anomaly_watch"] {
         install(&ann, template).await;
     }
-    ann.run("select helper.add_document('Hours', 'The shop opens at nine.'); select helper.wait_indexed()").await;
+    ann.run("select helper.add_document('Hours', 'The shop opens at nine.')").await;
+    ann.run("select helper.wait_indexed()").await;
     root.run("update helper.knowledge_sources set status = 'failed'").await;
     ann.run("select helper.create_contact('+628125555' || (1000 + n)) from generate_series(1, 12) n").await;
     // Yesterday, by both of the zones.
@@ -195,7 +196,7 @@ async fn a_lead_is_scored_and_a_promising_one_is_called() {
 
 #[tokio::test]
 async fn a_message_gets_the_tags_that_were_set_and_no_others() {
-    let Place { admin: root, ann, workspace, server, .. } = Place::new().await;
+    let Place { cluster: _cluster, admin: root, ann, workspace, server } = Place::new().await;
     equip(&ann, &workspace).await;
     install(&ann, "auto_tag_messages").await;
     server.answer_by(|seen| {
@@ -248,7 +249,7 @@ async fn an_urgent_message_is_told_once_its_owner_agrees() {
 
 #[tokio::test]
 async fn a_week_is_summed_up_in_words_where_there_is_a_language_model() {
-    let Place { ann, workspace, server, .. } = Place::new().await;
+    let Place { cluster: _cluster, ann, workspace, server, .. } = Place::new().await;
     equip(&ann, &workspace).await;
     install(&ann, "weekly_team_summary").await;
     server.answer_by(|_| Answer::say("It was a quiet week."));

@@ -6,7 +6,7 @@ use crate::core::error::{Error, Result};
 use crate::core::prompt::json as json_in;
 use crate::core::workflow::definition::{Definition, StepKind};
 use crate::core::workflow::machine::{Event, Progress, Work};
-use crate::core::workflow::row::{Failure, Place, Row};
+use crate::core::workflow::row::{Failure, Place, Reason, Row};
 use crate::core::workflow::{Span, Time};
 use crate::pg::tools::{Done, Fault, attempt, guarded, stepping};
 use crate::pg::{completing, identity, owner, spi};
@@ -45,6 +45,11 @@ type Tried<T> = std::result::Result<T, Fault>;
 
 fn failure(fault: Fault) -> Failure {
     Failure { detail: fault.detail, hint: fault.hint, ..Failure::new(&fault.sqlstate, fault.message) }
+}
+
+/// Whether a call ended for want of a decision.
+fn has_lapsed(event: &Event) -> bool {
+    matches!(event, Event::Failed { error, .. } if error.reason == Some(Reason::Lapsed))
 }
 
 /// What a fault means: wrong arguments and missing rights stay so, anything else may pass.
@@ -263,7 +268,11 @@ impl<'a> Stepping<'a> {
                 Some(Event::Uncertain { error: stored_failure(parsed(error), "what came of the call is not known") })
             }
             "rejected" => refused("rejected"),
-            "expired" => refused("approved by nobody in time"),
+            "expired" => {
+                let mut error = Failure::new("57014", "the call was approved by nobody in time");
+                error.reason = Some(Reason::Lapsed);
+                Some(Event::Failed { error, retryable: false })
+            }
             "cancelled" => refused("cancelled"),
             _ => None,
         })
@@ -457,7 +466,10 @@ impl<'a> Stepping<'a> {
         for row in waiting {
             let Some(waits_for) = row.waits_for.clone() else { continue };
             let event = if let Some(call) = id_in(&waits_for, "call") {
-                self.call_ended(call)?
+                // That nobody approved in time is the step's own to say, by the same clock: it knows what follows.
+                let is_approval = matches!(self.kind(row.place), Some(StepKind::Approval { .. }));
+                let event = self.call_ended(call)?;
+                event.filter(|event| !(is_approval && has_lapsed(event)))
             } else if let Some(message) = id_in(&waits_for, "message") {
                 self.reply_ended(&row, &waits_for, message)?
             } else if let Some(run) = id_in(&waits_for, "run") {
