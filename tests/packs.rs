@@ -100,6 +100,7 @@ async fn every_tool_works_for_who_may_call_it_after_a_preview_and_for_nobody_els
         "send_notification",
         "send_whatsapp_message",
         "send_whatsapp_template",
+        "workflow_approval",
     ];
     assert_eq!(asking, dangerous.iter().map(|name| (*name).to_owned()).collect(), "what asks first");
     // So that each can be previewed.

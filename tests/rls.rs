@@ -403,28 +403,16 @@ const TABLES: &[Table] = &[
         update: NOBODY,
         delete: KEPT_BY_ADMINS,
     },
+    read_only("workflows", WRITTEN),
     Table {
-        name: "workflows",
-        // Not whose role and claims they run with.
-        readable: &[
-            "workspace_id",
-            "id",
-            "name",
-            "description",
-            "version",
-            "enabled",
-            "problem",
-            "user_id",
-            "settings",
-            "created_at",
-            "updated_at",
-        ],
-        select: MEMBERS,
+        name: "workflow_versions",
+        // Not with whose role and claims it runs.
+        readable: &["workspace_id", "workflow_id", "version", "definition", "user_id", "created_at"],
+        select: WRITTEN,
         updatable: &[],
         update: NOBODY,
         delete: NOBODY,
     },
-    read_only("workflow_versions", MEMBERS),
     // What a run was given and came to is not for viewers.
     read_only("workflow_runs", WRITTEN),
     read_only("workflow_steps", WRITTEN),
@@ -744,7 +732,8 @@ async fn rows_are_inserted_where_they_belong_and_nowhere_else() {
         ),
         ("insert into helper.workflow_queue (workspace_id, run_id) values ('$ws', '$held_run')", denied()),
         ("update helper.workflow_versions set definition = '{}'", denied()),
-        ("update helper.workflows set principal_role = 'postgres', enabled = true", denied()),
+        ("update helper.workflows set enabled = true", denied()),
+        ("update helper.workflow_versions set principal_role = 'postgres'", denied()),
         ("update helper.workflow_steps set status = 'succeeded', output = '{}'", denied()),
         ("delete from helper.workflow_waits", denied()),
         ("update helper.workflow_schedules set done_through = now(), look_at = now()", denied()),
@@ -1808,7 +1797,7 @@ async fn every_function_does_what_each_role_may() {
                 let shares = world.fill(&action.arguments.replace('$', "$foreign_"), tenant, role);
                 let foreign = world.fill("workspace => '$foreign'", tenant, role);
                 let may = *role != "anon" && rank(role) >= rank(action.minimum);
-                let is_for_all = ["describe_data", "query_data"].contains(&action.name);
+                let is_for_all = ["describe_data", "query_data", "workflow_approval"].contains(&action.name);
                 let refusal = match *role {
                     "anon" => Some("42501"),
                     "outsider" if !is_for_all => Some("42704"),

@@ -85,6 +85,13 @@ pub const ACTIONS: &[Action] = &[
         r#"{"report_type": "weekly", "metrics": ["leads_added"]}"#,
         "r ->> 'content' ~ 'leads added'",
     ),
+    Action {
+        name: "workflow_approval",
+        minimum: "member",
+        arguments: r#"{"title": "Pay the invoice?", "details": {"amount": 12}}"#,
+        shows: "r = '{\"approved\": true}'",
+        writes: false,
+    },
     // meta_hub
     write(
         "send_whatsapp_message",
