@@ -355,7 +355,8 @@ create function helper._start_run(
   depth integer default 0,
   not_before timestamptz default null
 ) returns uuid
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+-- As for _enqueue: no plan that was made while the tables were small reads them through for each of many rows.
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_run uuid;
@@ -732,10 +733,12 @@ comment on function helper.run_mermaid(uuid) is 'A run as a Mermaid flowchart, i
 -- For the runner
 
 -- Due rows of a workspace from a place in its order on, none of whose runs another runner has. Each priority is looked at by
--- itself, so that rows which wait for their time are not walked over.
+-- itself, so that rows which wait for their time are not walked over. What is known of a queue's size is most often of a time
+-- when it was empty, when any plan looks as good as another: it is compared and sorted by all columns of one index, and read
+-- by itself, so that no other plan than by that index and the runs' key is there.
 create function helper._claim_runs_of(workspace uuid, first_priority integer, first_run_at timestamptz, most integer)
 returns table (workspace_id uuid, id uuid, run_id uuid, priority integer, run_at timestamptz)
-language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_sort = off set enable_bitmapscan = off as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off set enable_incremental_sort = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
   v_now timestamptz := clock_timestamp();
@@ -747,13 +750,22 @@ begin
   loop
     return query
       select q.workspace_id, q.id, q.run_id, q.priority, q.run_at
-      from helper.workflow_queue q
-      join helper.workflow_runs r on r.workspace_id = q.workspace_id and r.id = q.run_id
-      where q.workspace_id = workspace and q.priority = v_priority and q.run_at >= v_run_at and q.run_at <= v_now
-      order by q.run_at, q.id
-      limit v_left
-      -- Whoever puts something into a run's queue meanwhile does not wait.
-      for no key update skip locked;
+      from (
+        select q.workspace_id, q.id, q.run_id, q.priority, q.run_at
+        from helper.workflow_queue q
+        where (q.workspace_id, q.priority, q.run_at) >= (workspace, v_priority, v_run_at)
+          and (q.workspace_id, q.priority, q.run_at) <= (workspace, v_priority, v_now)
+        order by q.workspace_id, q.priority, q.run_at, q.id
+        limit v_left
+        for no key update skip locked
+      ) q
+      cross join lateral (
+        select
+        from helper.workflow_runs r
+        where r.workspace_id = q.workspace_id and r.id = q.run_id
+        -- Whoever puts something into a run's queue meanwhile does not wait.
+        for no key update skip locked
+      ) r;
     get diagnostics v_count = row_count;
     v_left := v_left - v_count;
     exit when v_left <= 0;
@@ -773,7 +785,7 @@ comment on function helper._claim_runs_of(uuid, integer, timestamptz, integer) i
 -- Due rows of some workspaces, one after another.
 create function helper._claim_runs(after uuid, most integer)
 returns table (workspace_id uuid, id uuid, run_id uuid, priority integer, run_at timestamptz)
-language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_sort = off set enable_bitmapscan = off as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off set enable_incremental_sort = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
   v_turn uuid := after;

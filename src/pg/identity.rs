@@ -107,6 +107,13 @@ fn memberships(user: pgrx::Uuid) -> Result<Vec<(pgrx::Uuid, usize)>> {
     Ok(rows.into_iter().filter_map(|(workspace, role)| Some((workspace?, rank(&role?)?))).collect())
 }
 
+/// Whether the caller has, at this moment, at least a role in a workspace: whatever the transaction saw before.
+pub fn is_member_now(workspace: pgrx::Uuid, least: &str) -> Result<bool> {
+    let (Some(user), Some(least)) = (current_user(), rank(least)) else { return Ok(false) };
+    let mine = owner::as_owner(|| spi::as_of_now(|| memberships(user)))?;
+    Ok(mine.into_iter().any(|(other, rank)| other == workspace && rank >= least))
+}
+
 /// The workspace of a call where it is plain to see: the one that is named, by `given` or the setting, or the caller's only
 /// one. `None` leaves it to `helper.current_workspace`, which looks at claims and says what is wrong.
 pub fn plain_workspace(given: Option<pgrx::Uuid>) -> Result<Option<pgrx::Uuid>> {

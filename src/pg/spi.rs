@@ -53,6 +53,24 @@ pub fn select<T>(sql: &str, args: &[DatumWithOid], mut read: impl FnMut(&Row) ->
     })
 }
 
+/// Has statements that only read see what is committed now, and what the transaction itself has changed.
+pub fn as_of_now<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    struct Pop;
+    impl Drop for Pop {
+        fn drop(&mut self) {
+            // An error on its way out ends the transaction, or the part of it that the snapshot is of, which takes it back.
+            if !std::thread::panicking() {
+                // SAFETY: pops the one that was pushed below.
+                unsafe { pg_sys::PopActiveSnapshot() };
+            }
+        }
+    }
+    // SAFETY: in a transaction; popped on every way out.
+    unsafe { pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot()) };
+    let _pop = Pop;
+    work()
+}
+
 /// Runs a statement that changes something.
 pub fn change<T>(sql: &str, args: &[DatumWithOid], mut read: impl FnMut(&Row) -> Result<T>) -> Result<Vec<T>> {
     Spi::connect_mut(|client| {

@@ -10,7 +10,7 @@ use crate::core::error::{Error, Kind, Result};
 use crate::core::workflow::machine::{Action, Progress};
 use crate::core::workflow::row::Failure;
 use crate::core::workflow::{Span, Time};
-use crate::pg::{owner, session, spi};
+use crate::pg::{identity, owner, session, spi};
 use pgrx::Uuid;
 use pgrx::prelude::*;
 use std::ffi::CString;
@@ -20,7 +20,7 @@ pub use stored::Turn;
 use stored::{Changes, Due, Stored};
 
 /// How many runs are looked at together.
-const TOGETHER: usize = 32;
+const TOGETHER: usize = 64;
 /// How long one transaction goes on with runs, before what it did is committed.
 const TURN: Duration = Duration::from_millis(50);
 
@@ -51,10 +51,12 @@ pub enum Wanted<'a> {
 pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
     let Some((workspace, mut rows)) = owner::as_owner(|| stored::wanted(wanted))? else { return Ok(false) };
     let until = Instant::now() + TURN;
+    let (claimed, mut done) = (rows.len(), 0);
     let mut owned: Option<(String, Option<String>)> = None;
     let mut is_used = false;
     while !rows.is_empty() && (owned.is_none() || Instant::now() < until) {
         let together: Vec<Due> = rows.drain(..rows.len().min(TOGETHER)).collect();
+        done += together.len();
         let mut runs = owner::as_owner(|| stored::load(workspace, &together))?;
         let Some(first) = runs.first() else { break };
         // A transaction is one owner's: what one leaves in it, another does not find.
@@ -93,6 +95,9 @@ pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
             }
             changes.store()
         })?;
+    }
+    if let Wanted::Next(turn) = wanted {
+        turn.did(claimed, done);
     }
     if is_used {
         owner::as_owner(session::forget)?;
@@ -150,12 +155,7 @@ fn advance(stored: &mut Stored, changes: &mut Changes, is_used: &mut bool) -> Re
 /// Whether the owner may still have it done: a member of the workspace, and an admin where statements are run.
 fn check_owner(stored: &Stored) -> Result<()> {
     let least = if stored.uses_sql { "admin" } else { "member" };
-    let is_member = owner::as_owner(|| {
-        spi::first("select helper.is_member($1, $2)", &[stored.workspace.into(), least.into()], |row| {
-            Ok(row.opt::<bool>(1)? == Some(true))
-        })
-    })?;
-    if is_member == Some(true) {
+    if identity::is_member_now(stored.workspace, least)? {
         return Ok(());
     }
     Err(Error::new(Kind::NotPermitted, "the workflow's owner may not run it any more")

@@ -14,8 +14,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 use std::time::{Duration, Instant};
 
-/// Most runs that one transaction goes on with.
-const MOST: i32 = 256;
+/// Most rows that are claimed for one transaction.
+const MOST: usize = 512;
+/// And fewest.
+const LEAST: usize = 32;
 
 /// What somebody wants of a run.
 pub struct Command {
@@ -83,15 +85,15 @@ fn due(row: &spi::Row) -> Result<Due> {
 const DUE: &str = "c.workspace_id, c.id, c.run_id, c.priority, c.run_at";
 
 /// Due rows of the next workspace that has some.
-pub fn claim(after: Uuid, most: i32) -> Result<Vec<Due>> {
+pub fn claim(after: Uuid, most: usize) -> Result<Vec<Due>> {
     let sql = format!("select {DUE} from helper._claim_runs($1, $2) c");
-    spi::change(&sql, &[after.into(), most.into()], due)
+    spi::change(&sql, &[after.into(), (most as i32).into()], due)
 }
 
 /// Due rows of a workspace that come after another in its order.
-fn claim_after(last: &Due) -> Result<Vec<Due>> {
+fn claim_after(last: &Due, most: usize) -> Result<Vec<Due>> {
     let sql = format!("select {DUE} from helper._claim_runs_of($1, $2, $3, $4) c");
-    spi::change(&sql, &[last.workspace.into(), last.priority.into(), last.run_at.into(), MOST.into()], due)
+    spi::change(&sql, &[last.workspace.into(), last.priority.into(), last.run_at.into(), (most as i32).into()], due)
 }
 
 /// One row of the queue, unless another runner has its run.
@@ -117,6 +119,8 @@ pub struct Turn {
     full_at: Instant,
     /// The last look did not.
     is_partial: bool,
+    /// How many rows are claimed: what is locked and not come to was locked for nothing.
+    most: usize,
 }
 
 /// Longest time between two looks from the queue's beginning.
@@ -128,7 +132,7 @@ const SHARE: u32 = 10;
 
 impl Turn {
     pub fn new(first: Uuid) -> Self {
-        Turn { after: first, last: BTreeMap::new(), full_at: Instant::now(), is_partial: false }
+        Turn { after: first, last: BTreeMap::new(), full_at: Instant::now(), is_partial: false, most: LEAST }
     }
 
     pub fn after(&self) -> Uuid {
@@ -149,13 +153,13 @@ impl Turn {
             let turn = *self.after.as_bytes();
             let later = self.last.range((Bound::Excluded(turn), Bound::Unbounded));
             for (_, last) in later.chain(self.last.range(..=turn)) {
-                rows = claim_after(last)?;
+                rows = claim_after(last, self.most)?;
                 if !rows.is_empty() {
                     break;
                 }
             }
         } else {
-            rows = claim(self.after, MOST)?;
+            rows = claim(self.after, self.most)?;
             self.full_at = Instant::now() + (began.elapsed() * SHARE).min(FULL);
         }
         Ok(rows)
@@ -169,6 +173,15 @@ impl Turn {
                 self.last.clear();
             }
             self.last.insert(*last.workspace.as_bytes(), *last);
+        }
+    }
+
+    /// How many of the rows that were claimed a transaction had the time for.
+    pub fn did(&mut self, claimed: usize, done: usize) {
+        if done < claimed {
+            self.most = done.max(LEAST);
+        } else if claimed >= self.most {
+            self.most = (self.most * 2).min(MOST);
         }
     }
 }
@@ -194,7 +207,7 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
            (extract(epoch from r.deadline) * 1000)::bigint, (extract(epoch from r.paused_at) * 1000)::bigint, \
            (extract(epoch from r.started_at) * 1000)::bigint, r.key is not null, r.output::text, r.error::text \
          from unnest($2) with ordinality c (id, n) \
-         join helper.workflow_runs r on r.workspace_id = $1 and r.id = c.id \
+         cross join lateral (select r.* from helper.workflow_runs r where r.workspace_id = $1 and r.id = c.id offset 0) r \
          join helper.workflows w on w.workspace_id = r.workspace_id and w.id = r.workflow_id \
          join helper.workflow_versions v \
            on v.workspace_id = r.workspace_id and v.workflow_id = r.workflow_id and v.version = r.version \
@@ -256,7 +269,8 @@ fn load_steps(runs: &mut [Stored]) -> Result<()> {
         "select s.run_id, s.step, s.item, s.status, s.attempt, s.output::text, s.error::text, s.waits_for::text, \
            (extract(epoch from s.wake_at) * 1000)::bigint, (extract(epoch from s.started_at) * 1000)::bigint, \
            (extract(epoch from s.finished_at) * 1000)::bigint \
-         from helper.workflow_steps s where s.workspace_id = $1 and s.run_id = any ($2)",
+         from unnest($2) c (id) \
+         cross join lateral (select s.* from helper.workflow_steps s where s.workspace_id = $1 and s.run_id = c.id offset 0) s",
         &[workspace.into(), begun.into()],
         |row| {
             let status: String = row.get(4)?;
@@ -470,7 +484,8 @@ impl Changes {
                    started_at = helper._time(c.started_at), finished_at = helper._time(c.finished_at) \
                  from unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[]) \
                    c (id, status, output, error, deadline, paused_at, started_at, finished_at) \
-                 where r.workspace_id = $1 and r.id = c.id",
+                 cross join lateral (select o.ctid from helper.workflow_runs o where o.workspace_id = $1 and o.id = c.id offset 0) o \
+                 where r.ctid = o.ctid",
                 &[
                     workspace.into(),
                     self.runs.clone().into(),
