@@ -6,7 +6,7 @@ language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
   -- What an application's own policies need, and what says nothing to a caller without identity.
   v_predicates constant text[] := array['caller_claims', 'caller_role', 'current_user_id', 'is_member', 'my_role', 'my_workspaces'];
-  v_administrators constant text[] := array['add_mcp_server', 'attach_table', 'detach_table', 'grant_usage', 'pack_vectors', 'refresh_mcp_server', 'register_function', 'remove_mcp_server', 'status', 'unregister_function', 'use_membership'];
+  v_administrators constant text[] := array['add_mcp_server', 'attach_table', 'detach_table', 'grant_usage', 'pack_vectors', 'refresh_mcp_server', 'register_function', 'remove_mcp_server', 'set_whatsapp_sender', 'status', 'unregister_function', 'use_membership'];
   -- What speaks for the WhatsApp Cloud API, whichever workspace it is about.
   v_services constant text[] := array['claim_whatsapp', 'finish_whatsapp', 'set_whatsapp_number', 'whatsapp_status'];
   v_user_tables constant text[][] := array[
@@ -53,7 +53,7 @@ declare
     ['notes', 'select, insert (workspace_id, shared, pinned, title, content, tags), update (shared, pinned, title, content, tags), delete'],
     ['reminders', 'select, insert (workspace_id, title, description, due_at, related_to), update (title, description, due_at, related_to, done_at), delete'],
     ['notifications', 'select, insert (workspace_id, user_id, title, body), update (read_at)'],
-    ['wa_numbers', 'select'],
+    ['wa_numbers', 'select (workspace_id, id, phone_number_id, business_account_id, phone, region, created_at)'],
     ['contacts', 'select, insert (workspace_id, phone, name, email, tags, accepts_broadcasts), update (name, email, tags, accepts_broadcasts), delete'],
     ['wa_threads', 'select, update (status, assigned_to, tags, closed_at)'],
     ['wa_messages', 'select'],

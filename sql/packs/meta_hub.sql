@@ -15,9 +15,12 @@ create table helper.wa_numbers (
   business_account_id text constraint wa_numbers_business_account_id_check check (business_account_id ~ '^[0-9]{1,32}$'),
   phone text not null constraint wa_numbers_phone_check check (phone ~ '^\+[1-9][0-9]{6,14}$'),
   region text constraint wa_numbers_region_check check (region ~ '^[A-Z]{2}$'),
+  credential text constraint wa_numbers_credential_check check (credential ~ '^(env|file|vault):.'),
+  credential_host text,
   created_at timestamptz not null default clock_timestamp(),
   primary key (workspace_id, id),
-  constraint wa_numbers_phone_number_id_key unique (phone_number_id)
+  constraint wa_numbers_phone_number_id_key unique (phone_number_id),
+  constraint wa_numbers_host_check check ((credential is null) = (credential_host is null))
 );
 create index wa_numbers_business_account_id_idx on helper.wa_numbers (business_account_id);
 comment on table helper.wa_numbers is 'WhatsApp numbers of workspaces, bound by the application''s service: whoever binds one receives what people write to it';
@@ -27,6 +30,8 @@ comment on column helper.wa_numbers.phone_number_id is 'The Cloud API''s id of t
 comment on column helper.wa_numbers.business_account_id is 'The Cloud API''s id of the business account, which templates belong to';
 comment on column helper.wa_numbers.phone is 'The number itself, in E.164';
 comment on column helper.wa_numbers.region is 'Country, in ISO 3166, that contacts'' national numbers are read by; null: they must be international';
+comment on column helper.wa_numbers.credential is 'Where its access token is, which is used for this number alone: env:NAME, file:/path or vault:name; null: the sender''s is used';
+comment on column helper.wa_numbers.credential_host is 'Scheme, host and port that the token may be sent to';
 comment on column helper.wa_numbers.created_at is 'When it was bound';
 select helper._share_table('helper.wa_numbers', null, null);
 
@@ -183,6 +188,7 @@ create table helper.wa_outbox (
   status text not null default 'queued'
     constraint wa_outbox_status_check check (status in ('queued', 'sending', 'sent', 'delivered', 'read', 'failed', 'uncertain', 'cancelled')),
   attempts integer not null default 0,
+  by_worker boolean not null default false,
   wa_message_id text,
   error jsonb,
   send_at timestamptz not null default clock_timestamp(),
@@ -203,6 +209,7 @@ create table helper.wa_outbox (
   constraint wa_outbox_broadcast_fkey foreign key (workspace_id, broadcast_id) references helper.wa_broadcasts (workspace_id, id) on delete cascade
 );
 create index wa_outbox_status_workspace_id_send_at_idx on helper.wa_outbox (status, workspace_id, send_at) where status = 'queued';
+create index wa_outbox_send_at_idx on helper.wa_outbox (send_at) where status = 'queued';
 create index wa_outbox_claimed_at_idx on helper.wa_outbox (claimed_at) where status = 'sending';
 create index wa_outbox_contact_id_created_at_idx on helper.wa_outbox (contact_id, created_at);
 create index wa_outbox_thread_id_created_at_idx on helper.wa_outbox (thread_id, created_at);
@@ -222,6 +229,7 @@ comment on column helper.wa_outbox.parameters is 'What fills the template''s pla
 comment on column helper.wa_outbox.request is 'The request to the Cloud API, made when the row is added: method, path, body; claim_whatsapp adds the identifier';
 comment on column helper.wa_outbox.status is 'queued; sending: claimed by a sender; sent, delivered, read: as WhatsApp says; failed: see error; uncertain: the sender was lost, it is not sent again; cancelled';
 comment on column helper.wa_outbox.attempts is 'Times that it was claimed';
+comment on column helper.wa_outbox.by_worker is 'Whether it was the database''s worker that last claimed it';
 comment on column helper.wa_outbox.wa_message_id is 'WhatsApp''s id of it';
 comment on column helper.wa_outbox.error is 'What WhatsApp said of its failure';
 comment on column helper.wa_outbox.send_at is 'Not before this time';

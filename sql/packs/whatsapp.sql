@@ -1,5 +1,6 @@
 -- WhatsApp, for the pack meta_hub: what is sent waits in an outbox as the request that the Cloud API documents; a sender
--- claims each once, and the webhook says what became of it.
+-- claims each once, and the webhook says what became of it. The sender is the worker (see whatsapp_sender.sql) or the
+-- application's own.
 
 -- What a row of the outbox becomes
 
@@ -468,11 +469,14 @@ create function helper.set_whatsapp_number(
   phone_number_id text,
   phone text,
   business_account_id text default null,
-  region text default null
+  region text default null,
+  credential text default null
 ) returns uuid
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_phone text := helper.normalize_phone(phone, region);
+  v_credential text := nullif(credential, '');
+  v_host text;
   v_id uuid;
 begin
   if workspace is null then
@@ -481,10 +485,25 @@ begin
   if v_phone is null then
     raise exception using errcode = '22023', message = format('"%s" is not a phone number', phone);
   end if;
-  insert into helper.wa_numbers as n (workspace_id, phone_number_id, business_account_id, phone, region)
-  values (workspace, set_whatsapp_number.phone_number_id, set_whatsapp_number.business_account_id, v_phone, set_whatsapp_number.region)
+  if v_credential is not null then
+    perform helper._check_credential(v_credential, null);
+    select helper._host(s.base_url) into v_host from helper.wa_sender s;
+    if not found then
+      raise exception using
+        errcode = '55000',
+        message = 'there is no WhatsApp sender that the credential could be for',
+        hint = 'An administrator names one with helper.set_whatsapp_sender first.';
+    end if;
+  end if;
+  insert into helper.wa_numbers as n (workspace_id, phone_number_id, business_account_id, phone, region, credential, credential_host)
+  values (workspace, set_whatsapp_number.phone_number_id, set_whatsapp_number.business_account_id, v_phone, set_whatsapp_number.region,
+    v_credential, v_host)
   on conflict on constraint wa_numbers_phone_number_id_key do update
-  set business_account_id = excluded.business_account_id, phone = excluded.phone, region = excluded.region
+  set business_account_id = excluded.business_account_id,
+    phone = excluded.phone,
+    region = excluded.region,
+    credential = case when set_whatsapp_number.credential is null then n.credential else excluded.credential end,
+    credential_host = case when set_whatsapp_number.credential is null then n.credential_host else excluded.credential_host end
   where n.workspace_id = excluded.workspace_id
   returning n.id into v_id;
   if not found then
@@ -493,11 +512,13 @@ begin
   return v_id;
 end
 $$;
-comment on function helper.set_whatsapp_number(uuid, text, text, text, text) is
-  'Binds a number of the WhatsApp Cloud API to a workspace, which sends by it and receives what people write to it. For the application''s service, which knows whose it is. Errors: 22023, 23514, 55000 another workspace''s';
+comment on function helper.set_whatsapp_number(uuid, text, text, text, text, text) is
+  'Binds a number of the WhatsApp Cloud API to a workspace, which sends by it and receives what people write to it. credential: where its own access token is, as env:NAME or file:/path (superusers) or vault:name, for the worker to send with; null leaves it as it is, an empty text has the sender''s used. For the application''s service, which knows whose it is. Errors: 22023, 23514, 42501, 55000 another workspace''s, or no sender that the credential could be for';
 
-create function helper.claim_whatsapp("limit" integer default 20) returns table (workspace_id uuid, message_id uuid, request jsonb)
-language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+-- At most `share` of one workspace, and none of those in `without`.
+create function helper._claim_whatsapp("limit" integer, share integer, without uuid[], by_worker boolean)
+returns table (workspace_id uuid, message_id uuid, request jsonb)
+language sql volatile set search_path = pg_catalog, pg_temp as $$
   -- A sender that was lost may have sent: what it held is never sent again by itself.
   update helper.wa_outbox o
   set status = 'uncertain'
@@ -521,9 +542,9 @@ language sql volatile security definer set search_path = pg_catalog, pg_temp as 
       limit 1
     ) n
   ), turn as (
-    select w.workspace_id, greatest(least("limit", 1000) / count(*) over (), 1) as share
+    select w.workspace_id, least(greatest(least("limit", 1000) / count(*) over (), 1), _claim_whatsapp.share) as share
     from waiting w
-    where w.send_at <= clock_timestamp()
+    where w.send_at <= clock_timestamp() and w.workspace_id <> all (without)
     order by w.send_at
     limit least(greatest("limit", 0), 1000)
   ), due as materialized (
@@ -539,13 +560,19 @@ language sql volatile security definer set search_path = pg_catalog, pg_temp as 
     ) d
   )
   update helper.wa_outbox o
-  set status = 'sending', claimed_at = clock_timestamp(), attempts = o.attempts + 1
+  set status = 'sending', claimed_at = clock_timestamp(), attempts = o.attempts + 1, by_worker = _claim_whatsapp.by_worker
   from due d
   where o.workspace_id = d.workspace_id and o.id = d.id
   -- WhatsApp gives the identifier back in the webhook, also where its reply was lost.
   returning o.workspace_id, o.id, case o.kind
     when 'submission' then o.request
     else jsonb_set(o.request, '{body,biz_opaque_callback_data}', to_jsonb(o.id)) end
+$$;
+comment on function helper._claim_whatsapp(integer, integer, uuid[], boolean) is 'Requests of the outbox that are due, each given out once, and workspaces sharing alike';
+
+create function helper.claim_whatsapp("limit" integer default 20) returns table (workspace_id uuid, message_id uuid, request jsonb)
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  select c.workspace_id, c.message_id, c.request from helper._claim_whatsapp("limit", null, '{}', false) c
 $$;
 comment on function helper.claim_whatsapp(integer) is
   'Requests of the outbox that are due, each given out once, and workspaces sharing alike: commit, send them to the Cloud API, and tell finish_whatsapp what it replied. For the application''s service';

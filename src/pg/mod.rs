@@ -52,6 +52,7 @@ mod transaction;
 mod wait;
 mod wake;
 mod webhooks;
+mod whatsapp;
 mod worker;
 mod workflow;
 

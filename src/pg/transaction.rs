@@ -1,13 +1,22 @@
 //! Transactions of the background processes: short, each ended on every way out, an error of Postgres told apart by whether it passes.
 
 use crate::core::error::{Error, Kind, Result};
-use crate::pg::owner;
+use crate::pg::{owner, session};
 use pgrx::prelude::*;
 use std::panic::AssertUnwindSafe;
 
 /// Runs one short transaction as the extension's owner. An error rolls it back and is returned.
 pub fn transaction<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     bare_transaction(|| owner::as_owner(work))
+}
+
+/// The same where a crash must not take it back. Said before the owner's own settings begin, as what is set among them is
+/// given back before the commit.
+pub fn lasting_transaction<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    bare_transaction(|| {
+        session::flushed();
+        owner::as_owner(work)
+    })
 }
 
 /// Runs one short transaction that says itself as whom.

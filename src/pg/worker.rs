@@ -8,6 +8,7 @@ mod reembeds;
 mod replies;
 mod sent;
 mod tidying;
+mod whatsapp;
 
 use replies::Fetching;
 
@@ -20,7 +21,8 @@ use crate::pg::jobs::{Job, end, first, requeue};
 use crate::pg::reembedding::Reembedding;
 use crate::pg::replying::Replying;
 use crate::pg::report::Notes;
-use crate::pg::transaction::{extension_exists, transaction};
+use crate::pg::transaction::{extension_exists, lasting_transaction, transaction};
+use crate::pg::whatsapp::Message;
 use crate::pg::worker::sent::Sent;
 use crate::pg::worker::tidying::Chore;
 use crate::pg::{session, shared, spi, wait};
@@ -69,6 +71,10 @@ struct Worker {
     unstored_calls: Vec<(Sent, ToolReply)>,
     /// When calls are looked at again that could not be sent.
     calls_again: Instant,
+    /// Messages of WhatsApp's outbox that were sent.
+    messages: HashMap<u32, Message>,
+    /// Messages whose answer is here but could not be stored.
+    unstored_messages: Vec<(Message, ToolReply)>,
     /// The request that brings the records of calls.
     ledger: u32,
     /// Workspace that was served last.
@@ -168,6 +174,8 @@ impl Worker {
             calls: HashMap::new(),
             unstored_calls: Vec::new(),
             calls_again: now,
+            messages: HashMap::new(),
+            unstored_messages: Vec::new(),
             ledger: 0,
             turn: first(),
             reembed_turn: first(),
@@ -196,6 +204,8 @@ impl Worker {
         // What the worker seems to do is what an earlier one left behind: a database has one.
         let released = transaction(|| spi::run("select helper._settle_calls(), helper._release_leases()", &[]));
         self.note(released);
+        let settled = lasting_transaction(|| spi::run("select helper._settle_whatsapp()", &[]));
+        self.note(settled);
         loop {
             // SAFETY: a flag that the signal handler sets.
             if unsafe { (&raw const pg_sys::ProcDiePending).read_volatile() } != 0 {
@@ -234,11 +244,13 @@ impl Worker {
                 self.hear_runners();
                 self.store_again();
                 self.store_calls();
+                self.store_messages();
                 self.claim_documents();
                 self.claim_reembeds();
                 self.claim_replies();
                 self.expire_calls();
                 self.send_calls();
+                self.send_messages();
                 self.call_runners();
             }
             self.receive();
@@ -275,6 +287,8 @@ impl Worker {
             && self.fetching.is_empty()
             && self.calls.is_empty()
             && self.unstored_calls.is_empty()
+            && self.messages.is_empty()
+            && self.unstored_messages.is_empty()
     }
 
     /// Whether there is a gateway of our version; what is claimed without one would be given up as its fault.
@@ -335,6 +349,9 @@ impl Worker {
         if let Some(sent) = self.calls.remove(&frame.id) {
             return self.call_frame(sent, frame);
         }
+        if let Some(message) = self.messages.remove(&frame.id) {
+            return self.message_frame(message, frame);
+        }
         if let Some(reply) = self.replies.remove(&frame.id) {
             return self.reply_frame(reply, frame);
         }
@@ -384,6 +401,7 @@ impl Worker {
             self.give(&reembed.job, 0.0, false);
         }
         self.calls_lost();
+        self.messages_lost();
         self.careful = true;
         self.next_look = self.next_look.min(self.connect_after.max(Instant::now()));
         let jobs: Vec<Job> = std::mem::take(&mut self.tasks).values().flat_map(Indexing::jobs).cloned().collect();

@@ -52,7 +52,7 @@ pub fn facts(error: &Error) -> Value {
 }
 
 /// A server's answer as a JSON value: its own where it is JSON, else a text; marked where it was cut.
-fn value(answer: &ToolAnswer) -> Value {
+pub fn value(answer: &ToolAnswer) -> Value {
     if answer.truncated {
         return json!({ "truncated": true, "text": clean(&answer.body) });
     }

@@ -23,7 +23,7 @@ use pgrx::Uuid;
 
 pub use calling::text_of;
 pub use queued::{Queued, ToSend, cancel_queued, prepare_queued, run_queued, tried};
-pub use remote::{back_to_queue, ended};
+pub use remote::{back_to_queue, ended, endpoint};
 pub use running::{guarded, is_inside_statement, stepping};
 pub use subtransaction::{Done, Fault, attempt};
 

@@ -126,7 +126,7 @@ fn secret(whose: &str, reference: Option<&str>) -> Result<Credential> {
 }
 
 /// Where a request goes and what goes with it, and the request itself.
-fn endpoint(
+pub fn endpoint(
     name: &str,
     form: &Value,
     arguments: &Arguments,

@@ -15,6 +15,20 @@ use std::time::{Duration, Instant};
 const MOST: usize = 256;
 const MOST_OF_ONE: usize = 16;
 
+/// What the gateway says of a request that it was to send.
+pub(super) fn reply_of(frame: &Frame) -> ToolReply {
+    let error = match frame.tag {
+        Tag::End => match wire::decode::<Reply>(&frame.body) {
+            Ok(Reply::Tool(reply)) => return *reply,
+            Ok(_) => calling::another(),
+            Err(error) => error,
+        },
+        Tag::Error => wire::decode::<Error>(&frame.body).unwrap_or_else(|error| error),
+        _ => calling::another(),
+    };
+    ToolReply::Failed { error, reached: true }
+}
+
 /// A call that was sent.
 pub(super) struct Sent {
     pub job: Job,
@@ -44,19 +58,7 @@ impl Worker {
     }
 
     pub(super) fn call_frame(&mut self, sent: Sent, frame: &Frame) {
-        let reply = match frame.tag {
-            Tag::End => match wire::decode::<Reply>(&frame.body) {
-                Ok(Reply::Tool(reply)) => *reply,
-                Ok(_) => ToolReply::Failed { error: calling::another(), reached: true },
-                Err(error) => ToolReply::Failed { error, reached: true },
-            },
-            Tag::Error => {
-                let error = wire::decode::<Error>(&frame.body).unwrap_or_else(|error| error);
-                ToolReply::Failed { error, reached: true }
-            }
-            _ => ToolReply::Failed { error: calling::another(), reached: true },
-        };
-        self.call_ended(sent, reply);
+        self.call_ended(sent, reply_of(frame));
         self.next_look = self.next_look.min(Instant::now());
     }
 
