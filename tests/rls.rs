@@ -341,7 +341,15 @@ const TABLES: &[Table] = &[
         update: WRITTEN,
         delete: NOBODY,
     },
-    read_only("wa_numbers", MEMBERS),
+    Table {
+        name: "wa_numbers",
+        // Not where the token is.
+        readable: &["workspace_id", "id", "phone_number_id", "business_account_id", "phone", "region", "created_at"],
+        select: MEMBERS,
+        updatable: &[],
+        update: NOBODY,
+        delete: NOBODY,
+    },
     read_only("wa_messages", MEMBERS),
     read_only("wa_templates", MEMBERS),
     read_only("wa_broadcasts", MEMBERS),
@@ -452,6 +460,7 @@ const TABLES: &[Table] = &[
     read_only("workflow_webhooks", KEPT_BY_ADMINS),
     read_only("workflow_webhook_keys", NOTHING),
     hidden("workflow_webhook_secrets"),
+    hidden("wa_sender"),
     hidden("provider_secrets"),
     hidden("token_ratios"),
     hidden("usage_deleted"),
@@ -1684,6 +1693,10 @@ const FUNCTIONS: &[Function] = &[
     Function {
         name: "set_whatsapp_number",
         calls: &[("helper.set_whatsapp_number('$ws', '77', '+6281200000077')", NEVER)],
+    },
+    Function {
+        name: "set_whatsapp_sender",
+        calls: &[("helper.set_whatsapp_sender()", NEVER), ("helper.set_whatsapp_sender(enabled => false)", NEVER)],
     },
     Function { name: "claim_whatsapp", calls: &[("count(*) from helper.claim_whatsapp()", NEVER)] },
     Function { name: "finish_whatsapp", calls: &[("helper.finish_whatsapp('$ws', '$message', 200)", NEVER)] },
