@@ -8,7 +8,7 @@ mod provider;
 
 use cluster::{Cluster, Session, signal, until};
 use place::{ANN, BEA, Place};
-use provider::Answer;
+use provider::{Answer, Break};
 use serde_json::{Value, json};
 
 const CARL: &str = "00000000-0000-4000-8000-00000000000c";
@@ -233,6 +233,83 @@ async fn a_run_acts_as_its_owner_and_stops_when_the_owner_may_not() {
 }
 
 #[tokio::test]
+async fn a_run_whose_owner_is_demoted_is_cancelled_and_anything_else_is_done_later() {
+    let Place { cluster, admin, ann, workspace, server } = Place::new().await;
+    admin.run(TABLES).await;
+    ann.run(&format!("select helper.add_member('{workspace}', '{BEA}', 'owner')")).await;
+    let bea = cluster.user(BEA).await;
+    create(&ann, "child", json!({ "steps": [{ "name": "never", "type": "wait", "event": "never" }] })).await;
+    let busy = json!({ "steps": [
+        { "name": "run", "type": "workflow", "workflow": "child", "needs": [] },
+        { "name": "call", "type": "tool", "tool": "ask_line", "arguments": { "what": "asked" }, "needs": [] },
+        { "name": "reply", "type": "complete", "prompt": "Say something.", "needs": [] } ] });
+    create(&ann, "busy", busy).await;
+    let broken = json!({ "name": "break", "type": "sql", "sql": "select 1 / ($1 ->> 'by')::integer as n", "parameters": { "by": "{{ vars.by }}" } });
+    create(&ann, "fragile", json!({ "steps": [broken] })).await;
+    admin.run("update helper.workflows set settings = '{\"by\": 0}' where name = 'fragile'").await;
+    let fragile = run(&bea, "fragile", json!({})).await;
+    assert_eq!(ended(&bea, &fragile).await["status"], "failed");
+    server.next(Answer::broken(1, Break::Hang));
+    let one = run(&bea, "busy", json!({})).await;
+    until("all of it to wait", async || {
+        let sql = "select array_agg(w.waits_for order by w.waits_for) from helper.workflow_waiting w";
+        let waits: Option<Vec<String>> = bea.query_one(sql, &[]).await.unwrap().get(0);
+        (waits? == ["call", "event", "reply", "run"]).then_some(())
+    })
+    .await;
+    let demote = |role: &str| {
+        format!(
+            "update helper.workspace_members set role = '{role}' where workspace_id = '{workspace}' and user_id = '{ANN}'"
+        )
+    };
+    admin.run(&demote("viewer")).await;
+    assert!(bea.one::<bool>("select helper.cancel_run($1::text::uuid)", &[&one]).await);
+    assert_eq!(reached(&bea, &one, &["cancelled", "paused"]).await["status"], "cancelled");
+    until("what it waited for to be called off", async || {
+        let sql = "select (select count(*) from helper.workflow_runs where finished_at is null) + (select count(*) from helper.workflow_waits) \
+                     + (select count(*) from helper.function_calls where status <> 'cancelled') \
+                     + (select count(*) from helper.messages where role = 'assistant' and status <> 'cancelled')";
+        (admin.one::<i64>(sql, &[]).await == 0).then_some(())
+    })
+    .await;
+    // A step that is to be tried again is tried again once the run goes on.
+    admin.run("update helper.workflows set settings = '{\"by\": 1}' where name = 'fragile'").await;
+    bea.run(&format!("select helper.retry_step('{fragile}', 'break')")).await;
+    let told = reached(&bea, &fragile, &["paused"]).await;
+    assert_eq!(told["error"]["sqlstate"], "42501", "{told:#}");
+    admin.run(&demote("admin")).await;
+    bea.run(&format!("select helper.resume_run('{fragile}')")).await;
+    let told = ended(&bea, &fragile).await;
+    assert_eq!(
+        (&told["status"], &told["error"], &step(&told, "break")["attempt"]),
+        (&json!("succeeded"), &Value::Null, &json!(2)),
+        "{told:#}"
+    );
+}
+
+#[tokio::test]
+async fn a_run_whose_owners_role_is_gone_is_cancelled() {
+    let Shop { cluster, admin, .. } = shop().await;
+    admin.run("create role temp; grant usage on schema helper to temp; grant execute on all functions in schema helper to temp").await;
+    admin.run("set role temp").await;
+    let workspace: String = admin.one("select helper.create_workspace('Temp')::text", &[]).await;
+    admin.run(&format!("select helper.add_member('{workspace}', '{BEA}', 'admin')")).await;
+    let never = json!({ "name": "never", "type": "wait", "event": "never" });
+    create(&admin, "hold", json!({ "steps": [never, insert("after", "after")] })).await;
+    let held = run(&admin, "hold", json!({})).await;
+    reached(&admin, &held, &["waiting"]).await;
+    admin.run("reset role; drop owned by temp; drop role temp").await;
+    let bea = cluster.user(BEA).await;
+    bea.run(&format!("select helper.pause_run('{held}')")).await;
+    let told = reached(&bea, &held, &["paused"]).await;
+    assert_eq!(told["error"]["message"], "role \"temp\" does not exist any more", "{told:#}");
+    bea.run(&format!("select helper.cancel_run('{held}')")).await;
+    let told = ended(&bea, &held).await;
+    assert_eq!((&told["status"], &step(&told, "never")["status"]), (&json!("cancelled"), &json!("cancelled")));
+    assert_eq!(admin.one::<i64>("select count(*) from helper.workflow_waits", &[]).await, 0);
+}
+
+#[tokio::test]
 async fn what_a_step_changes_of_who_asks_is_taken_back() {
     let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
     for (name, sql) in [
@@ -388,6 +465,30 @@ async fn a_paused_run_begins_nothing_until_it_is_resumed() {
     ann.run(&format!("select helper.resume_run('{id}')")).await;
     assert_eq!(ended(&ann, &id).await["status"], "succeeded");
     assert_eq!(lines(&admin, "resumed").await, 1);
+}
+
+#[tokio::test]
+async fn a_run_that_was_paused_before_it_began_waits_for_its_turn_like_any_other() {
+    let Shop { cluster: _cluster, ann, .. } = shop().await;
+    let hold = json!({ "name": "hold", "type": "wait", "event": "go" });
+    create(&ann, "single", json!({ "concurrency": { "limit": 1 }, "steps": [hold] })).await;
+    create(&ann, "rare", json!({ "rate": { "limit": 1, "per": "1 h" }, "steps": [hold] })).await;
+    for (name, then) in [("single", "waiting"), ("rare", "queued")] {
+        // In one transaction, so that nobody begins it before.
+        ann.run("begin").await;
+        let paused = run(&ann, name, json!({})).await;
+        ann.run(&format!("select helper.pause_run('{paused}'); commit")).await;
+        assert_eq!(reached(&ann, &paused, &["paused"]).await["started_at"], Value::Null);
+        // Nor does it count meanwhile.
+        let first = run(&ann, name, json!({})).await;
+        reached(&ann, &first, &["waiting"]).await;
+        ann.run(&format!("select helper.resume_run('{paused}')")).await;
+        let told = reached(&ann, &paused, &["queued", "waiting"]).await;
+        assert_eq!((&told["status"], &told["started_at"]), (&json!("queued"), &Value::Null), "{name}");
+        ann.run(&format!("select helper.cancel_run('{first}')")).await;
+        ended(&ann, &first).await;
+        assert_eq!(reached(&ann, &paused, &[then]).await["status"], then);
+    }
 }
 
 #[tokio::test]

@@ -324,6 +324,20 @@ impl Stored {
         self.started_at.is_none()
     }
 
+    /// It is its turn.
+    pub fn begin(&mut self) {
+        self.started_at = Some(self.taken_at);
+    }
+
+    /// Pauses its workflow, whose owner may not run it any more.
+    pub fn pause_workflow(&self, error: &Error) -> Result<()> {
+        spi::run(
+            "update helper.workflows w set enabled = false, problem = $3, updated_at = clock_timestamp() \
+             where w.workspace_id = $1 and w.id = $2 and w.enabled",
+            &[self.workspace.into(), self.workflow.into(), error.message.as_str().into()],
+        )
+    }
+
     /// What its templates see beside its steps.
     pub fn given(&self) -> Given {
         Given {
@@ -432,7 +446,7 @@ impl Changes {
         self.errors.push(run.error.as_ref().and_then(|error| serde_json::to_string(error).ok()));
         self.deadlines.push(run.deadline);
         self.pauses.push(run.paused_at);
-        self.starts.push(stored.started_at.or(Some(stored.taken_at)));
+        self.starts.push(stored.started_at);
         self.ends.push(run.status.is_end().then(now));
     }
 
@@ -449,27 +463,23 @@ impl Changes {
         Ok(())
     }
 
-    /// Ends a run that cannot begin.
-    pub fn fail(&mut self, stored: &Stored, error: &Failure) -> Result<()> {
-        let run = Run { status: RunStatus::Failed, error: Some(error.clone()), ..stored.run.clone() };
-        self.run(stored, &run);
-        Ok(())
+    /// Has a run whose turn it is not yet wait for it, also one that was resumed just now.
+    pub fn queue(&mut self, stored: &Stored, run: &Run, at: Option<Time>) -> Result<()> {
+        if *run != stored.run {
+            self.run(stored, &Run { status: RunStatus::Queued, ..run.clone() });
+        }
+        self.put_off(stored, at)
     }
 
-    /// Pauses a run and its workflow, whose owner may not run it any more.
-    pub fn hold(&mut self, stored: &Stored, error: &Error) -> Result<()> {
-        let run = Run {
-            status: RunStatus::Paused,
-            paused_at: stored.run.paused_at.or(Some(now())),
-            error: Some(error.clone().into()),
-            ..stored.run.clone()
-        };
+    /// Ends a run that cannot begin or go on.
+    pub fn fail(&mut self, stored: &Stored, definition: &Definition, error: Failure) -> Result<()> {
+        let run = Run { status: RunStatus::Failed, paused_at: None, error: Some(error), ..stored.run.clone() };
         self.run(stored, &run);
-        spi::run(
-            "update helper.workflows w set enabled = false, problem = $3, updated_at = clock_timestamp() \
-             where w.workspace_id = $1 and w.id = $2 and w.enabled",
-            &[stored.workspace.into(), stored.workflow.into(), error.message.as_str().into()],
-        )
+        self.waiting.push((stored.id, Vec::new()));
+        if stored.has_key_or(definition) {
+            self.freed.push(stored.workflow);
+        }
+        Ok(())
     }
 
     /// Writes all of it.
