@@ -89,6 +89,13 @@ begin atomic
 end;
 comment on function helper._depth() is 'Depth of the run whose step this is; 0 outside of runs';
 
+create function helper._own_events() returns text[]
+language sql immutable parallel safe
+begin atomic
+  select array['contact_created', 'lead_created', 'tag_added', 'wa_message_received'];
+end;
+comment on function helper._own_events() is 'Events that the extension''s own tables tell, and nobody else';
+
 create function helper.emit_event(name text, payload jsonb default '{}', workspace uuid default null) returns uuid
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -98,6 +105,11 @@ begin
   if name is null or name !~ '^[a-zA-Z][a-zA-Z0-9_.:-]{0,99}$' then
     raise exception using errcode = '22023', message = format('event name "%s" is not valid', name),
       hint = 'Use at most 100 letters, digits, "_", ".", ":" and "-".';
+  end if;
+  -- What waits for these takes their word for it.
+  if name = any (helper._own_events()) then
+    raise exception using errcode = '42501', message = format('permission denied to emit event "%s"', name),
+      detail = 'The extension alone tells what happened to its tables.', hint = 'Use a name of your own.';
   end if;
   if payload is null or jsonb_typeof(payload) <> 'object' then
     raise exception using errcode = '22023', message = 'payload is not a JSON object';
@@ -118,7 +130,7 @@ begin
 end
 $$;
 comment on function helper.emit_event(text, jsonb, uuid) is
-  'Says that something happened, which starts the workflows that wait for it when this transaction commits; returns the event''s id. For members. Errors: 22023, 42501, 42704, 53400 too large or too deep';
+  'Says that something happened, which starts the workflows that wait for it when this transaction commits; returns the event''s id. Not by the names of the extension''s own events. For members. Errors: 22023, 42501, 42704, 53400 too large or too deep';
 
 create function helper.on_event(workflow text, event text, condition text default null, workspace uuid default null) returns uuid
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -462,6 +474,9 @@ comment on function helper._deliver_events(integer) is 'Starts what waits in the
 create function helper._tell(workspace uuid, event text, payload jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
+  if event <> all (helper._own_events()) then
+    raise exception using errcode = 'XX000', message = format('event "%s" can be emitted by anybody', event);
+  end if;
   if not exists (select from helper.workflow_event_triggers t where t.event = _tell.event and t.workspace_id = _tell.workspace)
     and not exists (select from helper.workflow_waits w where w.event = _tell.event and w.workspace_id = _tell.workspace)
   then

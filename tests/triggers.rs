@@ -146,14 +146,14 @@ const REFUSED: &str = "42501 permission denied for webhook";
 #[tokio::test]
 async fn an_event_is_gone_with_its_writer_and_starts_what_waits_for_it() {
     let shop = Shop::open().await;
-    shop.admin.run("select helper.on_event('w', 'contact_created', '@.payload.score > 50')").await;
-    shop.member.run("begin; select helper.emit_event('contact_created', '{\"score\": 99, \"n\": 0}'); rollback").await;
+    shop.admin.run("select helper.on_event('w', 'order_paid', '@.payload.score > 50')").await;
+    shop.member.run("begin; select helper.emit_event('order_paid', '{\"score\": 99, \"n\": 0}'); rollback").await;
     shop.member
         .run(
-            "select helper.emit_event('contact_created', '{\"score\": 60, \"n\": 1}'); \
-             select helper.emit_event('contact_created', '{\"score\": 40, \"n\": 2}'); \
+            "select helper.emit_event('order_paid', '{\"score\": 60, \"n\": 1}'); \
+             select helper.emit_event('order_paid', '{\"score\": 40, \"n\": 2}'); \
              select helper.emit_event('another', '{\"score\": 60, \"n\": 3}'); \
-             select helper.emit_event('contact_created', '{\"n\": 4}')",
+             select helper.emit_event('order_paid', '{\"n\": 4}')",
         )
         .await;
     assert_eq!(shop.delivered().await, [json!({ "score": 60, "n": 1 })]);
@@ -161,13 +161,35 @@ async fn an_event_is_gone_with_its_writer_and_starts_what_waits_for_it() {
         .root
         .one("select r.trigger from helper.workflow_runs r where r.workflow_id = $1::text::uuid", &[&shop.workflow])
         .await;
-    assert_eq!((&trigger["kind"], &trigger["name"]), (&json!("event"), &json!("contact_created")));
+    assert_eq!((&trigger["kind"], &trigger["name"]), (&json!("event"), &json!("order_paid")));
     // The condition may change; what is wrong with one is said where it is given.
-    shop.admin.run("select helper.on_event('w', 'contact_created')").await;
-    shop.member.run("select helper.emit_event('contact_created')").await;
+    shop.admin.run("select helper.on_event('w', 'order_paid')").await;
+    shop.member.run("select helper.emit_event('order_paid')").await;
     assert_eq!(shop.delivered().await.len(), 2);
-    let error = shop.admin.error("select helper.on_event('w', 'contact_created', 'score >')").await;
+    let error = shop.admin.error("select helper.on_event('w', 'order_paid', 'score >')").await;
     assert_eq!(error.code(), &SqlState::INVALID_PARAMETER_VALUE);
+}
+
+#[tokio::test]
+async fn nobody_forges_an_event_of_the_extensions_own() {
+    let shop = Shop::open().await;
+    for event in ["contact_created", "lead_created", "tag_added", "wa_message_received"] {
+        shop.admin.run(&format!("select helper.on_event('w', '{event}')")).await;
+        for session in [&shop.member, &shop.admin] {
+            let error = session.error(&format!("select helper.emit_event('{event}')")).await;
+            assert_eq!(
+                (error.code(), error.message()),
+                (&SqlState::INSUFFICIENT_PRIVILEGE, format!("permission denied to emit event \"{event}\"").as_str())
+            );
+        }
+        for name in ["_tell", "_own_events"] {
+            let sql = format!(
+                "select has_function_privilege(p.oid, 'execute') from pg_proc p where p.pronamespace = 'helper'::regnamespace and p.proname = '{name}'"
+            );
+            assert!(shop.member.query(&sql, &[]).await.unwrap().iter().all(|row| !row.get::<_, bool>(0)), "{name}");
+        }
+    }
+    assert_eq!(shop.delivered().await, [Value::Null; 0]);
 }
 
 #[tokio::test]
