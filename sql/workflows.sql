@@ -836,7 +836,9 @@ begin
     where r.workspace_id = workspace
       and r.workflow_id = workflow
       and r.key = _admit_run.key
-      and r.finished_at is null)
+      and r.finished_at is null
+      -- It was admitted before, and could not begin.
+      and r.id <> _admit_run.run)
   then
     return 'infinity';
   end if;

@@ -193,6 +193,66 @@ async fn nobody_forges_an_event_of_the_extensions_own() {
 }
 
 #[tokio::test]
+async fn an_input_that_does_not_fit_ends_a_run_before_its_first_step_whatever_started_it() {
+    let cluster = Arc::new(Cluster::start().await);
+    let shop = Shop::on(Arc::clone(&cluster)).await;
+    let definition = r#"{"input": {"type": "object", "required": ["order"], "properties": {"order": {"type": "integer"}}},
+        "concurrency": {"limit": 2}, "steps": [{"name": "hold", "type": "wait", "for": "1 day"}]}"#;
+    shop.admin.run(&format!("select helper.create_workflow('w', '{definition}')")).await;
+    let parent = r#"{"steps": [{"name": "sub", "type": "workflow", "workflow": "w", "input": {"order": "six"}}]}"#;
+    shop.admin.run(&format!("select helper.create_workflow('parent', '{parent}')")).await;
+    shop.admin.run("select helper.on_event('w', 'e')").await;
+    let claims: String = shop.admin.one("select current_setting('request.jwt.claims')", &[]).await;
+    shop.root.claims(&serde_json::from_str(&claims).unwrap()).await;
+    shop.root.run("create table public.rows (n int); select helper.on_table('w', 'public.rows')").await;
+    let (endpoint, secret) = shop.endpoint("standard").await;
+    let body = r#"{"order": "one"}"#;
+    shop.hourly(r#"{"input": {"order": "two"}, "overlap": "allow"}"#).await;
+    shop.look("10:00").await;
+    shop.member.run("select helper.emit_event('e', '{\"order\": \"three\"}')").await;
+    shop.root.run("insert into public.rows values (4)").await;
+    send(&stranger(&cluster).await, &endpoint, &signed(&secret, "one", now(), body), body).await.unwrap();
+    let run: String = shop.admin.one("select helper.run_workflow('parent')::text", &[]).await;
+    let wanted = json!(["event", "schedule", "table", "webhook", "workflow"]);
+    let failed = "select coalesce(jsonb_agg(r.trigger ->> 'kind' order by r.trigger ->> 'kind'), '[]') \
+         from helper.workflow_runs r join helper.workflow_failures f on f.run_id = r.id \
+         where r.workflow_id = $1::text::uuid and r.started_at is null and f.error_code = '22023' \
+           and f.message = 'input does not fit the workflow''s schema' and f.detail like 'At \"%\": %' \
+           and not exists (select from helper.workflow_steps s where s.run_id = r.id)";
+    until("all of them to fail", async || {
+        let kinds: Value = shop.root.one(failed, &[&shop.workflow]).await;
+        (kinds == wanted).then_some(())
+    })
+    .await;
+    let places = "select array_agg(f.detail order by f.detail) from helper.workflow_failures f join helper.workflow_runs r on r.id = f.run_id \
+         where r.trigger ->> 'kind' = 'event'";
+    let places: Vec<String> = shop.member.one(places, &[]).await;
+    assert!(places[0].starts_with("At \"/order\": "), "{places:?}");
+    let parent = until("the parent to fail", async || {
+        let told: Value = shop.admin.one("select helper.run_status($1::text::uuid)", &[&run]).await;
+        (told["status"] == "failed").then_some(told)
+    })
+    .await;
+    assert_eq!((&parent["error"]["sqlstate"], &parent["error"]["step"]), (&json!("22023"), &json!("sub")));
+    // What fits goes on, and so does what it is repeated as; the failures took nobody's place.
+    shop.member.run("select helper.emit_event('e', '{\"order\": 7}')").await;
+    let going = async |count: i64| {
+        until("runs to go on", async || {
+            let sql = "select count(*) from helper.workflow_activity a where a.workflow = 'w' and a.status = 'waiting'";
+            (shop.admin.one::<i64>(sql, &[]).await == count).then_some(())
+        })
+        .await;
+    };
+    going(1).await;
+    let first: String =
+        shop.root.one("select r.id::text from helper.workflow_runs r where r.status = 'waiting'", &[]).await;
+    shop.admin.run(&format!("select helper.cancel_run('{first}')")).await;
+    going(0).await;
+    shop.admin.run(&format!("select helper.replay_run('{first}')")).await;
+    going(1).await;
+}
+
+#[tokio::test]
 async fn events_stay_in_their_workspace_and_in_order() {
     let (one, other) = (Shop::open().await, Shop::open().await);
     for shop in [&one, &other] {

@@ -196,7 +196,28 @@ enum Admitted {
     Never(Failure),
 }
 
-fn admit(stored: &Stored, definition: &crate::core::workflow::definition::Definition) -> Result<Admitted> {
+fn admit(stored: &Stored, definition: &Definition) -> Result<Admitted> {
+    Ok(match turn(stored, definition)? {
+        Admitted::Now => accept(stored, definition),
+        other => other,
+    })
+}
+
+/// Whether its input is one that the workflow takes; of a run that was asked for by hand, that was looked at then.
+fn accept(stored: &Stored, definition: &Definition) -> Admitted {
+    let Some(schema) = definition.input.as_ref().filter(|_| stored.trigger["kind"] != "manual") else {
+        return Admitted::Now;
+    };
+    match definitions::check_fits(schema, &stored.input) {
+        Ok(()) => Admitted::Now,
+        // The gateway is back soon.
+        Err(error) if error.kind == Kind::NotReady => Admitted::At(Some(now() + 1000)),
+        Err(error) => Admitted::Never(error.into()),
+    }
+}
+
+/// Whether it is its turn.
+fn turn(stored: &Stored, definition: &Definition) -> Result<Admitted> {
     if definition.concurrency.is_none() && definition.rate.is_none() {
         return Ok(Admitted::Now);
     }
