@@ -893,7 +893,9 @@ begin
       and f.finished_at < clock_timestamp() - make_interval(mins => retention_minutes)
     limit most);
   get diagnostics v_count = row_count;
+  delete from helper.workflow_events e
+  where e.attempts > 0 and e.deliver_at = 'infinity' and e.created_at < clock_timestamp() - make_interval(mins => retention_minutes);
   return v_count;
 end
 $$;
-comment on function helper._clean_runs(integer, integer) is 'Deletes runs that ended long ago, with their steps, and says how many';
+comment on function helper._clean_runs(integer, integer) is 'Deletes runs that ended long ago, with their steps, and events that were given up long ago; says how many runs';

@@ -193,6 +193,55 @@ async fn nobody_forges_an_event_of_the_extensions_own() {
 }
 
 #[tokio::test]
+async fn an_event_that_cannot_be_delivered_keeps_no_other_waiting_and_is_given_up_in_the_end() {
+    let cluster = Arc::new(Cluster::start().await);
+    let (shop, other) = (Shop::on(Arc::clone(&cluster)).await, Shop::on(Arc::clone(&cluster)).await);
+    shop.admin.run(&format!("select helper.create_workflow('free', '{HOLD}')")).await;
+    shop.admin.run("select helper.on_event('w', 'e'), helper.on_event('free', 'f')").await;
+    other.admin.run("select helper.on_event('w', 'e')").await;
+    // Somebody's transaction that never ends holds what a run refers to.
+    let holder = cluster.admin().await;
+    let hold =
+        format!("begin; select from helper.workflow_versions v where v.workflow_id = '{}' for update", shop.workflow);
+    holder.run(&hold).await;
+    shop.member.run("select helper.emit_event('e', '{\"n\": 1}'); select helper.emit_event('f', '{\"n\": 2}')").await;
+    other.member.run("select helper.emit_event('e', '{\"n\": 3}')").await;
+    let started = "select array_agg((r.input ->> 'n')::integer order by r.input ->> 'n') from helper.workflow_runs r";
+    until("the others to be delivered", async || {
+        let started: Option<Vec<i32>> = shop.root.query_one(started, &[]).await.unwrap().get(0);
+        (started? == [2, 3]).then_some(())
+    })
+    .await;
+    // Its admins see it, and nobody else.
+    let told = "select e.problem from helper.workflow_events e where e.attempts > 0";
+    let problem: String =
+        until("the admins to be told", async || shop.admin.query_opt(told, &[]).await.unwrap().map(|row| row.get(0)))
+            .await;
+    assert_eq!(problem, "canceling statement due to lock timeout");
+    for session in [&shop.member, &other.admin] {
+        assert!(session.query_opt(told, &[]).await.unwrap().is_none());
+    }
+    holder.run("rollback").await;
+    until("it to be delivered", async || (shop.inputs().await == [json!({ "n": 1 })]).then_some(())).await;
+    // One that is never delivered is given up.
+    holder.run(&hold).await;
+    shop.member.run("select helper.emit_event('e', '{\"n\": 4}')").await;
+    let given_up = "select e.attempts from helper.workflow_events e where e.deliver_at = 'infinity'";
+    let attempts: i32 = until("it to be given up", async || {
+        shop.root.run("update helper.workflow_events set deliver_at = '-infinity' where deliver_at < 'infinity'").await;
+        shop.root.run("select helper._deliver_events()").await;
+        shop.admin.query_opt(given_up, &[]).await.unwrap().map(|row| row.get(0))
+    })
+    .await;
+    assert_eq!(attempts, 20);
+    holder.run("rollback").await;
+    assert!(shop.root.one::<bool>("select helper._deliver_events() is null", &[]).await);
+    assert_eq!(shop.inputs().await, [json!({ "n": 1 })]);
+    shop.root.run("select helper._clean_runs(0, 1)").await;
+    assert!(shop.admin.query_opt(given_up, &[]).await.unwrap().is_none());
+}
+
+#[tokio::test]
 async fn an_input_that_does_not_fit_ends_a_run_before_its_first_step_whatever_started_it() {
     let cluster = Arc::new(Cluster::start().await);
     let shop = Shop::on(Arc::clone(&cluster)).await;
