@@ -105,7 +105,7 @@ fn insert(name: &str, what: &str) -> Value {
 
 #[tokio::test]
 async fn steps_branch_map_wait_and_end_with_their_output() {
-    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    let Shop { cluster: _cluster, admin, ann, workspace } = shop().await;
     let definition = json!({
         "input": { "type": "object", "required": ["amount"], "properties": { "amount": { "type": "number" }, "list": { "type": "array" } } },
         "steps": [
@@ -119,13 +119,14 @@ async fn steps_branch_map_wait_and_end_with_their_output() {
             { "name": "pause", "type": "wait", "for": "50 ms" },
             { "name": "last", "type": "sql", "sql": "select count(*) as n from public.ledger", "parameters": {} }
         ],
-        "output": { "lines": "{{ steps.last.output.rows[0].n }}", "items": "{{ steps.each.output }}" }
+        "output": { "lines": "{{ steps.last.output.rows[0].n }}", "items": "{{ steps.each.output }}", "workspace": "{{ run.workspace_id }}" }
     });
     create(&ann, "orders", definition).await;
     let id = run(&ann, "orders", json!({ "amount": 200, "list": ["a", "b", "c"] })).await;
     let told = ended(&ann, &id).await;
     assert_eq!(told["status"], "succeeded", "{told:#}");
-    assert_eq!(told["output"], json!({ "lines": 6, "items": ["item a", "item b", "item c"] }), "{told:#}");
+    let expected = json!({ "lines": 6, "items": ["item a", "item b", "item c"], "workspace": workspace });
+    assert_eq!(told["output"], expected, "{told:#}");
     assert_eq!(step(&told, "small")["status"], "skipped");
     assert_eq!(lines(&admin, "tool first").await, 1);
     let error = ann.error("select helper.run_workflow('orders', '{\"amount\": \"much\"}')").await;

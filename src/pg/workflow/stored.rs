@@ -343,7 +343,12 @@ impl Stored {
         Given {
             input: self.input.clone(),
             trigger: self.trigger.clone(),
-            run: json!({ "id": self.id.to_string(), "workflow": self.name, "started_at": self.started_at.unwrap_or(self.taken_at) }),
+            run: json!({
+                "id": self.id.to_string(),
+                "workspace_id": self.workspace.to_string(),
+                "workflow": self.name,
+                "started_at": self.started_at.unwrap_or(self.taken_at),
+            }),
             vars: self.settings.clone(),
         }
     }
