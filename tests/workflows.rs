@@ -516,6 +516,21 @@ async fn at_most_so_many_runs_of_a_key_go_on_at_once() {
 }
 
 #[tokio::test]
+async fn an_input_that_is_nested_too_deep_fails_its_own_run_alone() {
+    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    create(&ann, "w", json!({ "steps": [insert("write", "{{ input.x | default: \"none\" }}")] })).await;
+    let sql =
+        "select helper.run_workflow('w', jsonb_build_object('x', (repeat('[', 200) || repeat(']', 200))::jsonb))::text";
+    let deep: String = ann.one(sql, &[]).await;
+    let other = run(&ann, "w", json!({ "x": "other" })).await;
+    assert_eq!(ended(&ann, &other).await["status"], "succeeded");
+    let code = "select f.error_code from helper.workflow_failures f where f.run_id = $1::text::uuid";
+    let code: String =
+        until("the other to fail", async || ann.query_opt(code, &[&deep]).await.unwrap().map(|row| row.get(0))).await;
+    assert_eq!((code.as_str(), lines(&admin, "other").await), ("53400", 1));
+}
+
+#[tokio::test]
 async fn models_are_asked_by_the_worker_and_json_is_checked() {
     let place = Place::new().await;
     let ann = &place.ann;

@@ -120,6 +120,10 @@ fn advance(stored: &mut Stored, gone: Option<&Error>, changes: &mut Changes, is_
     if was_over && progress.run().status.is_end() {
         return Ok(());
     }
+    if !stored.is_readable {
+        let error = Error::new(Kind::OverLimit, "the run holds JSON that is nested too deep");
+        return changes.fail(stored, &definition, error.detail("At most 127 levels are read.").into());
+    }
     if let Some(error) = gone.cloned().or_else(|| check_owner(stored).err()) {
         return owner::as_owner(|| hold(stored, &definition, &mut progress, &error, changes));
     }

@@ -60,6 +60,8 @@ pub struct Stored {
     started_at: Option<Time>,
     /// When it was taken from the queue.
     taken_at: Time,
+    /// Whether all of it could be read: what it was given, or what a step came to, may be nested too deep.
+    pub is_readable: bool,
     has_key: bool,
     steps: Vec<(String, i32, Row)>,
 }
@@ -216,6 +218,7 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
         |row| {
             let status: String = row.get(9)?;
             let error = parsed(row.opt(20)?)?.map(serde_json::from_value).transpose();
+            let (input, settings) = (parsed(row.opt(10)?), parsed(row.opt(14)?));
             let run = Run {
                 status: RunStatus::of_name(&status).ok_or_else(|| Error::bug("a run has a state that nobody knows"))?,
                 deadline: row.opt(15)?,
@@ -234,12 +237,13 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
                 role: row.get(7)?,
                 claims: row.opt(8)?,
                 run,
-                input: parsed(row.opt(10)?)?.unwrap_or_default(),
+                is_readable: input.is_ok() && settings.is_ok(),
+                input: input.ok().flatten().unwrap_or_default(),
                 trigger: parsed(row.opt(11)?)?.unwrap_or_default(),
                 depth: row.get(12)?,
                 commands: Vec::new(),
                 priority: row.get(13)?,
-                settings: parsed(row.opt(14)?)?.unwrap_or_default(),
+                settings: settings.ok().flatten().unwrap_or_default(),
                 started_at: row.opt(17)?,
                 taken_at: now(),
                 has_key: row.get(18)?,
@@ -275,11 +279,13 @@ fn load_steps(runs: &mut [Stored]) -> Result<()> {
         |row| {
             let status: String = row.get(4)?;
             let error = parsed(row.opt(7)?)?.map(serde_json::from_value::<Failure>).transpose();
+            let output = parsed(row.opt(6)?);
+            let is_readable = output.is_ok();
             let step = Row {
                 status: StepStatus::of_name(&status)
                     .ok_or_else(|| Error::bug("a step has a state that nobody knows"))?,
                 attempt: row.get::<i32>(5)? as u32,
-                output: parsed(row.opt(6)?)?,
+                output: output.ok().flatten(),
                 error: error.map_err(|_| Error::bug("a step has an error that cannot be read"))?,
                 waits_for: parsed(row.opt(8)?)?,
                 wake_at: row.opt(9)?,
@@ -287,12 +293,13 @@ fn load_steps(runs: &mut [Stored]) -> Result<()> {
                 finished_at: row.opt(11)?,
                 ..Row::new(Place { step: 0, item: None })
             };
-            Ok((row.get::<Uuid>(1)?, row.get::<String>(2)?, row.get::<i32>(3)?, step))
+            Ok((row.get::<Uuid>(1)?, row.get::<String>(2)?, row.get::<i32>(3)?, step, is_readable))
         },
     )?;
     let places: HashMap<[u8; 16], usize> = runs.iter().enumerate().map(|(at, run)| (*run.id.as_bytes(), at)).collect();
-    for (run, step, item, row) in rows {
+    for (run, step, item, row, is_readable) in rows {
         if let Some(at) = places.get(run.as_bytes()) {
+            runs[*at].is_readable &= is_readable;
             runs[*at].steps.push((step, item, row));
         }
     }
