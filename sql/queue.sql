@@ -35,7 +35,7 @@ comment on column helper.jobs.created_at is 'When it was asked for';
 comment on column helper.jobs.started_at is 'When it was last claimed';
 comment on column helper.jobs.finished_at is 'When it ended';
 -- Finished jobs are deleted in order of age.
-create index jobs_created_at_idx on helper.jobs using brin (created_at);
+create index jobs_created_at_idx on helper.jobs using brin (created_at) with (autosummarize = on);
 
 create table helper.job_queue (
   workspace_id uuid not null,

@@ -79,7 +79,7 @@ create table helper.workflow_runs (
 );
 create unique index workflow_runs_idempotency_key_idx on helper.workflow_runs (workflow_id, idempotency_key) where idempotency_key is not null;
 create index workflow_runs_workflow_id_id_idx on helper.workflow_runs (workflow_id, id);
-create index workflow_runs_created_at_idx on helper.workflow_runs using brin (created_at);
+create index workflow_runs_created_at_idx on helper.workflow_runs using brin (created_at) with (autosummarize = on);
 alter table helper.workflow_runs set (fillfactor = 70);
 comment on table helper.workflow_runs is 'Runs of workflows, written by the extension alone';
 comment on column helper.workflow_runs.workspace_id is 'The workspace';

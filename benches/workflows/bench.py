@@ -1,12 +1,18 @@
 """Runs of workflows in a second, how soon one begins, and what one costs, with commits that wait for the disk.
 
-Beside graphile-worker and pgmq's SQL, each in turn on the same server. A run is one step, `select 1`; a job does nothing; a
-message is read and deleted. `--minutes` is how long the old snapshot is held, half a minute where it is left out.
+Beside graphile-worker and pgmq's SQL, each in turn on the same server. A run is one step: `select 1` beside a job that asks
+the same, or `stop` beside a job that does nothing; a message is read and deleted. `--minutes` is how long the old snapshot is
+held, half a minute where it is left out.
 """
 
 import argparse
+import base64
+import hashlib
+import hmac
+import json
 import os
 import pathlib
+import threading
 import time
 
 import psycopg
@@ -20,7 +26,7 @@ options = argparse.ArgumentParser(description=__doc__)
 options.add_argument("--runs", type=int, default=20_000)
 options.add_argument("--rounds", type=int, default=3)
 options.add_argument("--minutes", type=float, default=0.5)
-options.add_argument("--only", nargs="*", default=["batched", "idle", "waiting", "cost", "snapshot"])
+options.add_argument("--only", nargs="*", default=["batched", "idle", "waiting", "fair", "webhooks", "cost", "snapshot"])
 options = options.parse_args()
 
 
@@ -64,16 +70,16 @@ class Ours:
 
     unit = "runs/s"
 
-    def __init__(self, root):
+    def __init__(self, root, name: str = "bench workflows"):
         self.root = root
-        self.session = user("bench workflows")
-        self.workspace = workspace(self.session, "Bench workflows")
+        self.session = user(name)
+        self.workspace = workspace(self.session, name)
         self.session.execute("select set_config('helper_ai.workspace', %s, false)", [str(self.workspace)])
-        root.execute("drop table if exists public.bench_seen")
-        root.execute("create table public.bench_seen (took double precision)")
+        root.execute("create table if not exists public.bench_seen (took double precision)")
         root.execute("grant insert on public.bench_seen to authenticated")
         self.create("one", ["select 1"])
         self.create("five", ["select 1"] * 5)
+        self.define("stop", [{"name": "end", "type": "stop", "status": "succeeded"}])
         self.create("tell", [
             "insert into public.bench_seen select extract(epoch from clock_timestamp()) * 1000 - ($1 ->> 'sent')::float8"
         ])
@@ -82,6 +88,9 @@ class Ours:
         steps = [{"name": step, "type": "sql", "sql": sql} for step, sql in zip(FIVE, statements)]
         if name == "tell":
             steps[0]["parameters"] = {"sent": "{{ input.sent }}"}
+        self.define(name, steps)
+
+    def define(self, name: str, steps: list[dict]) -> None:
         definition = psycopg.types.json.Jsonb({"steps": steps})
         self.session.execute("select helper.create_workflow(%s, %s)", [name, definition])
 
@@ -137,10 +146,10 @@ class Ours:
 def batched(root, ours: Ours, graphile: Graphile, pgmq: Pgmq) -> None:
     count = options.runs
 
-    def jobs() -> tuple[float, float]:
+    def jobs(task: str) -> tuple[float, float]:
         def enqueue() -> None:
             for some in batches(count):
-                root.execute("select count(graphile_worker.add_job('noop')) from generate_series(1, %s)", [some])
+                root.execute("select count(graphile_worker.add_job(%s)) from generate_series(1, %s)", [task, some])
 
         def wait() -> None:
             wait_empty(root, "graphile_worker._private_jobs")
@@ -172,16 +181,23 @@ def batched(root, ours: Ours, graphile: Graphile, pgmq: Pgmq) -> None:
         return whole, count / (time.perf_counter() - begin)
 
     ours.both(2 * BATCH)
-    rows = {name: [] for name in ("ours", "graphile", "pgmq")}
+    ways = {
+        "select 1": lambda: ours.both(count),
+        "nothing": lambda: ours.both(count, "stop"),
+        "job that asks": lambda: jobs("query"),
+        "job": lambda: jobs("noop"),
+        "message": messages,
+    }
+    rows = {name: [] for name in ways}
     for _ in range(options.rounds):
-        rows["ours"].append(ours.both(count))
-        rows["graphile"].append(jobs())
-        rows["pgmq"].append(messages())
-    whole, alone = ({name: median([row[at] for row in of]) for name, of in rows.items()} for at in (0, 1))
-    figure("one-step runs in a second, with their enqueuing", whole["ours"], "runs/s", "graphile-worker, batched", whole["graphile"])
-    figure("the same, beside messages", whole["ours"], "runs/s", "pgmq, 4 workers, batches of 50", whole["pgmq"])
-    figure("one-step runs in a second, enqueued before", alone["ours"], "runs/s", "graphile-worker, batched", alone["graphile"], f">= {alone['graphile']:.0f}")
-    figure("the same, beside messages", alone["ours"], "runs/s", "pgmq, 4 workers, batches of 50", alone["pgmq"])
+        for name, way in ways.items():
+            rows[name].append(way())
+    for at, when in enumerate(("with their enqueuing", "enqueued before")):
+        rate = {name: median([row[at] for row in of]) for name, of in rows.items()}
+        for step, job in (("select 1", "job that asks"), ("nothing", "job")):
+            peer = f"graphile-worker, batched, {job}"
+            figure(f"runs in a second of one step, {step}, {when}", rate[step], "runs/s", peer, rate[job], f">= {rate[job]:.0f}")
+        figure(f"the latter, beside messages, {when}", rate["nothing"], "runs/s", "pgmq, 4 workers, batches of 50", rate["message"])
 
 
 def idle(root, ours: Ours, graphile: Graphile) -> None:
@@ -213,6 +229,57 @@ def waiting(root, ours: Ours) -> None:
         figure(f"from the call to the step where {size:,} wait, p50", dispatches[at], "ms", beside, dispatches[0], f"<= {1.5 * dispatches[0]:.3f}")
     root.execute("delete from helper.workflow_runs r where r.status = 'queued'")
     root.execute("vacuum helper.workflow_queue, helper.workflow_runs")
+
+
+def fair(root, ours: Ours) -> None:
+    """How soon a workspace's single run begins while another has 100,000 to do."""
+    count = 100_000
+    other = Ours(root, "bench other")
+    with ours.session.transaction():
+        ours.enqueue(count)
+    took = other.dispatch(100)
+    left = root.execute("select count(*) from helper.workflow_queue q where q.workspace_id = %s", [ours.workspace]).fetchone()[0]
+    figure(f"from the call to the step, p50, behind another's {count:,}", median(took), "ms")
+    figure("the same, the slowest of 100", max(took), "ms", wanted="<= 1000")
+    note(f"{left:,} of the {count:,} were left at the end")
+    ours.wait()
+
+
+def webhooks(root, ours: Ours) -> None:
+    """Signed requests accepted in a second while the runs that they start are done."""
+    count, sessions = options.runs, 16
+    root.execute("do $$ begin if not exists (select from pg_roles where rolname = 'anon') then create role anon nologin; end if; end $$")
+    root.execute("select helper.grant_usage('anon')")
+    made = ours.session.execute("""select helper.create_webhook('one', 'bench', options => '{"per_second": 100000}')""").fetchone()[0]
+    secret = base64.b64decode(made["secret"].removeprefix("whsec_"))
+    stamp = int(time.time())
+
+    def request(n: int) -> list[str]:
+        body = f'{{"order": {n}}}'
+        signed = hmac.digest(secret, f"msg_{n}.{stamp}.{body}".encode(), hashlib.sha256)
+        head = {"webhook-id": f"msg_{n}", "webhook-timestamp": str(stamp), "webhook-signature": "v1," + base64.b64encode(signed).decode()}
+        return [made["endpoint"], json.dumps(head), body]
+
+    requests = [request(n) for n in range(count)]
+
+    def send(some: list) -> None:
+        with psycopg.connect(URL, autocommit=True) as connection:
+            connection.execute("set role anon")
+            for one in some:
+                connection.execute("select helper.webhook(%s, %s, %s)", one)
+
+    threads = [threading.Thread(target=send, args=[requests[at::sessions]]) for at in range(sessions)]
+    begin = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    accepted = count / (time.perf_counter() - begin)
+    wait_empty(root, "helper.workflow_queue")
+    done = count / (time.perf_counter() - begin)
+    figure(f"signed webhooks accepted in a second, {sessions} sessions", accepted, "1/s", wanted=">= 1000")
+    figure("the same, until the runs that they started are done", done, "1/s")
+    ours.session.execute("select helper.remove_webhook(%s)", [made["endpoint"]])
 
 
 def claim(root, ours: Ours) -> float:
@@ -302,6 +369,10 @@ def main() -> None:
         idle(root, ours, graphile)
     if "waiting" in only:
         waiting(root, ours)
+    if "fair" in only:
+        fair(root, ours)
+    if "webhooks" in only:
+        webhooks(root, ours)
     if "cost" in only:
         cost(root, ours)
     if "snapshot" in only:

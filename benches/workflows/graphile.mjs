@@ -1,5 +1,5 @@
 // graphile-worker as a peer: `graphile.mjs URL migrate|batched|single`. Both kinds of worker say `ready` and work until their
-// input ends. `batched` has the settings that its makers measure throughput with; `single` has its defaults, and prints for
+// input ends; jobs do nothing, ask the server for a row, or tell. `batched` has the settings that its makers measure throughput with; `single` has its defaults, and prints for
 // each job the milliseconds since the time in its payload.
 import { createRequire } from 'node:module'
 
@@ -14,6 +14,7 @@ if (mode === 'migrate') {
   const worker = { connectionString, ...(mode === 'batched' ? batched : {}) }
   const taskList = {
     noop: async () => {},
+    query: async (_, { query }) => query('select 1'),
     tell: async ({ sent }) => console.log(performance.timeOrigin + performance.now() - sent),
   }
   const runner = await run({ preset: { worker }, logger, noHandleSignals: true, taskList })

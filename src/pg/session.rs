@@ -5,18 +5,13 @@ use crate::pg::spi;
 use pgrx::prelude::*;
 use std::ffi::CStr;
 
-/// Ways of the planner's through a whole table or index.
-const THROUGH_ALL: [&CStr; 3] = [c"enable_seqscan", c"enable_hashjoin", c"enable_mergejoin"];
-
 /// Settings of the session.
 pub fn configure(name: &CStr) {
     set(c"search_path", c"pg_catalog, pg_temp");
     // Nobody's open transaction stops the work for all.
     set(c"lock_timeout", c"2s");
     // Plans that were made while the tables were small, those of foreign keys too, would read all of them for each row.
-    for way in THROUGH_ALL {
-        set(way, c"off");
-    }
+    set(c"enable_seqscan", c"off");
     // Where there is no other way than through a table, its cost would have the statement compiled.
     set(c"jit", c"off");
     set(c"application_name", name);
@@ -54,9 +49,7 @@ pub fn flushed() {
 
 /// The second of these alone.
 pub fn for_callers() {
-    for way in THROUGH_ALL {
-        set_locally(way, c"on");
-    }
+    set_locally(c"enable_seqscan", c"on");
 }
 
 /// Sets something until the transaction, or the level of settings inside it, ends.
