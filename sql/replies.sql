@@ -234,6 +234,23 @@ end
 $$;
 comment on function helper._cancel_waiting(uuid, uuid) is 'Ends a reply that nobody has begun yet';
 
+create function helper._cancel_reply(message helper.messages) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  if message.status = 'awaiting_confirmation' then
+    return helper._cancel_awaiting(message);
+  end if;
+  if message.status not in ('pending', 'streaming') then
+    return false;
+  end if;
+  insert into helper.reply_cancellations (workspace_id, message_id)
+  values (message.workspace_id, message.id)
+  on conflict do nothing;
+  return true;
+end
+$$;
+comment on function helper._cancel_reply(helper.messages) is 'Cancels a reply that is under way; false where it has ended';
+
 create function helper.cancel(message uuid) returns boolean
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -249,16 +266,7 @@ begin
   if not found then
     raise exception using errcode = '42704', message = format('message "%s" does not exist', message);
   end if;
-  if v_message.status = 'awaiting_confirmation' then
-    return helper._cancel_awaiting(v_message);
-  end if;
-  if v_message.status not in ('pending', 'streaming') then
-    return false;
-  end if;
-  insert into helper.reply_cancellations (workspace_id, message_id)
-  values (v_message.workspace_id, v_message.id)
-  on conflict do nothing;
-  return true;
+  return helper._cancel_reply(v_message);
 end
 $$;
 comment on function helper.cancel(uuid) is

@@ -43,9 +43,13 @@ create table helper.workflow_events (
   payload jsonb not null,
   depth integer not null,
   created_at timestamptz not null default clock_timestamp(),
+  attempts integer not null default 0,
+  deliver_at timestamptz not null default '-infinity',
+  problem text,
   primary key (workspace_id, id)
 );
-comment on table helper.workflow_events is 'What happened and was not looked at yet';
+create index workflow_events_deliver_at_idx on helper.workflow_events (deliver_at) where attempts > 0;
+comment on table helper.workflow_events is 'What happened and was not looked at yet, or could not be delivered';
 comment on column helper.workflow_events.workspace_id is 'Workspace that it happened in';
 comment on column helper.workflow_events.id is 'Identifier, in order of creation';
 comment on column helper.workflow_events.name is 'Name of the event; null for a row that changed';
@@ -53,6 +57,9 @@ comment on column helper.workflow_events.trigger_id is 'Trigger whose table''s r
 comment on column helper.workflow_events.payload is 'What is known of it: the input of the runs that it starts';
 comment on column helper.workflow_events.depth is 'How many workflows led to it, each by an event';
 comment on column helper.workflow_events.created_at is 'When it happened';
+comment on column helper.workflow_events.attempts is 'Times that it could not be delivered';
+comment on column helper.workflow_events.deliver_at is 'Not before this time; infinity: it was given up';
+comment on column helper.workflow_events.problem is 'Why it could not be delivered the last time';
 
 alter table helper.workflow_event_triggers enable row level security;
 alter table helper.workflow_events enable row level security;
@@ -62,7 +69,7 @@ comment on policy workflow_event_triggers_select_member on helper.workflow_event
 -- A payload may hold rows that not every member may read.
 create policy workflow_events_select_admin on helper.workflow_events for select
   using (workspace_id = any ((select helper.my_workspaces('admin'))::uuid[]));
-comment on policy workflow_events_select_admin on helper.workflow_events is 'Admins see what waits in their workspaces';
+comment on policy workflow_events_select_admin on helper.workflow_events is 'Admins see what waits in their workspaces, and what was given up';
 select pg_catalog.pg_extension_config_dump('helper.workflow_event_triggers', '');
 select pg_catalog.pg_extension_config_dump('helper.workflow_events', '');
 
@@ -89,6 +96,13 @@ begin atomic
 end;
 comment on function helper._depth() is 'Depth of the run whose step this is; 0 outside of runs';
 
+create function helper._own_events() returns text[]
+language sql immutable parallel safe
+begin atomic
+  select array['contact_created', 'lead_created', 'tag_added', 'wa_message_received'];
+end;
+comment on function helper._own_events() is 'Events that the extension''s own tables tell, and nobody else';
+
 create function helper.emit_event(name text, payload jsonb default '{}', workspace uuid default null) returns uuid
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -98,6 +112,11 @@ begin
   if name is null or name !~ '^[a-zA-Z][a-zA-Z0-9_.:-]{0,99}$' then
     raise exception using errcode = '22023', message = format('event name "%s" is not valid', name),
       hint = 'Use at most 100 letters, digits, "_", ".", ":" and "-".';
+  end if;
+  -- What waits for these takes their word for it.
+  if name = any (helper._own_events()) then
+    raise exception using errcode = '42501', message = format('permission denied to emit event "%s"', name),
+      detail = 'The extension alone tells what happened to its tables.', hint = 'Use a name of your own.';
   end if;
   if payload is null or jsonb_typeof(payload) <> 'object' then
     raise exception using errcode = '22023', message = 'payload is not a JSON object';
@@ -118,7 +137,7 @@ begin
 end
 $$;
 comment on function helper.emit_event(text, jsonb, uuid) is
-  'Says that something happened, which starts the workflows that wait for it when this transaction commits; returns the event''s id. For members. Errors: 22023, 42501, 42704, 53400 too large or too deep';
+  'Says that something happened, which starts the workflows that wait for it when this transaction commits; returns the event''s id. Not by the names of the extension''s own events. For members. Errors: 22023, 42501, 42704, 53400 too large or too deep';
 
 create function helper.on_event(workflow text, event text, condition text default null, workspace uuid default null) returns uuid
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
@@ -386,6 +405,9 @@ begin
         format('event:%s:%s', event.id, v_trigger.id),
         event.depth + 1);
     exception
+      -- That passes: the whole event later.
+      when lock_not_available or transaction_rollback or insufficient_resources then
+        raise;
       when others then
         get stacked diagnostics v_message = message_text;
         perform helper._trouble(v_trigger.workspace_id, v_trigger.id, v_message);
@@ -393,15 +415,27 @@ begin
   end loop;
 end
 $$;
-comment on function helper._deliver_event(helper.workflow_events) is 'Starts the workflows that wait for what happened';
+comment on function helper._deliver_event(helper.workflow_events) is 'Starts the workflows that wait for what happened; raises what may pass';
+
+-- With these pauses an event is given up after some ten minutes.
+create function helper._put_off_event(event helper.workflow_events, problem text) returns void
+language sql set search_path = pg_catalog, pg_temp as $$
+  insert into helper.workflow_events (workspace_id, id, name, trigger_id, payload, depth, created_at, attempts, deliver_at, problem)
+  values (event.workspace_id, event.id, event.name, event.trigger_id, event.payload, event.depth, event.created_at, event.attempts + 1,
+    case when event.attempts + 1 >= 20 then 'infinity' else clock_timestamp() + least(interval '100 ms' * 2 ^ event.attempts, interval '1 min') end,
+    left(_put_off_event.problem, 1000))
+$$;
+comment on function helper._put_off_event(helper.workflow_events, text) is 'Has an event delivered later that could not be now, or gives it up';
 
 -- Workspaces take turns, from a different one on each time: the backlog of one delays no other.
-create function helper._deliver_events(most integer default 1000) returns bigint
+create function helper._deliver_events(most integer default 1000) returns timestamptz
 language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' as $$
 declare
   v_first constant uuid := gen_random_uuid();
+  v_now constant timestamptz := clock_timestamp();
   v_event helper.workflow_events;
-  v_count bigint := 0;
+  v_message text;
+  v_delivered boolean := false;
 begin
   for v_event in
     with recursive turn (workspace_id, n) as (
@@ -430,7 +464,7 @@ begin
       cross join lateral (
         select e.workspace_id, e.id
         from helper.workflow_events e
-        where e.workspace_id = w.workspace_id
+        where e.workspace_id = w.workspace_id and e.deliver_at <= v_now
         order by e.id
         limit greatest(most / (select count(*) from workspaces), 1)
         for update skip locked
@@ -445,23 +479,31 @@ begin
   loop
     begin
       perform helper._deliver_event(v_event);
-      v_count := v_count + 1;
+      v_delivered := true;
     exception
-      -- Somebody's open transaction holds what it starts: later, and nobody else's waits for it.
+      -- Somebody's open transaction holds what it starts, say: later, and nobody else's waits for it.
       when others then
-        insert into helper.workflow_events select (v_event).*;
+        get stacked diagnostics v_message = message_text;
+        perform helper._put_off_event(v_event, v_message);
     end;
   end loop;
-  return v_count;
+  if v_delivered then
+    return v_now;
+  end if;
+  return (select min(e.deliver_at) from helper.workflow_events e where e.attempts > 0 and e.deliver_at < 'infinity');
 end
 $$;
-comment on function helper._deliver_events(integer) is 'Starts what waits in the outbox, of each workspace in the order in which it happened, and returns how many events that was';
+comment on function helper._deliver_events(integer) is
+  'Starts what waits in the outbox, of each workspace in the order in which it happened, and returns when to come again: at once where something was delivered, null where there is nothing to come for';
 
 -- What the packs' own tables tell, where somebody listens
 
 create function helper._tell(workspace uuid, event text, payload jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
+  if event <> all (helper._own_events()) then
+    raise exception using errcode = 'XX000', message = format('event "%s" can be emitted by anybody', event);
+  end if;
   if not exists (select from helper.workflow_event_triggers t where t.event = _tell.event and t.workspace_id = _tell.workspace)
     and not exists (select from helper.workflow_waits w where w.event = _tell.event and w.workspace_id = _tell.workspace)
   then

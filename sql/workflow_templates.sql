@@ -70,8 +70,8 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
       'Has documents indexed again that failed',
       '{"timeout": "1 h", "steps": [
         {"name": "reindex", "type": "sql", "timeout": "10 min",
-          "sql": "select helper.reindex(workspace => r.workspace_id, only_failed => true) as documents from helper.workflow_runs r where r.id = ($1 ->> ''run'')::uuid",
-          "parameters": {"run": "{{ run.id }}"}}],
+          "sql": "select helper.reindex(workspace => ($1 ->> ''workspace'')::uuid, only_failed => true) as documents",
+          "parameters": {"workspace": "{{ run.workspace_id }}"}}],
         "output": {"documents": "{{ steps.reindex.output.rows[0].documents }}"}}',
       '{"time_zone": "UTC"}',
       '{"cron": "0 2 * * *"}',

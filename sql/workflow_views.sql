@@ -42,7 +42,7 @@ comment on view helper.workflow_waiting is 'What steps of runs wait for: a call 
 
 create view helper.workflow_failures with (security_barrier) as
   select r.workspace_id, r.id as run_id, w.name as workflow, r.version, r.status, r.error ->> 'step' as step,
-    r.error ->> 'sqlstate' as error_code, r.error ->> 'message' as message, r.finished_at
+    r.error ->> 'sqlstate' as error_code, r.error ->> 'message' as message, r.error ->> 'detail' as detail, r.finished_at
   from helper.workflow_runs r
   join helper.workflows w on w.workspace_id = r.workspace_id and w.id = r.workflow_id
   where r.status in ('failed', 'timed_out')

@@ -836,7 +836,9 @@ begin
     where r.workspace_id = workspace
       and r.workflow_id = workflow
       and r.key = _admit_run.key
-      and r.finished_at is null)
+      and r.finished_at is null
+      -- It was admitted before, and could not begin.
+      and r.id <> _admit_run.run)
   then
     return 'infinity';
   end if;
@@ -891,7 +893,9 @@ begin
       and f.finished_at < clock_timestamp() - make_interval(mins => retention_minutes)
     limit most);
   get diagnostics v_count = row_count;
+  delete from helper.workflow_events e
+  where e.attempts > 0 and e.deliver_at = 'infinity' and e.created_at < clock_timestamp() - make_interval(mins => retention_minutes);
   return v_count;
 end
 $$;
-comment on function helper._clean_runs(integer, integer) is 'Deletes runs that ended long ago, with their steps, and says how many';
+comment on function helper._clean_runs(integer, integer) is 'Deletes runs that ended long ago, with their steps, and events that were given up long ago; says how many runs';

@@ -1323,6 +1323,7 @@ const FUNCTIONS: &[Function] = &[
         calls: &[
             ("length(helper.emit_event('unheard')::text)", [NO, UNKNOWN, NO, N36, N36, N36]),
             ("helper.emit_event('unheard', workspace => '$foreign')", FOREIGN),
+            ("helper.emit_event('contact_created')", [NO, UNKNOWN, NO, NO, NO, NO]),
         ],
     },
     Function {

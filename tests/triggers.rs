@@ -146,14 +146,14 @@ const REFUSED: &str = "42501 permission denied for webhook";
 #[tokio::test]
 async fn an_event_is_gone_with_its_writer_and_starts_what_waits_for_it() {
     let shop = Shop::open().await;
-    shop.admin.run("select helper.on_event('w', 'contact_created', '@.payload.score > 50')").await;
-    shop.member.run("begin; select helper.emit_event('contact_created', '{\"score\": 99, \"n\": 0}'); rollback").await;
+    shop.admin.run("select helper.on_event('w', 'order_paid', '@.payload.score > 50')").await;
+    shop.member.run("begin; select helper.emit_event('order_paid', '{\"score\": 99, \"n\": 0}'); rollback").await;
     shop.member
         .run(
-            "select helper.emit_event('contact_created', '{\"score\": 60, \"n\": 1}'); \
-             select helper.emit_event('contact_created', '{\"score\": 40, \"n\": 2}'); \
+            "select helper.emit_event('order_paid', '{\"score\": 60, \"n\": 1}'); \
+             select helper.emit_event('order_paid', '{\"score\": 40, \"n\": 2}'); \
              select helper.emit_event('another', '{\"score\": 60, \"n\": 3}'); \
-             select helper.emit_event('contact_created', '{\"n\": 4}')",
+             select helper.emit_event('order_paid', '{\"n\": 4}')",
         )
         .await;
     assert_eq!(shop.delivered().await, [json!({ "score": 60, "n": 1 })]);
@@ -161,13 +161,144 @@ async fn an_event_is_gone_with_its_writer_and_starts_what_waits_for_it() {
         .root
         .one("select r.trigger from helper.workflow_runs r where r.workflow_id = $1::text::uuid", &[&shop.workflow])
         .await;
-    assert_eq!((&trigger["kind"], &trigger["name"]), (&json!("event"), &json!("contact_created")));
+    assert_eq!((&trigger["kind"], &trigger["name"]), (&json!("event"), &json!("order_paid")));
     // The condition may change; what is wrong with one is said where it is given.
-    shop.admin.run("select helper.on_event('w', 'contact_created')").await;
-    shop.member.run("select helper.emit_event('contact_created')").await;
+    shop.admin.run("select helper.on_event('w', 'order_paid')").await;
+    shop.member.run("select helper.emit_event('order_paid')").await;
     assert_eq!(shop.delivered().await.len(), 2);
-    let error = shop.admin.error("select helper.on_event('w', 'contact_created', 'score >')").await;
+    let error = shop.admin.error("select helper.on_event('w', 'order_paid', 'score >')").await;
     assert_eq!(error.code(), &SqlState::INVALID_PARAMETER_VALUE);
+}
+
+#[tokio::test]
+async fn nobody_forges_an_event_of_the_extensions_own() {
+    let shop = Shop::open().await;
+    for event in ["contact_created", "lead_created", "tag_added", "wa_message_received"] {
+        shop.admin.run(&format!("select helper.on_event('w', '{event}')")).await;
+        for session in [&shop.member, &shop.admin] {
+            let error = session.error(&format!("select helper.emit_event('{event}')")).await;
+            assert_eq!(
+                (error.code(), error.message()),
+                (&SqlState::INSUFFICIENT_PRIVILEGE, format!("permission denied to emit event \"{event}\"").as_str())
+            );
+        }
+        for name in ["_tell", "_own_events"] {
+            let sql = format!(
+                "select has_function_privilege(p.oid, 'execute') from pg_proc p where p.pronamespace = 'helper'::regnamespace and p.proname = '{name}'"
+            );
+            assert!(shop.member.query(&sql, &[]).await.unwrap().iter().all(|row| !row.get::<_, bool>(0)), "{name}");
+        }
+    }
+    assert_eq!(shop.delivered().await, [Value::Null; 0]);
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_delivered_keeps_no_other_waiting_and_is_given_up_in_the_end() {
+    let cluster = Arc::new(Cluster::start().await);
+    let (shop, other) = (Shop::on(Arc::clone(&cluster)).await, Shop::on(Arc::clone(&cluster)).await);
+    shop.admin.run(&format!("select helper.create_workflow('free', '{HOLD}')")).await;
+    shop.admin.run("select helper.on_event('w', 'e'), helper.on_event('free', 'f')").await;
+    other.admin.run("select helper.on_event('w', 'e')").await;
+    // Somebody's transaction that never ends holds what a run refers to.
+    let holder = cluster.admin().await;
+    let hold =
+        format!("begin; select from helper.workflow_versions v where v.workflow_id = '{}' for update", shop.workflow);
+    holder.run(&hold).await;
+    shop.member.run("select helper.emit_event('e', '{\"n\": 1}'); select helper.emit_event('f', '{\"n\": 2}')").await;
+    other.member.run("select helper.emit_event('e', '{\"n\": 3}')").await;
+    let started = "select array_agg((r.input ->> 'n')::integer order by r.input ->> 'n') from helper.workflow_runs r";
+    until("the others to be delivered", async || {
+        let started: Option<Vec<i32>> = shop.root.query_one(started, &[]).await.unwrap().get(0);
+        (started? == [2, 3]).then_some(())
+    })
+    .await;
+    // Its admins see it, and nobody else.
+    let told = "select e.problem from helper.workflow_events e where e.attempts > 0";
+    let problem: String =
+        until("the admins to be told", async || shop.admin.query_opt(told, &[]).await.unwrap().map(|row| row.get(0)))
+            .await;
+    assert_eq!(problem, "canceling statement due to lock timeout");
+    for session in [&shop.member, &other.admin] {
+        assert!(session.query_opt(told, &[]).await.unwrap().is_none());
+    }
+    holder.run("rollback").await;
+    until("it to be delivered", async || (shop.inputs().await == [json!({ "n": 1 })]).then_some(())).await;
+    // One that is never delivered is given up.
+    holder.run(&hold).await;
+    shop.member.run("select helper.emit_event('e', '{\"n\": 4}')").await;
+    let given_up = "select e.attempts from helper.workflow_events e where e.deliver_at = 'infinity'";
+    let attempts: i32 = until("it to be given up", async || {
+        shop.root.run("update helper.workflow_events set deliver_at = '-infinity' where deliver_at < 'infinity'").await;
+        shop.root.run("select helper._deliver_events()").await;
+        shop.admin.query_opt(given_up, &[]).await.unwrap().map(|row| row.get(0))
+    })
+    .await;
+    assert_eq!(attempts, 20);
+    holder.run("rollback").await;
+    assert!(shop.root.one::<bool>("select helper._deliver_events() is null", &[]).await);
+    assert_eq!(shop.inputs().await, [json!({ "n": 1 })]);
+    shop.root.run("select helper._clean_runs(0, 1)").await;
+    assert!(shop.admin.query_opt(given_up, &[]).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn an_input_that_does_not_fit_ends_a_run_before_its_first_step_whatever_started_it() {
+    let cluster = Arc::new(Cluster::start().await);
+    let shop = Shop::on(Arc::clone(&cluster)).await;
+    let definition = r#"{"input": {"type": "object", "required": ["order"], "properties": {"order": {"type": "integer"}}},
+        "concurrency": {"limit": 2}, "steps": [{"name": "hold", "type": "wait", "for": "1 day"}]}"#;
+    shop.admin.run(&format!("select helper.create_workflow('w', '{definition}')")).await;
+    let parent = r#"{"steps": [{"name": "sub", "type": "workflow", "workflow": "w", "input": {"order": "six"}}]}"#;
+    shop.admin.run(&format!("select helper.create_workflow('parent', '{parent}')")).await;
+    shop.admin.run("select helper.on_event('w', 'e')").await;
+    let claims: String = shop.admin.one("select current_setting('request.jwt.claims')", &[]).await;
+    shop.root.claims(&serde_json::from_str(&claims).unwrap()).await;
+    shop.root.run("create table public.rows (n int); select helper.on_table('w', 'public.rows')").await;
+    let (endpoint, secret) = shop.endpoint("standard").await;
+    let body = r#"{"order": "one"}"#;
+    shop.hourly(r#"{"input": {"order": "two"}, "overlap": "allow"}"#).await;
+    shop.look("10:00").await;
+    shop.member.run("select helper.emit_event('e', '{\"order\": \"three\"}')").await;
+    shop.root.run("insert into public.rows values (4)").await;
+    send(&stranger(&cluster).await, &endpoint, &signed(&secret, "one", now(), body), body).await.unwrap();
+    let run: String = shop.admin.one("select helper.run_workflow('parent')::text", &[]).await;
+    let wanted = json!(["event", "schedule", "table", "webhook", "workflow"]);
+    let failed = "select coalesce(jsonb_agg(r.trigger ->> 'kind' order by r.trigger ->> 'kind'), '[]') \
+         from helper.workflow_runs r join helper.workflow_failures f on f.run_id = r.id \
+         where r.workflow_id = $1::text::uuid and r.started_at is null and f.error_code = '22023' \
+           and f.message = 'input does not fit the workflow''s schema' and f.detail like 'At \"%\": %' \
+           and not exists (select from helper.workflow_steps s where s.run_id = r.id)";
+    until("all of them to fail", async || {
+        let kinds: Value = shop.root.one(failed, &[&shop.workflow]).await;
+        (kinds == wanted).then_some(())
+    })
+    .await;
+    let places = "select array_agg(f.detail order by f.detail) from helper.workflow_failures f join helper.workflow_runs r on r.id = f.run_id \
+         where r.trigger ->> 'kind' = 'event'";
+    let places: Vec<String> = shop.member.one(places, &[]).await;
+    assert!(places[0].starts_with("At \"/order\": "), "{places:?}");
+    let parent = until("the parent to fail", async || {
+        let told: Value = shop.admin.one("select helper.run_status($1::text::uuid)", &[&run]).await;
+        (told["status"] == "failed").then_some(told)
+    })
+    .await;
+    assert_eq!((&parent["error"]["sqlstate"], &parent["error"]["step"]), (&json!("22023"), &json!("sub")));
+    // What fits goes on, and so does what it is repeated as; the failures took nobody's place.
+    shop.member.run("select helper.emit_event('e', '{\"order\": 7}')").await;
+    let going = async |count: i64| {
+        until("runs to go on", async || {
+            let sql = "select count(*) from helper.workflow_activity a where a.workflow = 'w' and a.status = 'waiting'";
+            (shop.admin.one::<i64>(sql, &[]).await == count).then_some(())
+        })
+        .await;
+    };
+    going(1).await;
+    let first: String =
+        shop.root.one("select r.id::text from helper.workflow_runs r where r.status = 'waiting'", &[]).await;
+    shop.admin.run(&format!("select helper.cancel_run('{first}')")).await;
+    going(0).await;
+    shop.admin.run(&format!("select helper.replay_run('{first}')")).await;
+    going(1).await;
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ mod provider;
 
 use cluster::{Cluster, Session, signal, until};
 use place::{ANN, BEA, Place};
-use provider::Answer;
+use provider::{Answer, Break};
 use serde_json::{Value, json};
 
 const CARL: &str = "00000000-0000-4000-8000-00000000000c";
@@ -105,7 +105,7 @@ fn insert(name: &str, what: &str) -> Value {
 
 #[tokio::test]
 async fn steps_branch_map_wait_and_end_with_their_output() {
-    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    let Shop { cluster: _cluster, admin, ann, workspace } = shop().await;
     let definition = json!({
         "input": { "type": "object", "required": ["amount"], "properties": { "amount": { "type": "number" }, "list": { "type": "array" } } },
         "steps": [
@@ -119,13 +119,14 @@ async fn steps_branch_map_wait_and_end_with_their_output() {
             { "name": "pause", "type": "wait", "for": "50 ms" },
             { "name": "last", "type": "sql", "sql": "select count(*) as n from public.ledger", "parameters": {} }
         ],
-        "output": { "lines": "{{ steps.last.output.rows[0].n }}", "items": "{{ steps.each.output }}" }
+        "output": { "lines": "{{ steps.last.output.rows[0].n }}", "items": "{{ steps.each.output }}", "workspace": "{{ run.workspace_id }}" }
     });
     create(&ann, "orders", definition).await;
     let id = run(&ann, "orders", json!({ "amount": 200, "list": ["a", "b", "c"] })).await;
     let told = ended(&ann, &id).await;
     assert_eq!(told["status"], "succeeded", "{told:#}");
-    assert_eq!(told["output"], json!({ "lines": 6, "items": ["item a", "item b", "item c"] }), "{told:#}");
+    let expected = json!({ "lines": 6, "items": ["item a", "item b", "item c"], "workspace": workspace });
+    assert_eq!(told["output"], expected, "{told:#}");
     assert_eq!(step(&told, "small")["status"], "skipped");
     assert_eq!(lines(&admin, "tool first").await, 1);
     let error = ann.error("select helper.run_workflow('orders', '{\"amount\": \"much\"}')").await;
@@ -230,6 +231,83 @@ async fn a_run_acts_as_its_owner_and_stops_when_the_owner_may_not() {
     assert_eq!(lines(&admin, "too late").await, 0);
     let error = bea.error("select helper.run_workflow('mine')").await;
     assert_eq!((error.code().code(), error.message()), ("55000", "workflow \"mine\" is paused"));
+}
+
+#[tokio::test]
+async fn a_run_whose_owner_is_demoted_is_cancelled_and_anything_else_is_done_later() {
+    let Place { cluster, admin, ann, workspace, server } = Place::new().await;
+    admin.run(TABLES).await;
+    ann.run(&format!("select helper.add_member('{workspace}', '{BEA}', 'owner')")).await;
+    let bea = cluster.user(BEA).await;
+    create(&ann, "child", json!({ "steps": [{ "name": "never", "type": "wait", "event": "never" }] })).await;
+    let busy = json!({ "steps": [
+        { "name": "run", "type": "workflow", "workflow": "child", "needs": [] },
+        { "name": "call", "type": "tool", "tool": "ask_line", "arguments": { "what": "asked" }, "needs": [] },
+        { "name": "reply", "type": "complete", "prompt": "Say something.", "needs": [] } ] });
+    create(&ann, "busy", busy).await;
+    let broken = json!({ "name": "break", "type": "sql", "sql": "select 1 / ($1 ->> 'by')::integer as n", "parameters": { "by": "{{ vars.by }}" } });
+    create(&ann, "fragile", json!({ "steps": [broken] })).await;
+    admin.run("update helper.workflows set settings = '{\"by\": 0}' where name = 'fragile'").await;
+    let fragile = run(&bea, "fragile", json!({})).await;
+    assert_eq!(ended(&bea, &fragile).await["status"], "failed");
+    server.next(Answer::broken(1, Break::Hang));
+    let one = run(&bea, "busy", json!({})).await;
+    until("all of it to wait", async || {
+        let sql = "select array_agg(w.waits_for order by w.waits_for) from helper.workflow_waiting w";
+        let waits: Option<Vec<String>> = bea.query_one(sql, &[]).await.unwrap().get(0);
+        (waits? == ["call", "event", "reply", "run"]).then_some(())
+    })
+    .await;
+    let demote = |role: &str| {
+        format!(
+            "update helper.workspace_members set role = '{role}' where workspace_id = '{workspace}' and user_id = '{ANN}'"
+        )
+    };
+    admin.run(&demote("viewer")).await;
+    assert!(bea.one::<bool>("select helper.cancel_run($1::text::uuid)", &[&one]).await);
+    assert_eq!(reached(&bea, &one, &["cancelled", "paused"]).await["status"], "cancelled");
+    until("what it waited for to be called off", async || {
+        let sql = "select (select count(*) from helper.workflow_runs where finished_at is null) + (select count(*) from helper.workflow_waits) \
+                     + (select count(*) from helper.function_calls where status <> 'cancelled') \
+                     + (select count(*) from helper.messages where role = 'assistant' and status <> 'cancelled')";
+        (admin.one::<i64>(sql, &[]).await == 0).then_some(())
+    })
+    .await;
+    // A step that is to be tried again is tried again once the run goes on.
+    admin.run("update helper.workflows set settings = '{\"by\": 1}' where name = 'fragile'").await;
+    bea.run(&format!("select helper.retry_step('{fragile}', 'break')")).await;
+    let told = reached(&bea, &fragile, &["paused"]).await;
+    assert_eq!(told["error"]["sqlstate"], "42501", "{told:#}");
+    admin.run(&demote("admin")).await;
+    bea.run(&format!("select helper.resume_run('{fragile}')")).await;
+    let told = ended(&bea, &fragile).await;
+    assert_eq!(
+        (&told["status"], &told["error"], &step(&told, "break")["attempt"]),
+        (&json!("succeeded"), &Value::Null, &json!(2)),
+        "{told:#}"
+    );
+}
+
+#[tokio::test]
+async fn a_run_whose_owners_role_is_gone_is_cancelled() {
+    let Shop { cluster, admin, .. } = shop().await;
+    admin.run("create role temp; grant usage on schema helper to temp; grant execute on all functions in schema helper to temp").await;
+    admin.run("set role temp").await;
+    let workspace: String = admin.one("select helper.create_workspace('Temp')::text", &[]).await;
+    admin.run(&format!("select helper.add_member('{workspace}', '{BEA}', 'admin')")).await;
+    let never = json!({ "name": "never", "type": "wait", "event": "never" });
+    create(&admin, "hold", json!({ "steps": [never, insert("after", "after")] })).await;
+    let held = run(&admin, "hold", json!({})).await;
+    reached(&admin, &held, &["waiting"]).await;
+    admin.run("reset role; drop owned by temp; drop role temp").await;
+    let bea = cluster.user(BEA).await;
+    bea.run(&format!("select helper.pause_run('{held}')")).await;
+    let told = reached(&bea, &held, &["paused"]).await;
+    assert_eq!(told["error"]["message"], "role \"temp\" does not exist any more", "{told:#}");
+    bea.run(&format!("select helper.cancel_run('{held}')")).await;
+    let told = ended(&bea, &held).await;
+    assert_eq!((&told["status"], &step(&told, "never")["status"]), (&json!("cancelled"), &json!("cancelled")));
+    assert_eq!(admin.one::<i64>("select count(*) from helper.workflow_waits", &[]).await, 0);
 }
 
 #[tokio::test]
@@ -391,6 +469,30 @@ async fn a_paused_run_begins_nothing_until_it_is_resumed() {
 }
 
 #[tokio::test]
+async fn a_run_that_was_paused_before_it_began_waits_for_its_turn_like_any_other() {
+    let Shop { cluster: _cluster, ann, .. } = shop().await;
+    let hold = json!({ "name": "hold", "type": "wait", "event": "go" });
+    create(&ann, "single", json!({ "concurrency": { "limit": 1 }, "steps": [hold] })).await;
+    create(&ann, "rare", json!({ "rate": { "limit": 1, "per": "1 h" }, "steps": [hold] })).await;
+    for (name, then) in [("single", "waiting"), ("rare", "queued")] {
+        // In one transaction, so that nobody begins it before.
+        ann.run("begin").await;
+        let paused = run(&ann, name, json!({})).await;
+        ann.run(&format!("select helper.pause_run('{paused}'); commit")).await;
+        assert_eq!(reached(&ann, &paused, &["paused"]).await["started_at"], Value::Null);
+        // Nor does it count meanwhile.
+        let first = run(&ann, name, json!({})).await;
+        reached(&ann, &first, &["waiting"]).await;
+        ann.run(&format!("select helper.resume_run('{paused}')")).await;
+        let told = reached(&ann, &paused, &["queued", "waiting"]).await;
+        assert_eq!((&told["status"], &told["started_at"]), (&json!("queued"), &Value::Null), "{name}");
+        ann.run(&format!("select helper.cancel_run('{first}')")).await;
+        ended(&ann, &first).await;
+        assert_eq!(reached(&ann, &paused, &[then]).await["status"], then);
+    }
+}
+
+#[tokio::test]
 async fn at_most_so_many_runs_of_a_key_go_on_at_once() {
     let Shop { cluster: _cluster, ann, .. } = shop().await;
     let definition = json!({
@@ -411,6 +513,21 @@ async fn at_most_so_many_runs_of_a_key_go_on_at_once() {
         )
         .await;
     assert_eq!(together, 0);
+}
+
+#[tokio::test]
+async fn an_input_that_is_nested_too_deep_fails_its_own_run_alone() {
+    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    create(&ann, "w", json!({ "steps": [insert("write", "{{ input.x | default: \"none\" }}")] })).await;
+    let sql =
+        "select helper.run_workflow('w', jsonb_build_object('x', (repeat('[', 200) || repeat(']', 200))::jsonb))::text";
+    let deep: String = ann.one(sql, &[]).await;
+    let other = run(&ann, "w", json!({ "x": "other" })).await;
+    assert_eq!(ended(&ann, &other).await["status"], "succeeded");
+    let code = "select f.error_code from helper.workflow_failures f where f.run_id = $1::text::uuid";
+    let code: String =
+        until("the other to fail", async || ann.query_opt(code, &[&deep]).await.unwrap().map(|row| row.get(0))).await;
+    assert_eq!((code.as_str(), lines(&admin, "other").await), ("53400", 1));
 }
 
 #[tokio::test]

@@ -85,6 +85,14 @@ fn progress(workspace: Option<pgrx::Uuid>) -> Result<Progress> {
     progress?.ok_or_else(|| Error::bug("no progress"))
 }
 
+/// Whoever waits looks at all documents each time, and takes a processor from what they wait for: so many times what a look
+/// took passes before the next one,
+const SHARE: u32 = 30;
+/// but at least,
+const SHORTEST: Duration = Duration::from_millis(100);
+/// and at most this.
+const LONGEST: Duration = Duration::from_secs(2);
+
 /// `helper.wait_indexed`. Returns how many documents are searchable.
 #[pg_extern(sql = false, volatile, parallel_unsafe)]
 fn wait_indexed(workspace: Option<pgrx::Uuid>, timeout: Option<Interval>) -> Reported<i64> {
@@ -95,7 +103,9 @@ fn wait_indexed(workspace: Option<pgrx::Uuid>, timeout: Option<Interval>) -> Rep
     let mut told = Instant::now();
     let mut first = true;
     loop {
+        let looked = Instant::now();
         let now = progress(workspace)?;
+        let pause = (looked.elapsed() * SHARE).clamp(SHORTEST, LONGEST);
         if now.own {
             return Err(Error::not_ready("documents of this transaction are indexed only after it commits")
                 .hint("Commit, then call helper.wait_indexed.")
@@ -132,7 +142,7 @@ fn wait_indexed(workspace: Option<pgrx::Uuid>, timeout: Option<Interval>) -> Rep
                 .hint("Indexing goes on; the view helper.index_progress shows how far it is.")
                 .into());
         }
-        wait::interruptible(None, Some(Duration::from_millis(100)));
+        wait::interruptible(None, Some(pause));
     }
 }
 

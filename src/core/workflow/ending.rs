@@ -195,6 +195,16 @@ impl Progress<'_> {
         is_open
     }
 
+    /// Pauses the run because of an error, which it shows until it is resumed. `false`: it has ended.
+    pub fn hold(&mut self, error: Failure, now: Time) -> bool {
+        let is_open = !self.run.status.is_end();
+        if is_open {
+            self.pause(now);
+            self.run.error = Some(error);
+        }
+        is_open
+    }
+
     /// Goes on; the deadline moves by the time that it was paused. `false`: it is not paused.
     pub fn resume(&mut self, now: Time) -> bool {
         let is_paused = self.run.status == RunStatus::Paused;
@@ -202,6 +212,7 @@ impl Progress<'_> {
             let paused = self.run.paused_at.take().map_or(0, |since| now.saturating_sub(since).max(0));
             self.run.deadline = self.run.deadline.map(|deadline| deadline.saturating_add(paused));
             self.run.status = RunStatus::Running;
+            self.run.error = None;
         }
         is_paused
     }

@@ -22,7 +22,8 @@ pub struct Given {
     pub input: Value,
     /// `trigger`.
     pub trigger: Value,
-    /// `run`: what templates may know of the run, as `{"id": ..., "workflow": ..., "started_at": ...}`.
+    /// `run`: what templates may know of the run, as `{"id": ..., "workspace_id": ..., "workflow": ...,
+    /// "started_at": ...}`.
     pub run: Value,
     /// `vars`: the workflow's settings.
     pub vars: Value,

@@ -233,7 +233,7 @@ pub struct Run {
     pub paused_at: Option<Time>,
     /// Once it succeeded, or as a `stop` said.
     pub output: Option<Value>,
-    /// Once it failed.
+    /// Once it failed, or while it is held.
     pub error: Option<Failure>,
 }
 

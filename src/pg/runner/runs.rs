@@ -85,28 +85,20 @@ impl Runner {
             return Some(self.starts_at);
         }
         // Each on its own: trouble with one keeps the other from nothing.
-        let delivered =
-            transaction(|| spi::change("select helper._deliver_events(1000)", &[], |row| row.get::<i64>(1)));
-        let fired = transaction(|| {
-            let next = "select extract(epoch from helper._fire_schedules() - clock_timestamp())::float8";
-            spi::change(next, &[], |row| row.opt::<f64>(1))
-        });
-        let now = Instant::now();
-        self.starts_at = now + STARTS;
-        let soon = Some(now + Duration::from_secs(1));
-        let event_at = match self.notes.note(delivered) {
-            None => soon,
-            Some(delivered) => delivered.first().is_some_and(|count| *count > 0).then_some(self.starts_at),
-        };
-        let schedule_at = match self.notes.note(fired) {
-            None => soon,
-            Some(next) => next
-                .into_iter()
-                .flatten()
-                .next()
-                .map(|seconds| now + Duration::from_secs_f64(seconds.clamp(STARTS.as_secs_f64(), 86_400.0))),
-        };
+        let event_at = self.start("select extract(epoch from helper._deliver_events() - clock_timestamp())::float8");
+        let schedule_at = self.start("select extract(epoch from helper._fire_schedules() - clock_timestamp())::float8");
+        self.starts_at = Instant::now() + STARTS;
         [event_at, schedule_at].into_iter().flatten().min()
+    }
+
+    /// Starts runs by a statement that returns in how many seconds to come again, if at all.
+    fn start(&mut self, sql: &str) -> Option<Instant> {
+        let next = transaction(|| spi::change(sql, &[], |row| row.opt::<f64>(1)));
+        let seconds = match self.notes.note(next) {
+            None => 1.0,
+            Some(next) => next.into_iter().flatten().next()?.clamp(STARTS.as_secs_f64(), 86_400.0),
+        };
+        Some(Instant::now() + Duration::from_secs_f64(seconds))
     }
 }
 
@@ -120,7 +112,8 @@ pub(super) fn is_due() -> Result<bool> {
     let due = spi::change(
         "select coalesce((select q.run_at from helper.workflow_queue q order by q.run_at limit 1) <= clock_timestamp(), false) \
            or exists (select from helper.workflow_schedules s where s.look_at <= clock_timestamp()) \
-           or exists (select from helper.workflow_events e)",
+           or exists (select from helper.workflow_events e where e.attempts = 0) \
+           or exists (select from helper.workflow_events e where e.attempts > 0 and e.deliver_at <= clock_timestamp())",
         &[],
         |row| row.get::<bool>(1),
     )?;

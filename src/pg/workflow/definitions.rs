@@ -92,14 +92,18 @@ fn workflow_schema() -> Reported<JsonB> {
     Ok(JsonB(serde_json::from_str(SCHEMA).map_err(|_| Error::bug("the schema is not JSON"))?))
 }
 
+/// Refuses what does not fit the schema of a workflow's input.
+pub fn check_fits(schema: &Value, input: &Value) -> Result<()> {
+    let problems = completing::check(&schema.to_string(), &input.to_string())?;
+    let Some(first) = problems.first() else { return Ok(()) };
+    Err(Error::bad_argument("input does not fit the workflow's schema")
+        .detail(format!("At \"{}\": {}.", first.path, first.message)))
+}
+
 /// `helper._check_input`.
 #[pg_extern(sql = false, volatile, parallel_unsafe, strict)]
 fn check_input(schema: JsonB, input: JsonB) -> Reported<()> {
-    let problems = completing::check(&schema.0.to_string(), &input.0.to_string())?;
-    let Some(first) = problems.first() else { return Ok(()) };
-    Err(Error::bad_argument("input does not fit the workflow's schema")
-        .detail(format!("At \"{}\": {}.", first.path, first.message))
-        .into())
+    Ok(check_fits(&schema.0, &input.0)?)
 }
 
 /// Rows as SQL tells them: step, item, status and attempt.

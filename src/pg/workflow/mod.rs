@@ -7,12 +7,14 @@ mod steps;
 mod stored;
 
 use crate::core::error::{Error, Kind, Result};
+use crate::core::workflow::definition::Definition;
 use crate::core::workflow::machine::{Action, Progress};
 use crate::core::workflow::row::Failure;
 use crate::core::workflow::{Span, Time};
 use crate::pg::{identity, owner, session, spi};
 use pgrx::Uuid;
 use pgrx::prelude::*;
+use std::collections::HashMap;
 use std::ffi::CString;
 use std::time::{Duration, Instant};
 use steps::Stepping;
@@ -72,26 +74,26 @@ pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
         }
         let mut changes = Changes::default();
         owner::as_owner(|| stored::take_rows(&mut runs))?;
-        let gone = match owner::as_principal(role, claims.as_deref(), || {
+        let mut is_there = false;
+        let went = owner::as_principal(role, claims.as_deref(), || {
+            is_there = true;
             session::for_callers();
             for (at, run) in runs.iter_mut().enumerate() {
                 // One of them took long: what it did is committed before the others.
                 if at > 0 && run.commands.is_empty() && Instant::now() >= until {
                     changes.put_off(run, Some(now()))?;
                 } else {
-                    advance(run, &mut changes, &mut is_used)?;
+                    advance(run, None, &mut changes, &mut is_used)?;
                 }
             }
             Ok(())
-        }) {
-            // The role is gone.
-            Err(error) if error.kind == Kind::NotPermitted => Some(error),
-            other => other.map(|()| None)?,
-        };
+        });
         owner::as_owner(|| {
-            if let Some(error) = gone {
-                changes = Changes::default();
-                runs.iter().try_for_each(|run| changes.hold(run, &error))?;
+            match went {
+                Err(error) if !is_there => {
+                    runs.iter_mut().try_for_each(|run| advance(run, Some(&error), &mut changes, &mut is_used))?;
+                }
+                went => went?,
             }
             changes.store()
         })?;
@@ -105,26 +107,31 @@ pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
     Ok(true)
 }
 
-/// Goes on with a run as far as it can, as its owner.
-fn advance(stored: &mut Stored, changes: &mut Changes, is_used: &mut bool) -> Result<()> {
+/// Goes on with a run as far as it can, as its owner; not where the owner is gone, for the reason that is given.
+fn advance(stored: &mut Stored, gone: Option<&Error>, changes: &mut Changes, is_used: &mut bool) -> Result<()> {
     let definition = definitions::of(stored.workflow, stored.version, &stored.definition)?;
     let rows = stored.rows(&definition)?;
     let mut progress = Progress::load(&definition, stored.given(), stored.run.clone(), rows)?;
-    if progress.run().status.is_end() && stored.commands.is_empty() {
-        return Ok(());
-    }
-    if let Err(error) = check_owner(stored) {
-        return owner::as_owner(|| changes.hold(stored, &error));
-    }
+    let was_over = progress.run().status.is_end();
     let now_then = now();
     for command in std::mem::take(&mut stored.commands) {
         command.apply(&mut progress, now_then)?;
     }
+    if was_over && progress.run().status.is_end() {
+        return Ok(());
+    }
+    if !stored.is_readable {
+        let error = Error::new(Kind::OverLimit, "the run holds JSON that is nested too deep");
+        return changes.fail(stored, &definition, error.detail("At most 127 levels are read.").into());
+    }
+    if let Some(error) = gone.cloned().or_else(|| check_owner(stored).err()) {
+        return owner::as_owner(|| hold(stored, &definition, &mut progress, &error, changes));
+    }
     if stored.is_new() && !progress.run().status.is_end() && progress.run().paused_at.is_none() {
         match admit(stored, &definition)? {
-            Admitted::Now => {}
-            Admitted::At(at) => return owner::as_owner(|| changes.put_off(stored, at)),
-            Admitted::Never(error) => return owner::as_owner(|| changes.fail(stored, &error)),
+            Admitted::Now => stored.begin(),
+            Admitted::At(at) => return changes.queue(stored, progress.run(), at),
+            Admitted::Never(error) => return changes.fail(stored, &definition, error),
         }
     }
     let depth = CString::new(stored.depth.to_string()).map_err(|_| Error::bug("a number holds a NUL"))?;
@@ -152,6 +159,28 @@ fn advance(stored: &mut Stored, changes: &mut Changes, is_used: &mut bool) -> Re
     changes.of(stored, &mut progress, inputs)
 }
 
+/// What is done with a run whose owner may not have anything done. One that was cancelled is ended, with what it waits for:
+/// that needs nobody's rights. Any other is paused, and its workflow too; what else was wanted of it is seen in its steps
+/// and done once it goes on.
+fn hold(
+    stored: &Stored,
+    definition: &Definition,
+    progress: &mut Progress,
+    error: &Error,
+    changes: &mut Changes,
+) -> Result<()> {
+    if progress.hold(error.clone().into(), now()) {
+        stored.pause_workflow(error)?;
+    }
+    let stepping = Stepping::new(stored, definition);
+    for action in progress.next(now(), &mut random) {
+        if let Action::CallOff { waits_for, .. } = action {
+            stepping.call_off(&waits_for)?;
+        }
+    }
+    changes.of(stored, progress, HashMap::new())
+}
+
 /// Whether the owner may still have it done: a member of the workspace, and an admin where statements are run.
 fn check_owner(stored: &Stored) -> Result<()> {
     let least = if stored.uses_sql { "admin" } else { "member" };
@@ -160,7 +189,7 @@ fn check_owner(stored: &Stored) -> Result<()> {
     }
     Err(Error::new(Kind::NotPermitted, "the workflow's owner may not run it any more")
         .detail(format!("That needs the role {least} in the workspace."))
-        .hint("Have an admin create it anew with helper.create_workflow, then resume its runs with helper.resume_run."))
+        .hint("Give it back and call helper.resume_run, or create the workflow anew with helper.create_workflow for other runs."))
 }
 
 /// Whether a run may begin.
@@ -171,7 +200,28 @@ enum Admitted {
     Never(Failure),
 }
 
-fn admit(stored: &Stored, definition: &crate::core::workflow::definition::Definition) -> Result<Admitted> {
+fn admit(stored: &Stored, definition: &Definition) -> Result<Admitted> {
+    Ok(match turn(stored, definition)? {
+        Admitted::Now => accept(stored, definition),
+        other => other,
+    })
+}
+
+/// Whether its input is one that the workflow takes; of a run that was asked for by hand, that was looked at then.
+fn accept(stored: &Stored, definition: &Definition) -> Admitted {
+    let Some(schema) = definition.input.as_ref().filter(|_| stored.trigger["kind"] != "manual") else {
+        return Admitted::Now;
+    };
+    match definitions::check_fits(schema, &stored.input) {
+        Ok(()) => Admitted::Now,
+        // The gateway is back soon.
+        Err(error) if error.kind == Kind::NotReady => Admitted::At(Some(now() + 1000)),
+        Err(error) => Admitted::Never(error.into()),
+    }
+}
+
+/// Whether it is its turn.
+fn turn(stored: &Stored, definition: &Definition) -> Result<Admitted> {
     if definition.concurrency.is_none() && definition.rate.is_none() {
         return Ok(Admitted::Now);
     }

@@ -498,8 +498,12 @@ impl<'a> Stepping<'a> {
             });
         }
         if let Some(message) = id_in(waits_for, "message") {
-            // A reply that is gone needs no cancelling.
-            let _ = self.text(None, "select helper.cancel($1)::text", &[message.into()]);
+            return owner::as_owner(|| {
+                spi::run(
+                    "select helper._cancel_reply(m) from helper.messages m where m.workspace_id = $1 and m.id = $2",
+                    &[workspace.into(), message.into()],
+                )
+            });
         }
         if let Some(run) = id_in(waits_for, "run") {
             return owner::as_owner(|| spi::run("select helper._cancel_run($1, $2)", &[workspace.into(), run.into()]));

@@ -60,6 +60,8 @@ pub struct Stored {
     started_at: Option<Time>,
     /// When it was taken from the queue.
     taken_at: Time,
+    /// Whether all of it could be read: what it was given, or what a step came to, may be nested too deep.
+    pub is_readable: bool,
     has_key: bool,
     steps: Vec<(String, i32, Row)>,
 }
@@ -216,6 +218,7 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
         |row| {
             let status: String = row.get(9)?;
             let error = parsed(row.opt(20)?)?.map(serde_json::from_value).transpose();
+            let (input, settings) = (parsed(row.opt(10)?), parsed(row.opt(14)?));
             let run = Run {
                 status: RunStatus::of_name(&status).ok_or_else(|| Error::bug("a run has a state that nobody knows"))?,
                 deadline: row.opt(15)?,
@@ -234,12 +237,13 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
                 role: row.get(7)?,
                 claims: row.opt(8)?,
                 run,
-                input: parsed(row.opt(10)?)?.unwrap_or_default(),
+                is_readable: input.is_ok() && settings.is_ok(),
+                input: input.ok().flatten().unwrap_or_default(),
                 trigger: parsed(row.opt(11)?)?.unwrap_or_default(),
                 depth: row.get(12)?,
                 commands: Vec::new(),
                 priority: row.get(13)?,
-                settings: parsed(row.opt(14)?)?.unwrap_or_default(),
+                settings: settings.ok().flatten().unwrap_or_default(),
                 started_at: row.opt(17)?,
                 taken_at: now(),
                 has_key: row.get(18)?,
@@ -275,11 +279,13 @@ fn load_steps(runs: &mut [Stored]) -> Result<()> {
         |row| {
             let status: String = row.get(4)?;
             let error = parsed(row.opt(7)?)?.map(serde_json::from_value::<Failure>).transpose();
+            let output = parsed(row.opt(6)?);
+            let is_readable = output.is_ok();
             let step = Row {
                 status: StepStatus::of_name(&status)
                     .ok_or_else(|| Error::bug("a step has a state that nobody knows"))?,
                 attempt: row.get::<i32>(5)? as u32,
-                output: parsed(row.opt(6)?)?,
+                output: output.ok().flatten(),
                 error: error.map_err(|_| Error::bug("a step has an error that cannot be read"))?,
                 waits_for: parsed(row.opt(8)?)?,
                 wake_at: row.opt(9)?,
@@ -287,12 +293,13 @@ fn load_steps(runs: &mut [Stored]) -> Result<()> {
                 finished_at: row.opt(11)?,
                 ..Row::new(Place { step: 0, item: None })
             };
-            Ok((row.get::<Uuid>(1)?, row.get::<String>(2)?, row.get::<i32>(3)?, step))
+            Ok((row.get::<Uuid>(1)?, row.get::<String>(2)?, row.get::<i32>(3)?, step, is_readable))
         },
     )?;
     let places: HashMap<[u8; 16], usize> = runs.iter().enumerate().map(|(at, run)| (*run.id.as_bytes(), at)).collect();
-    for (run, step, item, row) in rows {
+    for (run, step, item, row, is_readable) in rows {
         if let Some(at) = places.get(run.as_bytes()) {
+            runs[*at].is_readable &= is_readable;
             runs[*at].steps.push((step, item, row));
         }
     }
@@ -324,12 +331,31 @@ impl Stored {
         self.started_at.is_none()
     }
 
+    /// It is its turn.
+    pub fn begin(&mut self) {
+        self.started_at = Some(self.taken_at);
+    }
+
+    /// Pauses its workflow, whose owner may not run it any more.
+    pub fn pause_workflow(&self, error: &Error) -> Result<()> {
+        spi::run(
+            "update helper.workflows w set enabled = false, problem = $3, updated_at = clock_timestamp() \
+             where w.workspace_id = $1 and w.id = $2 and w.enabled",
+            &[self.workspace.into(), self.workflow.into(), error.message.as_str().into()],
+        )
+    }
+
     /// What its templates see beside its steps.
     pub fn given(&self) -> Given {
         Given {
             input: self.input.clone(),
             trigger: self.trigger.clone(),
-            run: json!({ "id": self.id.to_string(), "workflow": self.name, "started_at": self.started_at.unwrap_or(self.taken_at) }),
+            run: json!({
+                "id": self.id.to_string(),
+                "workspace_id": self.workspace.to_string(),
+                "workflow": self.name,
+                "started_at": self.started_at.unwrap_or(self.taken_at),
+            }),
             vars: self.settings.clone(),
         }
     }
@@ -432,7 +458,7 @@ impl Changes {
         self.errors.push(run.error.as_ref().and_then(|error| serde_json::to_string(error).ok()));
         self.deadlines.push(run.deadline);
         self.pauses.push(run.paused_at);
-        self.starts.push(stored.started_at.or(Some(stored.taken_at)));
+        self.starts.push(stored.started_at);
         self.ends.push(run.status.is_end().then(now));
     }
 
@@ -449,27 +475,23 @@ impl Changes {
         Ok(())
     }
 
-    /// Ends a run that cannot begin.
-    pub fn fail(&mut self, stored: &Stored, error: &Failure) -> Result<()> {
-        let run = Run { status: RunStatus::Failed, error: Some(error.clone()), ..stored.run.clone() };
-        self.run(stored, &run);
-        Ok(())
+    /// Has a run whose turn it is not yet wait for it, also one that was resumed just now.
+    pub fn queue(&mut self, stored: &Stored, run: &Run, at: Option<Time>) -> Result<()> {
+        if *run != stored.run {
+            self.run(stored, &Run { status: RunStatus::Queued, ..run.clone() });
+        }
+        self.put_off(stored, at)
     }
 
-    /// Pauses a run and its workflow, whose owner may not run it any more.
-    pub fn hold(&mut self, stored: &Stored, error: &Error) -> Result<()> {
-        let run = Run {
-            status: RunStatus::Paused,
-            paused_at: stored.run.paused_at.or(Some(now())),
-            error: Some(error.clone().into()),
-            ..stored.run.clone()
-        };
+    /// Ends a run that cannot begin or go on.
+    pub fn fail(&mut self, stored: &Stored, definition: &Definition, error: Failure) -> Result<()> {
+        let run = Run { status: RunStatus::Failed, paused_at: None, error: Some(error), ..stored.run.clone() };
         self.run(stored, &run);
-        spi::run(
-            "update helper.workflows w set enabled = false, problem = $3, updated_at = clock_timestamp() \
-             where w.workspace_id = $1 and w.id = $2 and w.enabled",
-            &[stored.workspace.into(), stored.workflow.into(), error.message.as_str().into()],
-        )
+        self.waiting.push((stored.id, Vec::new()));
+        if stored.has_key_or(definition) {
+            self.freed.push(stored.workflow);
+        }
+        Ok(())
     }
 
     /// Writes all of it.

@@ -233,9 +233,12 @@ fn times_that_come_end_waits_attempts_and_runs() {
     assert!(progress.next(90_000, &mut || 0.0).is_empty());
     assert!(progress.resume(80_000));
     assert_eq!(progress.run().deadline, Some(120_000));
+    assert!(progress.hold(Failure::new("42501", "no"), 80_000) && progress.run().error.is_some());
+    assert!(progress.resume(80_000) && progress.run().error.is_none());
     assert_eq!(progress.next(120_000, &mut || 0.0).len(), 1);
     assert_eq!(progress.run().status, RunStatus::TimedOut);
     assert_eq!(statuses(&progress)[3], Cancelled);
+    assert!(!progress.hold(Failure::new("42501", "no"), 120_000));
 }
 
 #[test]
