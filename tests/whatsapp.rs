@@ -31,7 +31,12 @@ struct Desk {
 
 impl Desk {
     async fn new() -> Desk {
-        let cluster = Cluster::start().await;
+        Desk::with("").await
+    }
+
+    /// With more lines of `postgresql.conf`.
+    async fn with(settings: &str) -> Desk {
+        let cluster = Cluster::with(settings).await;
         let server = Server::start().await;
         server.answer_by(taken);
         std::fs::write(cluster.home().join("all"), format!("{TOKEN}\n")).unwrap();
@@ -363,7 +368,8 @@ async fn a_gateway_that_is_killed_sends_nothing_twice() {
 
 #[tokio::test]
 async fn a_worker_that_is_killed_sends_nothing_twice_and_leaves_the_applications_sender_alone() {
-    let mut desk = Desk::new().await;
+    // What is not waited for is forgotten with the server, the claim too if it were among it.
+    let mut desk = Desk::with("wal_writer_delay = 10s").await;
     let theirs = send(&desk.bea, "Theirs").await;
     desk.admin.run("select helper.claim_whatsapp()").await;
     let id = under_way(&desk).await;
