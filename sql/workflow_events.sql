@@ -64,8 +64,8 @@ comment on column helper.workflow_events.problem is 'Why it could not be deliver
 alter table helper.workflow_event_triggers enable row level security;
 alter table helper.workflow_events enable row level security;
 create policy workflow_event_triggers_select_member on helper.workflow_event_triggers for select
-  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
-comment on policy workflow_event_triggers_select_member on helper.workflow_event_triggers is 'Members see what starts their workspaces'' workflows';
+  using (workspace_id = any ((select helper.my_workspaces('member'))::uuid[]));
+comment on policy workflow_event_triggers_select_member on helper.workflow_event_triggers is 'Members, and no viewers, see what starts their workspaces'' workflows';
 -- A payload may hold rows that not every member may read.
 create policy workflow_events_select_admin on helper.workflow_events for select
   using (workspace_id = any ((select helper.my_workspaces('admin'))::uuid[]));
@@ -80,21 +80,6 @@ create function helper._condition_holds(condition text, happened jsonb) returns 
 language c immutable parallel safe as 'MODULE_PATHNAME', 'condition_holds_wrapper';
 comment on function helper._condition_holds(text, jsonb) is
   'Whether an expression (RFC 9535) holds over the members of an object; null as the object only reads the expression. Errors: 22023';
-
--- A run at this depth still runs; what it makes happen starts nothing.
-create function helper._deepest() returns integer
-language sql immutable parallel safe
-begin atomic
-  select 8;
-end;
-comment on function helper._deepest() is 'Workflows that may follow one another by events';
-
-create function helper._depth() returns integer
-language sql stable
-begin atomic
-  select coalesce(nullif(current_setting('helper_ai.workflow_depth', true), '')::integer, 0);
-end;
-comment on function helper._depth() is 'Depth of the run whose step this is; 0 outside of runs';
 
 create function helper._own_events() returns text[]
 language sql immutable parallel safe
@@ -436,6 +421,8 @@ declare
   v_event helper.workflow_events;
   v_message text;
   v_delivered boolean := false;
+  -- Workspaces with something that somebody holds, and what was said of it.
+  v_held jsonb := '{}';
 begin
   for v_event in
     with recursive turn (workspace_id, n) as (
@@ -477,6 +464,11 @@ begin
     )
     select t.* from taken t order by t.id
   loop
+    -- So many locks are not waited for in one transaction.
+    if v_held ? v_event.workspace_id::text then
+      perform helper._put_off_event(v_event, v_held ->> v_event.workspace_id::text);
+      continue;
+    end if;
     begin
       perform helper._deliver_event(v_event);
       v_delivered := true;
@@ -485,6 +477,9 @@ begin
       when others then
         get stacked diagnostics v_message = message_text;
         perform helper._put_off_event(v_event, v_message);
+        if sqlstate = '55P03' then
+          v_held := v_held || jsonb_build_object(v_event.workspace_id, v_message);
+        end if;
     end;
   end loop;
   if v_delivered then
