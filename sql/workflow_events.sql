@@ -493,14 +493,14 @@ comment on function helper._deliver_events(integer) is
 
 -- What the packs' own tables tell, where somebody listens
 
-create function helper._tell(workspace uuid, event text, payload jsonb) returns void
+create function helper._tell_event(workspace uuid, event text, payload jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if event <> all (helper._own_events()) then
     raise exception using errcode = 'XX000', message = format('event "%s" can be emitted by anybody', event);
   end if;
-  if not exists (select from helper.workflow_event_triggers t where t.event = _tell.event and t.workspace_id = _tell.workspace)
-    and not exists (select from helper.workflow_waits w where w.event = _tell.event and w.workspace_id = _tell.workspace)
+  if not exists (select from helper.workflow_event_triggers t where t.event = _tell_event.event and t.workspace_id = _tell_event.workspace)
+    and not exists (select from helper.workflow_waits w where w.event = _tell_event.event and w.workspace_id = _tell_event.workspace)
   then
     return;
   end if;
@@ -512,12 +512,12 @@ begin
   values (workspace, event, payload, helper._depth());
 end
 $$;
-comment on function helper._tell(uuid, text, jsonb) is 'Writes an event of the extension''s own into the outbox, where somebody listens';
+comment on function helper._tell_event(uuid, text, jsonb) is 'Writes an event of the extension''s own into the outbox, where somebody listens';
 
 create function helper._tell_row() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  perform helper._tell(new.workspace_id, tg_argv[0], to_jsonb(new) - 'workspace_id');
+  perform helper._tell_event(new.workspace_id, tg_argv[0], to_jsonb(new) - 'workspace_id');
   return null;
 end
 $$;
@@ -530,7 +530,7 @@ create trigger leads_tell after insert on helper.leads
 create function helper._tell_tags() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  perform helper._tell(new.workspace_id, 'tag_added', jsonb_build_object('contact_id', new.id, 'tag', t.tag))
+  perform helper._tell_event(new.workspace_id, 'tag_added', jsonb_build_object('contact_id', new.id, 'tag', t.tag))
   from (select unnest(new.tags) except select unnest(old.tags)) t (tag);
   return null;
 end
@@ -542,7 +542,7 @@ create trigger contacts_tell_tags after update of tags on helper.contacts
 create function helper._tell_message() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  perform helper._tell(new.workspace_id, 'wa_message_received', jsonb_build_object(
+  perform helper._tell_event(new.workspace_id, 'wa_message_received', jsonb_build_object(
     'message_id', new.id, 'thread_id', new.thread_id, 'kind', new.kind, 'text', new.body, 'sent_at', new.sent_at,
     'contact_id', c.id, 'phone', c.phone, 'name', c.name, 'tags', c.tags))
   from helper.wa_threads t

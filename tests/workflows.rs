@@ -246,7 +246,7 @@ async fn a_run_whose_owner_is_demoted_is_cancelled_and_anything_else_is_done_lat
         { "name": "reply", "type": "complete", "prompt": "Say something.", "needs": [] } ] });
     create(&ann, "busy", busy).await;
     let broken = json!({ "name": "break", "type": "sql", "sql": "select 1 / ($1 ->> 'by')::integer as n", "parameters": { "by": "{{ vars.by }}" } });
-    create(&ann, "fragile", json!({ "steps": [broken] })).await;
+    create(&ann, "fragile", json!({ "steps": [broken.clone()] })).await;
     admin.run("update helper.workflows set settings = '{\"by\": 0}' where name = 'fragile'").await;
     let fragile = run(&bea, "fragile", json!({})).await;
     assert_eq!(ended(&bea, &fragile).await["status"], "failed");
@@ -273,11 +273,13 @@ async fn a_run_whose_owner_is_demoted_is_cancelled_and_anything_else_is_done_lat
         (admin.one::<i64>(sql, &[]).await == 0).then_some(())
     })
     .await;
-    // A step that is to be tried again is tried again once the run goes on.
+    // A step that is to be tried again is tried again once the run goes on. What somebody else has written since is not paused.
+    create(&bea, "fragile", json!({ "steps": [broken] })).await;
     admin.run("update helper.workflows set settings = '{\"by\": 1}' where name = 'fragile'").await;
     bea.run(&format!("select helper.retry_step('{fragile}', 'break')")).await;
     let told = reached(&bea, &fragile, &["paused"]).await;
     assert_eq!(told["error"]["sqlstate"], "42501", "{told:#}");
+    assert!(bea.one::<bool>("select w.enabled from helper.workflows w where w.name = 'fragile'", &[]).await);
     admin.run(&demote("admin")).await;
     bea.run(&format!("select helper.resume_run('{fragile}')")).await;
     let told = ended(&bea, &fragile).await;

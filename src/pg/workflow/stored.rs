@@ -361,12 +361,12 @@ impl Stored {
         Ok(is_empty == [true])
     }
 
-    /// Pauses its workflow, whose owner may not run it any more.
+    /// Pauses its workflow, whose owner may not run it any more; not where somebody else has written it anew.
     pub fn pause_workflow(&self, error: &Error) -> Result<()> {
         spi::run(
             "update helper.workflows w set enabled = false, problem = $3, updated_at = clock_timestamp() \
-             where w.workspace_id = $1 and w.id = $2 and w.enabled",
-            &[self.workspace.into(), self.workflow.into(), error.message.as_str().into()],
+             where w.workspace_id = $1 and w.id = $2 and w.version = $4 and w.enabled",
+            &[self.workspace.into(), self.workflow.into(), error.message.as_str().into(), self.version.into()],
         )
     }
 
