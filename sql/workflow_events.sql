@@ -421,8 +421,9 @@ declare
   v_event helper.workflow_events;
   v_message text;
   v_delivered boolean := false;
-  -- Workspaces with something that somebody holds, and what was said of it.
+  -- What somebody holds that an event would start, and what was said of it.
   v_held jsonb := '{}';
+  v_kind text;
 begin
   for v_event in
     with recursive turn (workspace_id, n) as (
@@ -465,8 +466,9 @@ begin
     select t.* from taken t order by t.id
   loop
     -- So many locks are not waited for in one transaction.
-    if v_held ? v_event.workspace_id::text then
-      perform helper._put_off_event(v_event, v_held ->> v_event.workspace_id::text);
+    v_kind := concat_ws(' ', v_event.workspace_id, v_event.trigger_id, v_event.name);
+    if v_held ? v_kind then
+      perform helper._put_off_event(v_event, v_held ->> v_kind);
       continue;
     end if;
     begin
@@ -478,7 +480,7 @@ begin
         get stacked diagnostics v_message = message_text;
         perform helper._put_off_event(v_event, v_message);
         if sqlstate = '55P03' then
-          v_held := v_held || jsonb_build_object(v_event.workspace_id, v_message);
+          v_held := v_held || jsonb_build_object(v_kind, v_message);
         end if;
     end;
   end loop;

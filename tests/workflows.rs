@@ -522,7 +522,7 @@ async fn a_long_run_leaves_others_their_turn_and_can_be_cancelled_in_the_middle(
     let Shop { cluster, admin, ann, .. } = shop().await;
     admin.run("alter system set helper_ai.runners = 1").await;
     cluster.reload();
-    let sleep = json!({ "name": "one", "type": "sql", "sql": "insert into public.ledger (what) select 'slept' from pg_sleep(0.2)" });
+    let sleep = json!({ "type": "sql", "sql": "insert into public.ledger (what) select 'slept' from pg_sleep(0.2)" });
     let map = json!({ "name": "all", "type": "map", "over": (0..40).collect::<Vec<i32>>(), "step": sleep });
     create(&ann, "long", json!({ "steps": [map] })).await;
     create(&ann, "short", json!({ "steps": [insert("write", "short")] })).await;
@@ -578,7 +578,8 @@ async fn who_waits_for_what_is_gone_goes_on() {
 #[tokio::test]
 async fn what_a_statement_may_not_reach_is_refused_and_what_cannot_be_stored_is_its_own_failure() {
     let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
-    let sql = |name: &str, sql: &str| json!({ "name": name, "type": "sql", "sql": sql, "on_error": "skip" });
+    let sql =
+        |name: &str, sql: &str| json!({ "name": name, "type": "sql", "sql": sql, "needs": [], "on_error": "skip" });
     let refused = [
         "select pg_advisory_xact_lock(1)",
         "select pg_try_advisory_lock(1, 2)",
@@ -589,7 +590,9 @@ async fn what_a_statement_may_not_reach_is_refused_and_what_cannot_be_stored_is_
     ];
     let mut steps: Vec<Value> = refused.iter().enumerate().map(|(at, text)| sql(&format!("s{at}"), text)).collect();
     steps.push(sql("nul", "select '{\"a\": \"\\u0000\"}'::json as x"));
-    steps.push(insert("write", "after all"));
+    let mut write = insert("write", "after all");
+    write["needs"] = json!([]);
+    steps.push(write);
     create(&ann, "w", json!({ "steps": steps })).await;
     let id = run(&ann, "w", json!({})).await;
     assert_eq!(ended(&ann, &id).await["status"], "succeeded");
@@ -627,7 +630,7 @@ async fn sql_steps_can_be_switched_off() {
     cluster.reload();
     until("the setting", async || (ann.one::<String>("show helper_ai.sql_steps", &[]).await == "off").then_some(()))
         .await;
-    let definition = json!({ "steps": [insert("write", "x")] });
+    let definition = r#"{"steps": [{"name": "one", "type": "sql", "sql": "select 1"}]}"#;
     let refused = ann.error(&format!("select helper.create_workflow('v', '{definition}')")).await;
     assert_eq!(refused.code().code(), "55000");
     let id = run(&ann, "w", json!({})).await;
