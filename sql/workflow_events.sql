@@ -64,8 +64,8 @@ comment on column helper.workflow_events.problem is 'Why it could not be deliver
 alter table helper.workflow_event_triggers enable row level security;
 alter table helper.workflow_events enable row level security;
 create policy workflow_event_triggers_select_member on helper.workflow_event_triggers for select
-  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
-comment on policy workflow_event_triggers_select_member on helper.workflow_event_triggers is 'Members see what starts their workspaces'' workflows';
+  using (workspace_id = any ((select helper.my_workspaces('member'))::uuid[]));
+comment on policy workflow_event_triggers_select_member on helper.workflow_event_triggers is 'Members, and no viewers, see what starts their workspaces'' workflows';
 -- A payload may hold rows that not every member may read.
 create policy workflow_events_select_admin on helper.workflow_events for select
   using (workspace_id = any ((select helper.my_workspaces('admin'))::uuid[]));
@@ -80,21 +80,6 @@ create function helper._condition_holds(condition text, happened jsonb) returns 
 language c immutable parallel safe as 'MODULE_PATHNAME', 'condition_holds_wrapper';
 comment on function helper._condition_holds(text, jsonb) is
   'Whether an expression (RFC 9535) holds over the members of an object; null as the object only reads the expression. Errors: 22023';
-
--- A run at this depth still runs; what it makes happen starts nothing.
-create function helper._deepest() returns integer
-language sql immutable parallel safe
-begin atomic
-  select 8;
-end;
-comment on function helper._deepest() is 'Workflows that may follow one another by events';
-
-create function helper._depth() returns integer
-language sql stable
-begin atomic
-  select coalesce(nullif(current_setting('helper_ai.workflow_depth', true), '')::integer, 0);
-end;
-comment on function helper._depth() is 'Depth of the run whose step this is; 0 outside of runs';
 
 create function helper._own_events() returns text[]
 language sql immutable parallel safe
@@ -436,6 +421,9 @@ declare
   v_event helper.workflow_events;
   v_message text;
   v_delivered boolean := false;
+  -- What somebody holds that an event would start, and what was said of it.
+  v_held jsonb := '{}';
+  v_kind text;
 begin
   for v_event in
     with recursive turn (workspace_id, n) as (
@@ -477,6 +465,12 @@ begin
     )
     select t.* from taken t order by t.id
   loop
+    -- So many locks are not waited for in one transaction.
+    v_kind := concat_ws(' ', v_event.workspace_id, v_event.trigger_id, v_event.name);
+    if v_held ? v_kind then
+      perform helper._put_off_event(v_event, v_held ->> v_kind);
+      continue;
+    end if;
     begin
       perform helper._deliver_event(v_event);
       v_delivered := true;
@@ -485,6 +479,9 @@ begin
       when others then
         get stacked diagnostics v_message = message_text;
         perform helper._put_off_event(v_event, v_message);
+        if sqlstate = '55P03' then
+          v_held := v_held || jsonb_build_object(v_kind, v_message);
+        end if;
     end;
   end loop;
   if v_delivered then
@@ -498,14 +495,14 @@ comment on function helper._deliver_events(integer) is
 
 -- What the packs' own tables tell, where somebody listens
 
-create function helper._tell(workspace uuid, event text, payload jsonb) returns void
+create function helper._tell_event(workspace uuid, event text, payload jsonb) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
   if event <> all (helper._own_events()) then
     raise exception using errcode = 'XX000', message = format('event "%s" can be emitted by anybody', event);
   end if;
-  if not exists (select from helper.workflow_event_triggers t where t.event = _tell.event and t.workspace_id = _tell.workspace)
-    and not exists (select from helper.workflow_waits w where w.event = _tell.event and w.workspace_id = _tell.workspace)
+  if not exists (select from helper.workflow_event_triggers t where t.event = _tell_event.event and t.workspace_id = _tell_event.workspace)
+    and not exists (select from helper.workflow_waits w where w.event = _tell_event.event and w.workspace_id = _tell_event.workspace)
   then
     return;
   end if;
@@ -517,12 +514,12 @@ begin
   values (workspace, event, payload, helper._depth());
 end
 $$;
-comment on function helper._tell(uuid, text, jsonb) is 'Writes an event of the extension''s own into the outbox, where somebody listens';
+comment on function helper._tell_event(uuid, text, jsonb) is 'Writes an event of the extension''s own into the outbox, where somebody listens';
 
 create function helper._tell_row() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  perform helper._tell(new.workspace_id, tg_argv[0], to_jsonb(new) - 'workspace_id');
+  perform helper._tell_event(new.workspace_id, tg_argv[0], to_jsonb(new) - 'workspace_id');
   return null;
 end
 $$;
@@ -535,7 +532,7 @@ create trigger leads_tell after insert on helper.leads
 create function helper._tell_tags() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  perform helper._tell(new.workspace_id, 'tag_added', jsonb_build_object('contact_id', new.id, 'tag', t.tag))
+  perform helper._tell_event(new.workspace_id, 'tag_added', jsonb_build_object('contact_id', new.id, 'tag', t.tag))
   from (select unnest(new.tags) except select unnest(old.tags)) t (tag);
   return null;
 end
@@ -547,7 +544,7 @@ create trigger contacts_tell_tags after update of tags on helper.contacts
 create function helper._tell_message() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  perform helper._tell(new.workspace_id, 'wa_message_received', jsonb_build_object(
+  perform helper._tell_event(new.workspace_id, 'wa_message_received', jsonb_build_object(
     'message_id', new.id, 'thread_id', new.thread_id, 'kind', new.kind, 'text', new.body, 'sent_at', new.sent_at,
     'contact_id', c.id, 'phone', c.phone, 'name', c.name, 'tags', c.tags))
   from helper.wa_threads t

@@ -51,12 +51,12 @@ create index workflow_schedules_look_at_idx on helper.workflow_schedules (look_a
 
 alter table helper.workflow_schedules enable row level security;
 create policy workflow_schedules_select_member on helper.workflow_schedules for select
-  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
-comment on policy workflow_schedules_select_member on helper.workflow_schedules is 'Members see when their workspaces'' workflows start';
+  using (workspace_id = any ((select helper.my_workspaces('member'))::uuid[]));
+comment on policy workflow_schedules_select_member on helper.workflow_schedules is 'Members, and no viewers, see when their workspaces'' workflows start';
 select pg_catalog.pg_extension_config_dump('helper.workflow_schedules', '');
 
 create trigger workflow_schedules_wake after insert or update of look_at on helper.workflow_schedules
-  for each statement execute function helper._wake_worker();
+  for each statement execute function helper._wake_runner();
 
 create function helper._plan(
   id uuid,

@@ -9,6 +9,21 @@ create view helper.workflow_activity with (security_barrier) as
   join helper.workflows w on w.workspace_id = r.workspace_id and w.id = r.workflow_id
   where r.workspace_id = any ((select helper.my_workspaces())::uuid[]);
 comment on view helper.workflow_activity is 'Runs of the caller''s workspaces: workflow, status, what kind of thing started them and how long they took';
+comment on column helper.workflow_activity.workspace_id is 'The workspace';
+comment on column helper.workflow_activity.id is 'The run';
+comment on column helper.workflow_activity.workflow_id is 'Its workflow';
+comment on column helper.workflow_activity.workflow is 'The workflow''s name';
+comment on column helper.workflow_activity.version is 'Version of the workflow that it is a run of';
+comment on column helper.workflow_activity.status is 'Its state';
+comment on column helper.workflow_activity.trigger is 'What kind of thing started it';
+comment on column helper.workflow_activity.error_code is 'SQLSTATE that it failed with';
+comment on column helper.workflow_activity.depth is 'How many workflows led to it';
+comment on column helper.workflow_activity.replay_of is 'The run that it repeats';
+comment on column helper.workflow_activity.user_id is 'Who started it by hand';
+comment on column helper.workflow_activity.created_at is 'When it was asked for';
+comment on column helper.workflow_activity.started_at is 'When it began';
+comment on column helper.workflow_activity.finished_at is 'When it ended';
+comment on column helper.workflow_activity.duration is 'How long it took, or has taken so far';
 
 create view helper.workflow_step_activity with (security_barrier) as
   select s.workspace_id, s.run_id, s.step, nullif(s.item, -1) as item, s.status, s.attempt, s.error ->> 'sqlstate' as error_code,
@@ -21,6 +36,18 @@ create view helper.workflow_step_activity with (security_barrier) as
   ) u on s.waits_for ? 'message'
   where s.workspace_id = any ((select helper.my_workspaces())::uuid[]);
 comment on view helper.workflow_step_activity is 'Steps of those runs: status, attempts, times, and the tokens and cost of model calls';
+comment on column helper.workflow_step_activity.workspace_id is 'The workspace';
+comment on column helper.workflow_step_activity.run_id is 'The run';
+comment on column helper.workflow_step_activity.step is 'The step''s name';
+comment on column helper.workflow_step_activity.item is 'Number of the item of a map, from 0; null: the step itself';
+comment on column helper.workflow_step_activity.status is 'Its state';
+comment on column helper.workflow_step_activity.attempt is 'Counts from 1; 0: it never began';
+comment on column helper.workflow_step_activity.error_code is 'SQLSTATE that it failed with';
+comment on column helper.workflow_step_activity.started_at is 'When this attempt began';
+comment on column helper.workflow_step_activity.finished_at is 'When it ended';
+comment on column helper.workflow_step_activity.duration is 'How long this attempt took';
+comment on column helper.workflow_step_activity.tokens is 'Tokens that its model call took, both ways';
+comment on column helper.workflow_step_activity.cost is 'What these cost';
 
 create view helper.workflow_waiting with (security_barrier) as
   select s.workspace_id, s.run_id, w.name as workflow, s.step, nullif(s.item, -1) as item,
@@ -39,6 +66,15 @@ create view helper.workflow_waiting with (security_barrier) as
   where s.status = 'waiting'
     and s.workspace_id = any ((select helper.my_workspaces())::uuid[]);
 comment on view helper.workflow_waiting is 'What steps of runs wait for: a call (to be confirmed, or running), a reply, another run, an event or a time';
+comment on column helper.workflow_waiting.workspace_id is 'The workspace';
+comment on column helper.workflow_waiting.run_id is 'The run';
+comment on column helper.workflow_waiting.workflow is 'The workflow''s name';
+comment on column helper.workflow_waiting.step is 'The step''s name';
+comment on column helper.workflow_waiting.item is 'Number of the item of a map, from 0; null: the step itself';
+comment on column helper.workflow_waiting.waits_for is 'call, reply, run, event or time';
+comment on column helper.workflow_waiting.subject is 'The call, reply or run that it waits for, or the event''s name';
+comment on column helper.workflow_waiting.wake_at is 'When it goes on at the latest';
+comment on column helper.workflow_waiting.since is 'Since when it waits';
 
 create view helper.workflow_failures with (security_barrier) as
   select r.workspace_id, r.id as run_id, w.name as workflow, r.version, r.status, r.error ->> 'step' as step,
@@ -48,6 +84,16 @@ create view helper.workflow_failures with (security_barrier) as
   where r.status in ('failed', 'timed_out')
     and r.workspace_id = any ((select helper.my_workspaces('member'))::uuid[]);
 comment on view helper.workflow_failures is 'Runs that failed, to be looked into and redriven';
+comment on column helper.workflow_failures.workspace_id is 'The workspace';
+comment on column helper.workflow_failures.run_id is 'The run';
+comment on column helper.workflow_failures.workflow is 'The workflow''s name';
+comment on column helper.workflow_failures.version is 'Version of the workflow that it is a run of';
+comment on column helper.workflow_failures.status is 'failed or timed_out';
+comment on column helper.workflow_failures.step is 'The step that it failed by; null: the run itself';
+comment on column helper.workflow_failures.error_code is 'SQLSTATE';
+comment on column helper.workflow_failures.message is 'What went wrong';
+comment on column helper.workflow_failures.detail is 'Facts about it';
+comment on column helper.workflow_failures.finished_at is 'When it ended';
 
 create view helper.workflow_throughput with (security_barrier) as
   select r.workspace_id, w.name as workflow, date_trunc('minute', r.created_at) as minute, count(*) as runs,
@@ -61,3 +107,11 @@ create view helper.workflow_throughput with (security_barrier) as
     and r.workspace_id = any ((select helper.my_workspaces())::uuid[])
   group by r.workspace_id, w.name, date_trunc('minute', r.created_at);
 comment on view helper.workflow_throughput is 'Runs of the last day by workflow and minute';
+comment on column helper.workflow_throughput.workspace_id is 'The workspace';
+comment on column helper.workflow_throughput.workflow is 'The workflow''s name';
+comment on column helper.workflow_throughput.minute is 'The minute in which the runs were asked for';
+comment on column helper.workflow_throughput.runs is 'How many there were';
+comment on column helper.workflow_throughput.succeeded is 'How many of them succeeded';
+comment on column helper.workflow_throughput.failed is 'How many of them failed or timed out';
+comment on column helper.workflow_throughput.median_delay_seconds is 'Median time until they began';
+comment on column helper.workflow_throughput.median_seconds is 'Median time from there to their end';

@@ -69,6 +69,7 @@ create table helper.workflow_runs (
   user_id uuid,
   replay_of uuid,
   key text,
+  bytes bigint not null default 0,
   deadline timestamptz,
   paused_at timestamptz,
   created_at timestamptz not null default clock_timestamp(),
@@ -97,6 +98,7 @@ comment on column helper.workflow_runs.priority is 'Higher ones first, within th
 comment on column helper.workflow_runs.user_id is 'Who started it by hand';
 comment on column helper.workflow_runs.replay_of is 'The run that it repeats';
 comment on column helper.workflow_runs.key is 'Runs of the workflow with the same key count together for its concurrency; null until it begins, or where there is no limit';
+comment on column helper.workflow_runs.bytes is 'What its input and its steps'' outputs take, as text';
 comment on column helper.workflow_runs.deadline is 'When it times out';
 comment on column helper.workflow_runs.paused_at is 'Since when it is paused';
 comment on column helper.workflow_runs.created_at is 'When it was asked for';
@@ -142,6 +144,7 @@ create table helper.workflow_queue (
   run_id uuid not null,
   priority integer not null default 0,
   run_at timestamptz not null default clock_timestamp(),
+  is_due boolean not null default true,
   attempts integer not null default 0,
   command jsonb,
   primary key (workspace_id, id),
@@ -153,11 +156,12 @@ comment on column helper.workflow_queue.id is 'Identifier, in order of creation'
 comment on column helper.workflow_queue.run_id is 'The run';
 comment on column helper.workflow_queue.priority is 'The run''s, with its sign changed: lower ones first';
 comment on column helper.workflow_queue.run_at is 'Not before this time; infinity: when another run of the workflow has ended';
+comment on column helper.workflow_queue.is_due is 'Its time has come: looks for work never come across those that sleep';
 comment on column helper.workflow_queue.attempts is 'Times that a runner ended over it';
 comment on column helper.workflow_queue.command is 'What is wanted: do (cancel, pause, resume or retry) and step; null: that it goes on';
-create index workflow_queue_turn_idx on helper.workflow_queue (workspace_id, priority, run_at, id);
+create index workflow_queue_turn_idx on helper.workflow_queue (workspace_id, priority, run_at, id) where is_due;
 create index workflow_queue_run_id_idx on helper.workflow_queue (run_id);
-create index workflow_queue_run_at_idx on helper.workflow_queue (run_at);
+create index workflow_queue_run_at_idx on helper.workflow_queue (run_at) where not is_due;
 
 create table helper.workflow_waits (
   workspace_id uuid not null,
@@ -276,6 +280,11 @@ begin
       message = format('option "%s" does not exist or has the wrong type', v_unknown),
       hint = 'Options are description (text), settings (an object, seen by templates as vars) and enabled (true or false).';
   end if;
+  perform helper._check_size(options -> 'settings', 'option "settings"', 65536);
+  if (v_read ->> 'uses_sql')::boolean and not current_setting('helper_ai.sql_steps')::boolean then
+    raise exception using errcode = '55000', message = 'sql steps are switched off',
+      hint = 'Put the statement into a function and register it with helper.register_function, or have an administrator set helper_ai.sql_steps.';
+  end if;
   insert into helper.workflows as w
     (workspace_id, name, description, enabled, user_id, settings)
   values
@@ -346,6 +355,39 @@ comment on function helper.delete_workflow(text, uuid) is
 
 -- Starting runs
 
+create function helper._check_size(value jsonb, name text, most integer) returns void
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  if octet_length(value::text) > most then
+    raise exception using errcode = '53400', message = format('%s is too large', name),
+      detail = format('It has %s bytes, expected at most %s.', octet_length(value::text), most);
+  end if;
+end
+$$;
+comment on function helper._check_size(jsonb, text, integer) is 'Refuses JSON that is larger than so many bytes. Errors: 53400';
+
+-- A run at this depth still runs; what it makes happen starts nothing.
+create function helper._deepest() returns integer
+language sql immutable parallel safe
+begin atomic
+  select 8;
+end;
+comment on function helper._deepest() is 'Workflows that may follow one another by events or calls';
+
+create function helper._next_depth() returns integer
+language sql stable
+begin atomic
+  select coalesce(nullif(current_setting('helper_ai.workflow_depth', true), '')::integer, -1) + 1;
+end;
+comment on function helper._next_depth() is 'Depth of a run that is started here: one more than that of the run whose step this is; 0 outside of runs';
+
+create function helper._depth() returns integer
+language sql stable
+begin atomic
+  select greatest(helper._next_depth() - 1, 0);
+end;
+comment on function helper._depth() is 'Depth of the run whose step this is; 0 outside of runs';
+
 create function helper._start_run(
   workspace uuid,
   workflow uuid,
@@ -371,8 +413,8 @@ begin
   if not found then
     return null;
   end if;
-  insert into helper.workflow_runs (workspace_id, workflow_id, version, trigger, input, idempotency_key, depth, priority, user_id)
-  values (workspace, workflow, v_version, trigger, coalesce(input, '{}'), idempotency_key, depth, v_priority,
+  insert into helper.workflow_runs (workspace_id, workflow_id, version, trigger, input, bytes, idempotency_key, depth, priority, user_id)
+  values (workspace, workflow, v_version, trigger, coalesce(input, '{}'), octet_length(input::text), idempotency_key, depth, v_priority,
     case when trigger ->> 'kind' in ('manual', 'replay') then helper.current_user_id() end)
   on conflict (workflow_id, idempotency_key) where idempotency_key is not null do nothing
   returning id into v_run;
@@ -381,8 +423,8 @@ begin
       select r.id from helper.workflow_runs r
       where r.workspace_id = _start_run.workspace and r.workflow_id = _start_run.workflow and r.idempotency_key = _start_run.idempotency_key);
   end if;
-  insert into helper.workflow_queue (workspace_id, run_id, priority, run_at)
-  values (workspace, v_run, -v_priority, coalesce(not_before, clock_timestamp()));
+  insert into helper.workflow_queue (workspace_id, run_id, priority, run_at, is_due)
+  values (workspace, v_run, -v_priority, coalesce(not_before, clock_timestamp()), coalesce(not_before <= clock_timestamp(), true));
   return v_run;
 end
 $$;
@@ -407,6 +449,11 @@ begin
   if input is null or jsonb_typeof(input) <> 'object' then
     raise exception using errcode = '22023', message = 'input is not a JSON object';
   end if;
+  perform helper._check_size(input, 'input', 1048576);
+  if helper._next_depth() > helper._deepest() then
+    raise exception using errcode = '53400', message = 'workflows start one another too deep',
+      detail = format('This run is the end of a chain of %s, each started by the one before.', helper._deepest());
+  end if;
   if idempotency_key is not null and char_length(idempotency_key) not between 1 and 200 then
     raise exception using errcode = '22023', message = 'idempotency_key has not between 1 and 200 characters';
   end if;
@@ -414,7 +461,7 @@ begin
     helper._definition(v_workflow.workspace_id, v_workflow.id, v_workflow.version) -> 'input', input);
   v_run := helper._start_run(v_workflow.workspace_id, v_workflow.id,
     jsonb_build_object('kind', 'manual', 'at', to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')),
-    input, 'manual:' || idempotency_key, helper._depth());
+    input, 'manual:' || idempotency_key, helper._next_depth());
   if v_run is null then
     raise exception using
       errcode = '55000',
@@ -426,7 +473,7 @@ begin
 end
 $$;
 comment on function helper.run_workflow(text, jsonb, text, uuid) is
-  'Starts a run of a workflow and returns its id; it is done after the commit, as the workflow''s owner. With an idempotency_key a repeated start is the first run. For members. Errors: 22023 input does not fit its schema, 42501, 42704, 55000 paused';
+  'Starts a run of a workflow and returns its id; it is done after the commit, as the workflow''s owner. With an idempotency_key a repeated start is the first run. For members. Errors: 22023 input does not fit its schema, 42501, 42704, 53400 too large or too deep, 55000 paused';
 
 -- What is wanted of a run
 
@@ -452,6 +499,26 @@ begin
 end
 $$;
 comment on function helper._wake_waiting() is 'Has runs go on that wait for what has ended now';
+-- What is gone has ended too.
+create function helper._wake_abandoned() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  perform helper._wake_run(w.workspace_id, w.run_id)
+  from helper.workflow_waits w
+  where w.subject = old.id and w.workspace_id = old.workspace_id;
+  return null;
+end
+$$;
+comment on function helper._wake_abandoned() is 'Has runs go on that wait for what is not there any more';
+create trigger function_calls_wake_abandoned after delete on helper.function_calls
+  for each row when (old.status not in ('succeeded', 'failed', 'rejected', 'expired', 'cancelled', 'uncertain'))
+  execute function helper._wake_abandoned();
+create trigger messages_wake_abandoned after delete on helper.messages
+  for each row when (old.status not in ('done', 'error', 'cancelled'))
+  execute function helper._wake_abandoned();
+create trigger workflow_runs_wake_abandoned after delete on helper.workflow_runs
+  for each row when (old.finished_at is null)
+  execute function helper._wake_abandoned();
 create trigger function_calls_wake_waiting after update of status on helper.function_calls
   for each row when (new.status in ('succeeded', 'failed', 'rejected', 'expired', 'cancelled', 'uncertain'))
   execute function helper._wake_waiting();
@@ -732,51 +799,33 @@ comment on function helper.run_mermaid(uuid) is 'A run as a Mermaid flowchart, i
 
 -- For the runner
 
--- Due rows of a workspace from a place in its order on, none of whose runs another runner has. Each priority is looked at by
--- itself, so that rows which wait for their time are not walked over. What is known of a queue's size is most often of a time
--- when it was empty, when any plan looks as good as another: it is compared and sorted by all columns of one index, and read
--- by itself, so that no other plan than by that index and the runs' key is there.
+-- Due rows of a workspace from a place in its order on, none of whose runs another runner has. What is known of a queue's size
+-- is most often of a time when it was empty, when any plan looks as good as another: it is compared and sorted by all columns
+-- of one index, and read by itself, so that no other plan than by that index and the runs' key is there.
 create function helper._claim_runs_of(workspace uuid, first_priority integer, first_run_at timestamptz, most integer)
 returns table (workspace_id uuid, id uuid, run_id uuid, priority integer, run_at timestamptz)
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off set enable_incremental_sort = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
-declare
-  v_now timestamptz := clock_timestamp();
-  v_priority integer := first_priority;
-  v_run_at timestamptz := first_run_at;
-  v_left bigint := most;
-  v_count bigint;
 begin
-  loop
-    return query
+  return query
+    select q.workspace_id, q.id, q.run_id, q.priority, q.run_at
+    from (
       select q.workspace_id, q.id, q.run_id, q.priority, q.run_at
-      from (
-        select q.workspace_id, q.id, q.run_id, q.priority, q.run_at
-        from helper.workflow_queue q
-        where (q.workspace_id, q.priority, q.run_at) >= (workspace, v_priority, v_run_at)
-          and (q.workspace_id, q.priority, q.run_at) <= (workspace, v_priority, v_now)
-        order by q.workspace_id, q.priority, q.run_at, q.id
-        limit v_left
-        for no key update skip locked
-      ) q
-      cross join lateral (
-        select
-        from helper.workflow_runs r
-        where r.workspace_id = q.workspace_id and r.id = q.run_id
-        -- Whoever puts something into a run's queue meanwhile does not wait.
-        for no key update skip locked
-      ) r;
-    get diagnostics v_count = row_count;
-    v_left := v_left - v_count;
-    exit when v_left <= 0;
-    select q.priority into v_priority
-    from helper.workflow_queue q
-    where q.workspace_id = workspace and q.priority > v_priority
-    order by q.priority
-    limit 1;
-    exit when not found;
-    v_run_at := '-infinity';
-  end loop;
+      from helper.workflow_queue q
+      where q.is_due
+        and (q.workspace_id, q.priority, q.run_at) >= (workspace, first_priority, first_run_at)
+        and q.workspace_id <= workspace
+      order by q.workspace_id, q.priority, q.run_at, q.id
+      limit most
+      for no key update skip locked
+    ) q
+    cross join lateral (
+      select
+      from helper.workflow_runs r
+      where r.workspace_id = q.workspace_id and r.id = q.run_id
+      -- Whoever puts something into a run's queue meanwhile does not wait.
+      for no key update skip locked
+    ) r;
 end
 $$;
 comment on function helper._claim_runs_of(uuid, integer, timestamptz, integer) is
@@ -792,11 +841,21 @@ declare
   v_around boolean := false;
   v_next uuid;
 begin
+  -- Those whose time has come meanwhile.
+  update helper.workflow_queue q
+  set is_due = true
+  where q.ctid = any (array(
+    select f.ctid
+    from helper.workflow_queue f
+    where not f.is_due and f.run_at <= clock_timestamp()
+    order by f.run_at
+    limit 1000
+    for no key update skip locked));
   loop
     select q.workspace_id into v_next
     from helper.workflow_queue q
-    where q.workspace_id > v_turn
-    order by q.workspace_id
+    where q.is_due and q.workspace_id > v_turn
+    order by q.workspace_id, q.priority, q.run_at, q.id
     limit 1;
     if not found then
       if v_around then
@@ -830,15 +889,17 @@ begin
   if not found then
     return clock_timestamp() + interval '50 ms';
   end if;
+  update helper.workflow_runs r
+  set key = _admit_run.key
+  where r.workspace_id = workspace and r.id = run and r.key is distinct from _admit_run.key;
   if most is not null and most <= (
     select count(*)
     from helper.workflow_runs r
     where r.workspace_id = workspace
       and r.workflow_id = workflow
       and r.key = _admit_run.key
-      and r.finished_at is null
-      -- It was admitted before, and could not begin.
-      and r.id <> _admit_run.run)
+      and r.started_at is not null
+      and r.finished_at is null)
   then
     return 'infinity';
   end if;
@@ -853,30 +914,35 @@ begin
       return v_at;
     end if;
   end if;
-  update helper.workflow_runs r set key = _admit_run.key where r.workspace_id = workspace and r.id = run and _admit_run.key is not null;
+  update helper.workflow_runs r set started_at = clock_timestamp() where r.workspace_id = workspace and r.id = run;
   return null;
 end
 $$;
 comment on function helper._admit_run(uuid, uuid, uuid, text, integer, integer, interval) is
   'Lets a run begin (null), or says when it may: infinity when another of its key has ended';
-create index workflow_runs_key_idx on helper.workflow_runs (workflow_id, key) where key is not null and finished_at is null;
+create index workflow_runs_key_idx on helper.workflow_runs (workflow_id, key)
+  where key is not null and started_at is not null and finished_at is null;
+create index workflow_runs_turn_idx on helper.workflow_runs (workflow_id, key, priority desc, id)
+  where key is not null and started_at is null and finished_at is null;
 create index workflow_runs_started_at_idx on helper.workflow_runs (workflow_id, started_at) where started_at is not null;
 
-create function helper._next_of_key(workspace uuid, workflow uuid) returns void
+create function helper._next_of_key(workspace uuid, workflow uuid, key text) returns void
 language sql volatile set search_path = pg_catalog, pg_temp as $$
   update helper.workflow_queue q
-  set run_at = clock_timestamp()
-  where q.workspace_id = workspace
-    and q.run_at = 'infinity'
-    and q.run_id in (
-      select p.run_id
-      from helper.workflow_queue p
-      join helper.workflow_runs r on r.workspace_id = p.workspace_id and r.id = p.run_id
-      where p.workspace_id = workspace and p.run_at = 'infinity' and r.workflow_id = workflow
-      order by p.priority, p.id
-      limit 16)
+  set run_at = clock_timestamp(), is_due = true
+  where q.run_at = 'infinity'
+    and q.run_id = (
+      select r.id
+      from helper.workflow_runs r
+      where r.workflow_id = workflow
+        and r.key = _next_of_key.key
+        and r.started_at is null
+        and r.finished_at is null
+        and exists (select from helper.workflow_queue p where p.run_id = r.id and p.run_at = 'infinity')
+      order by r.workflow_id, r.key, r.priority desc, r.id
+      limit 1)
 $$;
-comment on function helper._next_of_key(uuid, uuid) is 'Has runs looked at that waited for another of their workflow to end';
+comment on function helper._next_of_key(uuid, uuid, text) is 'Has the run looked at that waited the longest for another of its workflow and key to end';
 
 create function helper._clean_runs(retention_minutes integer, most integer) returns bigint
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
@@ -884,7 +950,15 @@ declare
   v_count bigint;
 begin
   -- One that was put off just when the run that it waited for ended was woken by nobody.
-  update helper.workflow_queue q set run_at = clock_timestamp() where q.run_at = 'infinity';
+  update helper.workflow_queue q
+  set run_at = clock_timestamp(), is_due = true
+  where q.run_at = 'infinity'
+    and q.run_id in (
+      select distinct on (r.workflow_id, r.key) r.id
+      from helper.workflow_queue p
+      join helper.workflow_runs r on r.workspace_id = p.workspace_id and r.id = p.run_id
+      where p.run_at = 'infinity'
+      order by r.workflow_id, r.key, r.priority desc, r.id);
   delete from helper.workflow_runs r
   where (r.workspace_id, r.id) in (
     select f.workspace_id, f.id

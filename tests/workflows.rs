@@ -246,7 +246,7 @@ async fn a_run_whose_owner_is_demoted_is_cancelled_and_anything_else_is_done_lat
         { "name": "reply", "type": "complete", "prompt": "Say something.", "needs": [] } ] });
     create(&ann, "busy", busy).await;
     let broken = json!({ "name": "break", "type": "sql", "sql": "select 1 / ($1 ->> 'by')::integer as n", "parameters": { "by": "{{ vars.by }}" } });
-    create(&ann, "fragile", json!({ "steps": [broken] })).await;
+    create(&ann, "fragile", json!({ "steps": [broken.clone()] })).await;
     admin.run("update helper.workflows set settings = '{\"by\": 0}' where name = 'fragile'").await;
     let fragile = run(&bea, "fragile", json!({})).await;
     assert_eq!(ended(&bea, &fragile).await["status"], "failed");
@@ -273,11 +273,13 @@ async fn a_run_whose_owner_is_demoted_is_cancelled_and_anything_else_is_done_lat
         (admin.one::<i64>(sql, &[]).await == 0).then_some(())
     })
     .await;
-    // A step that is to be tried again is tried again once the run goes on.
+    // A step that is to be tried again is tried again once the run goes on. What somebody else has written since is not paused.
+    create(&bea, "fragile", json!({ "steps": [broken] })).await;
     admin.run("update helper.workflows set settings = '{\"by\": 1}' where name = 'fragile'").await;
     bea.run(&format!("select helper.retry_step('{fragile}', 'break')")).await;
     let told = reached(&bea, &fragile, &["paused"]).await;
     assert_eq!(told["error"]["sqlstate"], "42501", "{told:#}");
+    assert!(bea.one::<bool>("select w.enabled from helper.workflows w where w.name = 'fragile'", &[]).await);
     admin.run(&demote("admin")).await;
     bea.run(&format!("select helper.resume_run('{fragile}')")).await;
     let told = ended(&bea, &fragile).await;
@@ -513,6 +515,126 @@ async fn at_most_so_many_runs_of_a_key_go_on_at_once() {
         )
         .await;
     assert_eq!(together, 0);
+}
+
+#[tokio::test]
+async fn a_long_run_leaves_others_their_turn_and_can_be_cancelled_in_the_middle() {
+    let Shop { cluster, admin, ann, .. } = shop().await;
+    admin.run("alter system set helper_ai.runners = 1").await;
+    cluster.reload();
+    let sleep = json!({ "type": "sql", "sql": "insert into public.ledger (what) select 'slept' from pg_sleep(0.2)" });
+    let map = json!({ "name": "all", "type": "map", "over": (0..40).collect::<Vec<i32>>(), "step": sleep });
+    create(&ann, "long", json!({ "steps": [map] })).await;
+    create(&ann, "short", json!({ "steps": [insert("write", "short")] })).await;
+    let long = run(&ann, "long", json!({})).await;
+    until("it to begin", async || (lines(&admin, "slept").await > 0).then_some(())).await;
+    let short = run(&ann, "short", json!({})).await;
+    assert_eq!(ended(&ann, &short).await["status"], "succeeded");
+    assert!(lines(&admin, "slept").await < 40, "the other waited for all of it");
+    ann.run(&format!("select helper.cancel_run('{long}')")).await;
+    assert_eq!(ended(&ann, &long).await["status"], "cancelled");
+    let done = lines(&admin, "slept").await;
+    assert!(done < 40);
+    // What was done is known, and nothing was done twice.
+    let told: i64 = ann
+        .one("select count(*) from helper.workflow_steps s where s.run_id = $1::text::uuid and s.item >= 0 and s.status = 'succeeded'", &[&long])
+        .await;
+    assert_eq!(told, done);
+}
+
+#[tokio::test]
+async fn runs_of_a_key_begin_in_their_order() {
+    let Shop { cluster: _cluster, ann, .. } = shop().await;
+    let wait = json!({ "name": "wait", "type": "wait", "for": "5 ms" });
+    create(&ann, "single", json!({ "concurrency": { "limit": 1, "key": "{{ input.customer }}" }, "steps": [wait] }))
+        .await;
+    let sql = "select helper.run_workflow('single', jsonb_build_object('customer', n / 20))::text from generate_series(0, 39) n";
+    let ids: Vec<String> = ann.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    for id in &ids {
+        assert_eq!(ended(&ann, id).await["status"], "succeeded");
+    }
+    let late: i64 = ann
+        .one(
+            "select count(*) from helper.workflow_runs a join helper.workflow_runs b \
+               on a.id < b.id and a.input = b.input and a.started_at > b.started_at",
+            &[],
+        )
+        .await;
+    assert_eq!(late, 0);
+}
+
+#[tokio::test]
+async fn who_waits_for_what_is_gone_goes_on() {
+    let Shop { cluster: _cluster, ann, .. } = shop().await;
+    create(&ann, "child", json!({ "steps": [{ "name": "wait", "type": "wait", "event": "never" }] })).await;
+    create(&ann, "parent", json!({ "steps": [{ "name": "call", "type": "workflow", "workflow": "child" }] })).await;
+    let parent = run(&ann, "parent", json!({})).await;
+    reached(&ann, &parent, &["waiting"]).await;
+    ann.run("select helper.delete_workflow('child')").await;
+    let told = ended(&ann, &parent).await;
+    assert_eq!((&told["status"], &told["error"]["sqlstate"]), (&json!("failed"), &json!("22023")), "{told}");
+}
+
+#[tokio::test]
+async fn what_a_statement_may_not_reach_is_refused_and_what_cannot_be_stored_is_its_own_failure() {
+    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    let sql =
+        |name: &str, sql: &str| json!({ "name": name, "type": "sql", "sql": sql, "needs": [], "on_error": "skip" });
+    let refused = [
+        "select pg_advisory_xact_lock(1)",
+        "select pg_try_advisory_lock(1, 2)",
+        "select lo_from_bytea(0, 'x')",
+        "select setseed(0.5)",
+        "select pg_logical_emit_message(false, 'x', 'y')",
+        "select query_to_xml('select pg_advisory_lock(7)', true, true, '')",
+    ];
+    let mut steps: Vec<Value> = refused.iter().enumerate().map(|(at, text)| sql(&format!("s{at}"), text)).collect();
+    steps.push(sql("nul", "select '{\"a\": \"\\u0000\"}'::json as x"));
+    let mut write = insert("write", "after all");
+    write["needs"] = json!([]);
+    steps.push(write);
+    create(&ann, "w", json!({ "steps": steps })).await;
+    let id = run(&ann, "w", json!({})).await;
+    assert_eq!(ended(&ann, &id).await["status"], "succeeded");
+    assert_eq!(lines(&admin, "after all").await, 1);
+    let code =
+        "select s.error ->> 'sqlstate' from helper.workflow_steps s where s.run_id = $1::text::uuid and s.step = $2";
+    for at in 0..refused.len() {
+        assert_eq!(ann.one::<String>(code, &[&id, &format!("s{at}")]).await, "42501", "{}", refused[at]);
+    }
+    assert_eq!(ann.one::<String>(code, &[&id, &"nul"]).await, "22P05");
+    let held: i64 = admin.one("select count(*) from pg_locks l where l.locktype = 'advisory'", &[]).await;
+    assert_eq!(held, 0);
+}
+
+#[tokio::test]
+async fn a_workflow_that_starts_itself_ends() {
+    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    let again = json!({ "name": "again", "type": "sql", "sql": "select helper.run_workflow('self')" });
+    create(&ann, "self", json!({ "steps": [insert("write", "self"), again] })).await;
+    run(&ann, "self", json!({})).await;
+    let failed = until("the last of them", async || {
+        ann.query_opt("select f.run_id::text, f.error_code from helper.workflow_failures f", &[]).await.unwrap()
+    })
+    .await;
+    assert_eq!((failed.get::<_, String>(1).as_str(), lines(&admin, "self").await), ("53400", 9));
+    let large = "select helper.run_workflow('self', jsonb_build_object('x', repeat('x', 2000000)))";
+    assert_eq!(ann.error(large).await.code().code(), "53400");
+}
+
+#[tokio::test]
+async fn sql_steps_can_be_switched_off() {
+    let Shop { cluster, admin, ann, .. } = shop().await;
+    create(&ann, "w", json!({ "steps": [insert("write", "x")] })).await;
+    admin.run("alter system set helper_ai.sql_steps = off").await;
+    cluster.reload();
+    until("the setting", async || (ann.one::<String>("show helper_ai.sql_steps", &[]).await == "off").then_some(()))
+        .await;
+    let definition = r#"{"steps": [{"name": "one", "type": "sql", "sql": "select 1"}]}"#;
+    let refused = ann.error(&format!("select helper.create_workflow('v', '{definition}')")).await;
+    assert_eq!(refused.code().code(), "55000");
+    let id = run(&ann, "w", json!({})).await;
+    assert_eq!(ended(&ann, &id).await["error"]["sqlstate"], "55000");
 }
 
 #[tokio::test]

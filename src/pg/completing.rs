@@ -195,7 +195,7 @@ fn fitting(completion: &Completion, chat: &mut Chat, schema: &Value) -> Result<V
 
 /// What is wrong with a value, by a schema.
 pub fn check(schema: &str, value: &str) -> Result<Vec<Problem>> {
-    match gateway::ask(&Request::CheckJson { schema: schema.to_owned(), value: value.to_owned() }, |_| Ok(()))? {
+    match gateway::ask_again(&Request::CheckJson { schema: schema.to_owned(), value: value.to_owned() })? {
         Reply::Checked(problems) => Ok(problems),
         _ => Err(calling::another()),
     }

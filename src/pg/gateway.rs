@@ -30,9 +30,10 @@ pub struct Link {
     greeted: bool,
 }
 
+const GONE: &str = "the helper_ai gateway went away during the call";
+
 fn gone() -> Error {
-    Error::not_ready("the helper_ai gateway went away during the call")
-        .hint("It is restarted at once; try again. The server log says more.")
+    Error::not_ready(GONE).hint("It is restarted at once; try again. The server log says more.")
 }
 
 impl Link {
@@ -263,6 +264,14 @@ impl Exchange {
                 Tag::Hello | Tag::Request | Tag::Cancel => Err(Error::bug("unexpected frame from the gateway")),
             };
         }
+    }
+}
+
+/// Asks for what can be asked for twice: a gateway that ended in the middle is asked again, once it is back.
+pub fn ask_again(request: &Request) -> Result<Reply> {
+    match ask(request, |_| Ok(())) {
+        Err(error) if error.message == GONE => ask(request, |_| Ok(())),
+        other => other,
     }
 }
 

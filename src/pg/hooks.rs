@@ -63,6 +63,50 @@ fn refuse_setting() -> ! {
     unreachable!()
 }
 
+/// Whether a function has an effect beyond the tables, on whoever comes next or at all: locks that everybody shares, large
+/// objects, which have no policies, random numbers of the session, and the log that others decode.
+fn reaches_out(function: u32) -> bool {
+    use pg_sys::*;
+    matches!(
+        function,
+        F_PG_ADVISORY_LOCK_INT8
+            | F_PG_ADVISORY_LOCK_INT4_INT4
+            | F_PG_ADVISORY_LOCK_SHARED_INT8
+            | F_PG_ADVISORY_LOCK_SHARED_INT4_INT4
+            | F_PG_ADVISORY_XACT_LOCK_INT8
+            | F_PG_ADVISORY_XACT_LOCK_INT4_INT4
+            | F_PG_ADVISORY_XACT_LOCK_SHARED_INT8
+            | F_PG_ADVISORY_XACT_LOCK_SHARED_INT4_INT4
+            | F_PG_TRY_ADVISORY_LOCK_INT8
+            | F_PG_TRY_ADVISORY_LOCK_INT4_INT4
+            | F_PG_TRY_ADVISORY_LOCK_SHARED_INT8
+            | F_PG_TRY_ADVISORY_LOCK_SHARED_INT4_INT4
+            | F_PG_TRY_ADVISORY_XACT_LOCK_INT8
+            | F_PG_TRY_ADVISORY_XACT_LOCK_INT4_INT4
+            | F_PG_TRY_ADVISORY_XACT_LOCK_SHARED_INT8
+            | F_PG_TRY_ADVISORY_XACT_LOCK_SHARED_INT4_INT4
+            | F_LO_CREAT
+            | F_LO_CREATE
+            | F_LO_FROM_BYTEA
+            | F_LO_OPEN
+            | F_LO_PUT
+            | F_LO_UNLINK
+            | F_SETSEED
+            | F_PG_LOGICAL_EMIT_MESSAGE_BOOL_TEXT_TEXT
+            | F_PG_LOGICAL_EMIT_MESSAGE_BOOL_TEXT_BYTEA
+    )
+}
+
+/// What a function does that somebody else wrote to run with their own rights is theirs to answer for.
+fn refuse_reaching_out() -> ! {
+    ereport!(
+        PgLogLevel::ERROR,
+        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+        "permission denied for a function with effects outside of tables in a workflow's statement"
+    );
+    unreachable!()
+}
+
 /// The template that `create database` names.
 unsafe fn template(options: *mut pg_sys::List) -> *mut std::ffi::c_char {
     unsafe {
@@ -255,11 +299,15 @@ unsafe extern "C-unwind" fn access(
             pg_sys::ffi::pg_guard_ffi_boundary(|| previous(access, class, object, part, arg));
         }
         if access == pg_sys::ObjectAccessType::OAT_FUNCTION_EXECUTE
-            && object.to_u32() == pg_sys::F_SET_CONFIG
             && class == pg_sys::ProcedureRelationId
             && tools::is_inside_statement()
         {
-            refuse_setting();
+            if object.to_u32() == pg_sys::F_SET_CONFIG {
+                refuse_setting();
+            }
+            if reaches_out(object.to_u32()) && pg_sys::GetUserId() == pg_sys::GetOuterUserId() {
+                refuse_reaching_out();
+            }
         }
         if access == pg_sys::ObjectAccessType::OAT_DROP
             && class == pg_sys::ExtensionRelationId

@@ -18,7 +18,8 @@ pub static VECTOR_WEIGHT: GucSetting<f64> = GucSetting::<f64>::new(0.5);
 pub static API_ROLES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c"anon, authenticated"));
 pub static WORKSPACE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 pub static MAX_WEBHOOK_SIZE: GucSetting<i32> = GucSetting::<i32>::new(256);
-pub static WORKFLOW_DEPTH: GucSetting<i32> = GucSetting::<i32>::new(0);
+pub static WORKFLOW_DEPTH: GucSetting<i32> = GucSetting::<i32>::new(-1);
+pub static SQL_STEPS: GucSetting<bool> = GucSetting::<bool>::new(true);
 pub static JOB_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 60);
 pub static CALL_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(365 * 24 * 60);
 pub static RUN_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(90 * 24 * 60);
@@ -155,12 +156,20 @@ pub fn define() {
         GucContext::Sighup,
         GucFlags::UNIT_KB,
     );
+    GucRegistry::define_bool_guc(
+        c"helper_ai.sql_steps",
+        c"Whether admins of a workspace may write SQL into its workflows.",
+        c"It runs as they, under row-level security; where anybody may sign up, it is more than an API gives them.",
+        &SQL_STEPS,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
     GucRegistry::define_int_guc(
         c"helper_ai.workflow_depth",
         c"Workflows that led to this step, each started by an event of the one before.",
         c"Set by the extension while a run's steps are done.",
         &WORKFLOW_DEPTH,
-        0,
+        -1,
         1000,
         GucContext::Suset,
         GucFlags::default(),

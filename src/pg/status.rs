@@ -3,7 +3,7 @@
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::Reply;
 use crate::pg::report::Reported;
-use crate::pg::{gateway, searching, shared, spi, wait, wake};
+use crate::pg::{gateway, owner, searching, shared, spi, wait, wake};
 use pgrx::JsonB;
 use pgrx::prelude::*;
 use std::time::{Duration, Instant};
@@ -48,8 +48,26 @@ fn status() -> Reported<JsonB> {
         "worker_pid": slot.worker,
         "runner_pids": runners,
         "gateway": gateway,
+        "queues": owner::as_owner(queues)?,
         "error": error,
     })))
+}
+
+/// What waits in this database, of all workspaces.
+fn queues() -> Result<serde_json::Value> {
+    let queues = spi::first(
+        "select pg_catalog.jsonb_build_object( \
+           'jobs', (select count(*) from helper.job_queue), \
+           'jobs_under_way', (select count(*) from helper.job_leases), \
+           'runs_due', d.runs, \
+           'runs_asleep', (select count(*) from helper.workflow_queue q where not q.is_due), \
+           'oldest_due_seconds', round(extract(epoch from clock_timestamp() - d.since)), \
+           'events', (select count(*) from helper.workflow_events)) \
+         from (select count(*) as runs, min(q.run_at) as since from helper.workflow_queue q where q.is_due) d",
+        &[],
+        |row| row.get::<JsonB>(1),
+    )?;
+    Ok(queues.map(|JsonB(queues)| queues).unwrap_or_default())
 }
 
 /// How far the caller's documents are.

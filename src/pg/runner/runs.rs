@@ -110,7 +110,8 @@ fn never_ended() -> Error {
 /// Whether a run, a schedule or an event is due.
 pub(super) fn is_due() -> Result<bool> {
     let due = spi::change(
-        "select coalesce((select q.run_at from helper.workflow_queue q order by q.run_at limit 1) <= clock_timestamp(), false) \
+        "select exists (select from helper.workflow_queue q where q.is_due) \
+           or exists (select from helper.workflow_queue q where not q.is_due and q.run_at <= clock_timestamp()) \
            or exists (select from helper.workflow_schedules s where s.look_at <= clock_timestamp()) \
            or exists (select from helper.workflow_events e where e.attempts = 0) \
            or exists (select from helper.workflow_events e where e.attempts > 0 and e.deliver_at <= clock_timestamp())",

@@ -15,7 +15,6 @@ use crate::pg::{identity, owner, session, spi};
 use pgrx::Uuid;
 use pgrx::prelude::*;
 use std::collections::HashMap;
-use std::ffi::CString;
 use std::time::{Duration, Instant};
 use steps::Stepping;
 pub use stored::Turn;
@@ -25,6 +24,9 @@ use stored::{Changes, Due, Stored};
 const TOGETHER: usize = 64;
 /// How long one transaction goes on with runs, before what it did is committed.
 const TURN: Duration = Duration::from_millis(50);
+
+/// When a run is looked at again in whose workspace there is nobody: a restore that is under way brings them.
+const WORKSPACE_AGAIN: Span = 10_000;
 
 /// Now, in milliseconds since 1970.
 fn now() -> Time {
@@ -64,8 +66,13 @@ pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
         // A transaction is one owner's: what one leaves in it, another does not find.
         let (role, claims) = owned.get_or_insert_with(|| (first.role.clone(), first.claims.clone()));
         let others = runs.iter().position(|run| run.role != *role || run.claims != *claims);
+        // What was let in is committed before others may wait for it.
+        let in_line = first.is_in_line();
+        let others = others.or_else(|| runs.iter().position(|run| run.is_in_line() != in_line));
         if let Some(others) = others {
             runs.truncate(others);
+        }
+        if in_line || runs.len() < together.len() {
             rows.clear();
         }
         let Some(last) = runs.last().map(|run| run.id) else { break };
@@ -83,7 +90,7 @@ pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
                 if at > 0 && run.commands.is_empty() && Instant::now() >= until {
                     changes.put_off(run, Some(now()))?;
                 } else {
-                    advance(run, None, &mut changes, &mut is_used)?;
+                    is_used |= advance(run, None, until, &mut changes)?;
                 }
             }
             Ok(())
@@ -91,7 +98,7 @@ pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
         owner::as_owner(|| {
             match went {
                 Err(error) if !is_there => {
-                    runs.iter_mut().try_for_each(|run| advance(run, Some(&error), &mut changes, &mut is_used))?;
+                    runs.iter_mut().try_for_each(|run| advance(run, Some(&error), until, &mut changes).map(drop))?;
                 }
                 went => went?,
             }
@@ -107,8 +114,9 @@ pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
     Ok(true)
 }
 
-/// Goes on with a run as far as it can, as its owner; not where the owner is gone, for the reason that is given.
-fn advance(stored: &mut Stored, gone: Option<&Error>, changes: &mut Changes, is_used: &mut bool) -> Result<()> {
+/// Goes on with a run as far as it can until then, as its owner; not where the owner is gone, for the reason that is given.
+/// Says whether something that callers wrote has run.
+fn advance(stored: &mut Stored, gone: Option<&Error>, until: Instant, changes: &mut Changes) -> Result<bool> {
     let definition = definitions::of(stored.workflow, stored.version, &stored.definition)?;
     let rows = stored.rows(&definition)?;
     let mut progress = Progress::load(&definition, stored.given(), stored.run.clone(), rows)?;
@@ -118,45 +126,63 @@ fn advance(stored: &mut Stored, gone: Option<&Error>, changes: &mut Changes, is_
         command.apply(&mut progress, now_then)?;
     }
     if was_over && progress.run().status.is_end() {
-        return Ok(());
+        return Ok(false);
     }
     if !stored.is_readable {
         let error = Error::new(Kind::OverLimit, "the run holds JSON that is nested too deep");
-        return changes.fail(stored, &definition, error.detail("At most 127 levels are read.").into());
+        return changes.fail(stored, error.detail("At most 127 levels are read.").into()).map(|()| false);
     }
     if let Some(error) = gone.cloned().or_else(|| check_owner(stored).err()) {
-        return owner::as_owner(|| hold(stored, &definition, &mut progress, &error, changes));
+        if stored.workspace_is_empty()? {
+            changes.put_off(stored, Some(now() + WORKSPACE_AGAIN))?;
+            return Ok(false);
+        }
+        return owner::as_owner(|| hold(stored, &definition, &mut progress, &error, changes)).map(|()| false);
     }
     if stored.is_new() && !progress.run().status.is_end() && progress.run().paused_at.is_none() {
+        let is_in_line = stored.is_in_line();
         match admit(stored, &definition)? {
             Admitted::Now => stored.begin(),
-            Admitted::At(at) => return changes.queue(stored, progress.run(), at),
-            Admitted::Never(error) => return changes.fail(stored, &definition, error),
+            Admitted::At(at) => return changes.queue(stored, progress.run(), at).map(|()| false),
+            Admitted::Never(error) => return changes.fail(stored, error).map(|()| false),
+        }
+        if is_in_line {
+            return changes.admit(stored, progress.run()).map(|()| false);
         }
     }
-    let depth = CString::new(stored.depth.to_string()).map_err(|_| Error::bug("a number holds a NUL"))?;
-    session::set_locally(c"helper_ai.workflow_depth", &depth);
-    let mut stepping = Stepping::new(stored, &definition);
+    let mut stepping = Stepping::new(stored, &definition)?;
     stepping.look(&mut progress)?;
+    let is_unfinished = do_steps(stored, &mut progress, &mut stepping, until)?;
+    let Stepping { is_used, inputs, bytes, .. } = stepping;
+    stored.bytes = bytes;
+    changes.of(stored, &mut progress, inputs, is_unfinished)?;
+    Ok(is_used)
+}
+
+/// Does what is to be done now, at least one step of it; says whether something is left, because the time is over or the
+/// owner gone. A step that was begun and not done is begun again.
+fn do_steps(stored: &Stored, progress: &mut Progress, stepping: &mut Stepping, until: Instant) -> Result<bool> {
+    let mut is_first = true;
     loop {
         let actions = progress.next(now(), &mut random);
         if actions.is_empty() {
-            break;
+            return Ok(false);
         }
         for action in actions {
             match action {
+                Action::Begin { .. } if !is_first && (Instant::now() >= until || check_owner(stored).is_err()) => {
+                    return Ok(true);
+                }
                 Action::Begin { place, attempt, work } => {
+                    is_first = false;
                     let time = progress.times_out_at(place).map(|at| at.saturating_sub(now()));
                     let event = stepping.begin(place, attempt, work, time)?;
-                    progress.apply(place, attempt, event, now(), random());
+                    progress.apply(place, attempt, stepping.kept(event), now(), random());
                 }
                 Action::CallOff { waits_for, .. } => stepping.call_off(&waits_for)?,
             }
         }
     }
-    *is_used |= stepping.is_used;
-    let inputs = std::mem::take(&mut stepping.inputs);
-    changes.of(stored, &mut progress, inputs)
 }
 
 /// What is done with a run whose owner may not have anything done. One that was cancelled is ended, with what it waits for:
@@ -172,13 +198,13 @@ fn hold(
     if progress.hold(error.clone().into(), now()) {
         stored.pause_workflow(error)?;
     }
-    let stepping = Stepping::new(stored, definition);
+    let stepping = Stepping::new(stored, definition)?;
     for action in progress.next(now(), &mut random) {
         if let Action::CallOff { waits_for, .. } = action {
             stepping.call_off(&waits_for)?;
         }
     }
-    changes.of(stored, progress, HashMap::new())
+    changes.of(stored, progress, HashMap::new(), false)
 }
 
 /// Whether the owner may still have it done: a member of the workspace, and an admin where statements are run.
@@ -201,10 +227,10 @@ enum Admitted {
 }
 
 fn admit(stored: &Stored, definition: &Definition) -> Result<Admitted> {
-    Ok(match turn(stored, definition)? {
-        Admitted::Now => accept(stored, definition),
-        other => other,
-    })
+    match accept(stored, definition) {
+        Admitted::Now => turn(stored, definition),
+        other => Ok(other),
+    }
 }
 
 /// Whether its input is one that the workflow takes; of a run that was asked for by hand, that was looked at then.
@@ -222,7 +248,7 @@ fn accept(stored: &Stored, definition: &Definition) -> Admitted {
 
 /// Whether it is its turn.
 fn turn(stored: &Stored, definition: &Definition) -> Result<Admitted> {
-    if definition.concurrency.is_none() && definition.rate.is_none() {
+    if !stored.is_in_line() {
         return Ok(Admitted::Now);
     }
     let key = match definition.concurrency_key(&stored.input, &stored.trigger) {
@@ -272,7 +298,7 @@ pub fn mark(after: Uuid) -> Result<Option<Marked>> {
     // Whatever ends the server next finds others first, so that no run is blamed for what it has no part in.
     let tried = spi::change(
         "update helper.workflow_queue q \
-         set attempts = q.attempts + 1, run_at = clock_timestamp() + pg_catalog.make_interval(secs => q.attempts) \
+         set attempts = q.attempts + 1, run_at = clock_timestamp() + pg_catalog.make_interval(secs => q.attempts), is_due = q.attempts = 0 \
          where q.workspace_id = $1 and q.id = $2 returning q.attempts",
         &[row.workspace.into(), row.id.into()],
         |row| row.get::<i32>(1),
@@ -285,7 +311,8 @@ pub fn failed(marked: &Marked, most: i32, error: &Error) -> Result<()> {
     let Marked { workspace, row, tried } = *marked;
     if tried < most {
         return spi::run(
-            "update helper.workflow_queue q set run_at = clock_timestamp() + pg_catalog.make_interval(secs => $3) \
+            "update helper.workflow_queue q \
+             set run_at = clock_timestamp() + pg_catalog.make_interval(secs => $3), is_due = false \
              where q.workspace_id = $1 and q.id = $2",
             &[workspace.into(), row.into(), f64::from(tried).into()],
         );
@@ -295,7 +322,7 @@ pub fn failed(marked: &Marked, most: i32, error: &Error) -> Result<()> {
         "with gone as (delete from helper.workflow_queue q where q.workspace_id = $1 and q.id = $2 returning q.workspace_id, q.run_id) \
          update helper.workflow_runs r set status = 'failed', error = $3::jsonb, finished_at = clock_timestamp() \
          from gone g where r.workspace_id = g.workspace_id and r.id = g.run_id and r.finished_at is null \
-         returning helper._next_of_key(r.workspace_id, r.workflow_id)",
+         returning helper._next_of_key(r.workspace_id, r.workflow_id, r.key)",
         &[workspace.into(), row.into(), error.into()],
     )
 }
@@ -303,10 +330,11 @@ pub fn failed(marked: &Marked, most: i32, error: &Error) -> Result<()> {
 /// When the next run is due, if any waits for a time; in the past where one is due now.
 pub fn next_due() -> Result<Option<f64>> {
     let seconds = spi::change(
-        "select extract(epoch from q.run_at - clock_timestamp())::float8 from helper.workflow_queue q \
-         where q.run_at < 'infinity' order by q.run_at limit 1",
+        "select case when exists (select from helper.workflow_queue q where q.is_due) then 0 else ( \
+           select extract(epoch from q.run_at - clock_timestamp())::float8 \
+           from helper.workflow_queue q where not q.is_due and q.run_at < 'infinity' order by q.run_at limit 1) end",
         &[],
-        |row| row.get::<f64>(1),
+        |row| row.opt::<f64>(1),
     )?;
-    Ok(seconds.into_iter().next())
+    Ok(seconds.into_iter().next().flatten())
 }

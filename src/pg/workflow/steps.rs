@@ -2,14 +2,14 @@
 
 use super::now;
 use super::stored::Stored;
-use crate::core::error::{Error, Result};
+use crate::core::error::{Error, Kind, Result};
 use crate::core::prompt::json as json_in;
 use crate::core::workflow::definition::{Definition, StepKind};
 use crate::core::workflow::machine::{Event, Progress, Work};
 use crate::core::workflow::row::{Failure, Place, Reason, Row};
 use crate::core::workflow::{Span, Time};
 use crate::pg::tools::{Done, Fault, attempt, guarded, stepping};
-use crate::pg::{completing, identity, owner, spi};
+use crate::pg::{completing, identity, owner, session, settings, spi};
 use pgrx::Uuid;
 use pgrx::datum::DatumWithOid;
 use pgrx::prelude::*;
@@ -28,6 +28,8 @@ const REPAIRS: u64 = 2;
 const FETCHED: i64 = 50;
 /// Bytes of what a statement returns, at most.
 const MOST_BYTES: usize = 1024 * 1024;
+/// Bytes that a run's outputs and its input take in memory, about, at most.
+const MOST_KEPT: i64 = 64 * 1024 * 1024;
 /// Runs that lead to each other, at most.
 const DEEPEST: i32 = 8;
 
@@ -39,6 +41,8 @@ pub struct Stepping<'a> {
     pub inputs: HashMap<Place, String>,
     /// Something that callers wrote has run.
     pub is_used: bool,
+    /// What the run's input and outputs take, about.
+    pub bytes: i64,
 }
 
 type Tried<T> = std::result::Result<T, Fault>;
@@ -76,8 +80,32 @@ fn id_in(value: &Value, name: &str) -> Option<Uuid> {
 }
 
 impl<'a> Stepping<'a> {
-    pub fn new(stored: &'a Stored, definition: &'a Definition) -> Self {
-        Stepping { stored, definition, inputs: HashMap::new(), is_used: false }
+    /// Says for what follows in this transaction which workspace and how deep the run is in.
+    pub fn new(stored: &'a Stored, definition: &'a Definition) -> Result<Self> {
+        for (setting, value) in [
+            (c"helper_ai.workflow_depth", stored.depth.to_string()),
+            (c"helper_ai.workspace", stored.workspace.to_string()),
+        ] {
+            let value = CString::new(value).map_err(|_| Error::bug("a setting holds a NUL"))?;
+            session::set_locally(setting, &value);
+        }
+        Ok(Stepping { stored, definition, inputs: HashMap::new(), is_used: false, bytes: stored.bytes })
+    }
+
+    /// What a step came to, as it can be stored: JSON that `jsonb` does not hold, or more than a run may keep, is the step's
+    /// own failure.
+    pub fn kept(&mut self, event: Event) -> Event {
+        let Event::Succeeded { output } = &event else { return event };
+        let Some(bytes) = weight(output) else {
+            let error = Failure::new("22P05", "the output has the character \\u0000, which cannot be stored");
+            return Event::Failed { error, retryable: false };
+        };
+        self.bytes += bytes;
+        if self.bytes > MOST_KEPT {
+            let error = Error::new(Kind::OverLimit, "the outputs of the run's steps take too much");
+            return failed(error.detail(format!("About {MOST_KEPT} bytes are kept.")).into());
+        }
+        event
     }
 
     /// Begins an attempt, and ends it where it can be done at once.
@@ -85,6 +113,9 @@ impl<'a> Stepping<'a> {
         let time = Some(Duration::from_millis(time.unwrap_or(TIME).clamp(1, MOST_TIME) as u64));
         self.inputs.insert(place, input_of(&work).to_string());
         match work {
+            Work::Sql { .. } if !settings::SQL_STEPS.get() => {
+                Ok(failed(Error::not_ready("sql steps are switched off").into()))
+            }
             Work::Sql { sql, parameters } => {
                 self.is_used = true;
                 Ok(match statement(&sql, &parameters, time) {
@@ -480,6 +511,7 @@ impl<'a> Stepping<'a> {
                 None
             };
             if let Some(event) = event {
+                let event = self.kept(event);
                 progress.apply(row.place, row.attempt, event, now(), super::random());
             }
         }
@@ -509,6 +541,19 @@ impl<'a> Stepping<'a> {
             return owner::as_owner(|| spi::run("select helper._cancel_run($1, $2)", &[workspace.into(), run.into()]));
         }
         Ok(())
+    }
+}
+
+/// Bytes of JSON, about; `None` where a text in it has a NUL.
+fn weight(value: &Value) -> Option<i64> {
+    let text = |text: &str| (!text.contains('\0')).then_some(text.len() as i64 + 2);
+    match value {
+        Value::String(string) => text(string),
+        Value::Array(array) => array.iter().try_fold(2, |sum, one| Some(sum + 1 + weight(one)?)),
+        Value::Object(object) => {
+            object.iter().try_fold(2, |sum, (name, one)| Some(sum + 2 + text(name)? + weight(one)?))
+        }
+        _ => Some(8),
     }
 }
 
@@ -575,21 +620,24 @@ fn rows_of(sql: &str, parameters: &str, returns_rows: bool) -> Result<Value> {
             return Ok(json!({ "rows": [], "count": count }));
         }
         let mut cursor = client.try_open_cursor_mut(&plan, &[parameters])?;
+        // The first rows tell how large they are.
+        let mut some = 1;
         loop {
-            let fetched = cursor.fetch(FETCHED)?.len();
+            let fetched = cursor.fetch(some)?.len();
             // SAFETY: the rows that SPI fetched last.
             for text in unsafe { json_rows() } {
                 bytes += text.len();
                 if bytes > MOST_BYTES {
-                    return Err(Error::new(crate::core::error::Kind::OverLimit, "the statement returns too much")
+                    return Err(Error::new(Kind::OverLimit, "the statement returns too much")
                         .detail(format!("At most {MOST_BYTES} bytes are allowed."))
                         .hint("Select fewer rows or columns."));
                 }
                 rows.push(serde_json::from_str::<Value>(&text).map_err(|_| Error::bug("a row is not JSON"))?);
             }
-            if fetched < FETCHED as usize {
+            if fetched < some as usize {
                 break;
             }
+            some = (some * 2).min(FETCHED);
         }
         let count = rows.len();
         Ok(json!({ "rows": rows, "count": count }))

@@ -6,7 +6,7 @@ use crate::core::workflow::Time;
 use crate::core::workflow::definition::Definition;
 use crate::core::workflow::machine::{Given, Progress};
 use crate::core::workflow::row::{Failure, Place, Row, Run, RunStatus, StepStatus};
-use crate::pg::{identity, spi};
+use crate::pg::{identity, owner, spi};
 use pgrx::Uuid;
 use pgrx::datum::TimestampWithTimeZone;
 use serde_json::{Value, json};
@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 const MOST: usize = 512;
 /// And fewest.
 const LEAST: usize = 32;
+/// What inputs and outputs of the runs that are loaded together take, but for the last one's.
+const MOST_BYTES: i64 = 16 * 1024 * 1024;
 
 /// What somebody wants of a run.
 pub struct Command {
@@ -62,7 +64,12 @@ pub struct Stored {
     taken_at: Time,
     /// Whether all of it could be read: what it was given, or what a step came to, may be nested too deep.
     pub is_readable: bool,
-    has_key: bool,
+    /// Of runs that do not go on at once; known once it was its turn or waits for it.
+    key: Option<String>,
+    /// Whether it has to wait for its turn.
+    is_limited: bool,
+    /// What its input and its steps' outputs take, about.
+    pub bytes: i64,
     steps: Vec<(String, i32, Row)>,
 }
 
@@ -200,21 +207,25 @@ pub fn wanted(wanted: &mut Wanted) -> Result<Option<(Uuid, Vec<Due>)>> {
     Ok(Some((workspace, rows)))
 }
 
-/// The runs of rows of a workspace, in their order.
+/// The runs of rows of a workspace, in their order; not all of them where they take much memory.
 pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
     let ids: Vec<Uuid> = rows.iter().map(|row| row.run).collect();
     let mut runs = spi::change(
         "select r.workspace_id, r.id, r.workflow_id, w.name, r.version, v.definition::text, v.principal_role::text, \
            v.principal_claims::text, r.status, r.input::text, r.trigger::text, r.depth, r.priority, w.settings::text, \
            (extract(epoch from r.deadline) * 1000)::bigint, (extract(epoch from r.paused_at) * 1000)::bigint, \
-           (extract(epoch from r.started_at) * 1000)::bigint, r.key is not null, r.output::text, r.error::text \
-         from unnest($2) with ordinality c (id, n) \
-         cross join lateral (select r.* from helper.workflow_runs r where r.workspace_id = $1 and r.id = c.id offset 0) r \
+           (extract(epoch from r.started_at) * 1000)::bigint, r.key, r.output::text, r.error::text, r.bytes \
+         from ( \
+           select c.n, o.*, sum(o.bytes) over (order by c.n) - o.bytes as before \
+           from unnest($2) with ordinality c (id, n) \
+           cross join lateral (select o.* from helper.workflow_runs o where o.workspace_id = $1 and o.id = c.id offset 0) o \
+         ) r \
          join helper.workflows w on w.workspace_id = r.workspace_id and w.id = r.workflow_id \
          join helper.workflow_versions v \
            on v.workspace_id = r.workspace_id and v.workflow_id = r.workflow_id and v.version = r.version \
-         order by c.n",
-        &[workspace.into(), ids.into()],
+         where r.before < $3 \
+         order by r.n",
+        &[workspace.into(), ids.into(), MOST_BYTES.into()],
         |row| {
             let status: String = row.get(9)?;
             let error = parsed(row.opt(20)?)?.map(serde_json::from_value).transpose();
@@ -246,7 +257,9 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
                 settings: settings.ok().flatten().unwrap_or_default(),
                 started_at: row.opt(17)?,
                 taken_at: now(),
-                has_key: row.get(18)?,
+                key: row.opt(18)?,
+                is_limited: false,
+                bytes: row.get(21)?,
                 steps: Vec::new(),
             })
         },
@@ -255,27 +268,21 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
     for run in &mut runs {
         let definition = definitions::of(run.workflow, run.version, &run.definition)?;
         run.uses_sql = definitions::uses_sql(&definition);
+        run.is_limited = definition.concurrency.is_some() || definition.rate.is_some();
     }
     Ok(runs)
 }
 
 fn load_steps(runs: &mut [Stored]) -> Result<()> {
-    let begun: Vec<Uuid> = runs
-        .iter()
-        .filter(|run| run.run.status != RunStatus::Queued || run.started_at.is_none())
-        .map(|run| run.id)
-        .collect();
-    let workspace = match runs.first() {
-        Some(run) => run.workspace,
-        None => return Ok(()),
-    };
+    let Some(workspace) = runs.first().map(|run| run.workspace) else { return Ok(()) };
+    let ids: Vec<Uuid> = runs.iter().map(|run| run.id).collect();
     let rows = spi::change(
         "select s.run_id, s.step, s.item, s.status, s.attempt, s.output::text, s.error::text, s.waits_for::text, \
            (extract(epoch from s.wake_at) * 1000)::bigint, (extract(epoch from s.started_at) * 1000)::bigint, \
            (extract(epoch from s.finished_at) * 1000)::bigint \
          from unnest($2) c (id) \
          cross join lateral (select s.* from helper.workflow_steps s where s.workspace_id = $1 and s.run_id = c.id offset 0) s",
-        &[workspace.into(), begun.into()],
+        &[workspace.into(), ids.into()],
         |row| {
             let status: String = row.get(4)?;
             let error = parsed(row.opt(7)?)?.map(serde_json::from_value::<Failure>).transpose();
@@ -331,17 +338,35 @@ impl Stored {
         self.started_at.is_none()
     }
 
+    /// It has not begun, and waits for its turn.
+    pub fn is_in_line(&self) -> bool {
+        self.is_limited && self.is_new()
+    }
+
     /// It is its turn.
     pub fn begin(&mut self) {
         self.started_at = Some(self.taken_at);
     }
 
-    /// Pauses its workflow, whose owner may not run it any more.
+    /// Whether nobody at all is in its workspace, where it is ours to say who is.
+    pub fn workspace_is_empty(&self) -> Result<bool> {
+        let is_empty = owner::as_owner(|| {
+            spi::change(
+                "select not exists (select from helper.membership_source) \
+                   and not exists (select from helper.workspace_members m where m.workspace_id = $1)",
+                &[self.workspace.into()],
+                |row| row.get::<bool>(1),
+            )
+        })?;
+        Ok(is_empty == [true])
+    }
+
+    /// Pauses its workflow, whose owner may not run it any more; not where somebody else has written it anew.
     pub fn pause_workflow(&self, error: &Error) -> Result<()> {
         spi::run(
             "update helper.workflows w set enabled = false, problem = $3, updated_at = clock_timestamp() \
-             where w.workspace_id = $1 and w.id = $2 and w.enabled",
-            &[self.workspace.into(), self.workflow.into(), error.message.as_str().into()],
+             where w.workspace_id = $1 and w.id = $2 and w.version = $4 and w.enabled",
+            &[self.workspace.into(), self.workflow.into(), error.message.as_str().into(), self.version.into()],
         )
     }
 
@@ -386,14 +411,15 @@ pub struct Changes {
     pauses: Vec<Option<i64>>,
     starts: Vec<Option<i64>>,
     ends: Vec<Option<i64>>,
+    bytes: Vec<i64>,
     steps: Steps,
     wakes: Vec<Uuid>,
     wake_priorities: Vec<i32>,
     wake_times: Vec<Option<i64>>,
     /// Runs that waited for something, and what they wait for still.
     waiting: Vec<(Uuid, Vec<Uuid>)>,
-    /// Workflows of which one may begin that waited for another.
-    freed: Vec<Uuid>,
+    /// Workflows, and keys, of which a run may begin that waited for another.
+    freed: Vec<(Uuid, String)>,
 }
 
 #[derive(Default)]
@@ -413,8 +439,14 @@ struct Steps {
 }
 
 impl Changes {
-    /// What a run came to.
-    pub fn of(&mut self, stored: &Stored, progress: &mut Progress, mut inputs: HashMap<Place, String>) -> Result<()> {
+    /// What a run came to; one that is not finished is gone on with at once.
+    pub fn of(
+        &mut self,
+        stored: &Stored,
+        progress: &mut Progress,
+        mut inputs: HashMap<Place, String>,
+        is_unfinished: bool,
+    ) -> Result<()> {
         let names: Vec<&str> = progress.definition().steps.iter().map(|step| step.name.as_str()).collect();
         let changed = progress.take_changes();
         let mut has_waited = false;
@@ -440,10 +472,9 @@ impl Changes {
         }
         let run = progress.run();
         let is_over = run.status.is_end();
-        if is_over && stored.has_key_or(progress.definition()) {
-            self.freed.push(stored.workflow);
-        }
-        if !is_over && let Some(at) = progress.wake_at() {
+        if is_over {
+            self.free(stored);
+        } else if let Some(at) = if is_unfinished { Some(now()) } else { progress.wake_at() } {
             self.wake(stored, Some(at));
         }
         self.run(stored, run);
@@ -460,6 +491,7 @@ impl Changes {
         self.pauses.push(run.paused_at);
         self.starts.push(stored.started_at);
         self.ends.push(run.status.is_end().then(now));
+        self.bytes.push(stored.bytes);
     }
 
     fn wake(&mut self, stored: &Stored, at: Option<Time>) {
@@ -475,6 +507,13 @@ impl Changes {
         Ok(())
     }
 
+    /// Has a run whose turn it is begin in a transaction of its own: what its steps take long for, nobody waits for who asks
+    /// whether it is their turn.
+    pub fn admit(&mut self, stored: &Stored, run: &Run) -> Result<()> {
+        self.run(stored, run);
+        self.put_off(stored, Some(now()))
+    }
+
     /// Has a run whose turn it is not yet wait for it, also one that was resumed just now.
     pub fn queue(&mut self, stored: &Stored, run: &Run, at: Option<Time>) -> Result<()> {
         if *run != stored.run {
@@ -484,14 +523,18 @@ impl Changes {
     }
 
     /// Ends a run that cannot begin or go on.
-    pub fn fail(&mut self, stored: &Stored, definition: &Definition, error: Failure) -> Result<()> {
+    pub fn fail(&mut self, stored: &Stored, error: Failure) -> Result<()> {
         let run = Run { status: RunStatus::Failed, paused_at: None, error: Some(error), ..stored.run.clone() };
         self.run(stored, &run);
         self.waiting.push((stored.id, Vec::new()));
-        if stored.has_key_or(definition) {
-            self.freed.push(stored.workflow);
-        }
+        self.free(stored);
         Ok(())
+    }
+
+    fn free(&mut self, stored: &Stored) {
+        if let Some(key) = &stored.key {
+            self.freed.push((stored.workflow, key.clone()));
+        }
     }
 
     /// Writes all of it.
@@ -503,9 +546,9 @@ impl Changes {
                 "update helper.workflow_runs r \
                  set status = c.status, output = c.output::jsonb, error = c.error::jsonb, \
                    deadline = helper._time(c.deadline), paused_at = helper._time(c.paused_at), \
-                   started_at = helper._time(c.started_at), finished_at = helper._time(c.finished_at) \
-                 from unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[]) \
-                   c (id, status, output, error, deadline, paused_at, started_at, finished_at) \
+                   started_at = helper._time(c.started_at), finished_at = helper._time(c.finished_at), bytes = c.bytes \
+                 from unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[]) \
+                   c (id, status, output, error, deadline, paused_at, started_at, finished_at, bytes) \
                  cross join lateral (select o.ctid from helper.workflow_runs o where o.workspace_id = $1 and o.id = c.id offset 0) o \
                  where r.ctid = o.ctid",
                 &[
@@ -518,6 +561,7 @@ impl Changes {
                     self.pauses.into(),
                     self.starts.into(),
                     self.ends.into(),
+                    self.bytes.into(),
                 ],
             )?;
             spi::run(
@@ -533,24 +577,19 @@ impl Changes {
                 &[workspace.into(), run.into(), still.into()],
             )?;
         }
-        for workflow in self.freed {
-            spi::run("select helper._next_of_key($1, $2)", &[workspace.into(), workflow.into()])?;
+        for (workflow, key) in self.freed {
+            spi::run("select helper._next_of_key($1, $2, $3)", &[workspace.into(), workflow.into(), key.into()])?;
         }
         if self.wakes.is_empty() {
             return Ok(());
         }
         spi::run(
-            "insert into helper.workflow_queue (workspace_id, run_id, priority, run_at) \
-             select $1, c.run_id, c.priority, coalesce(helper._time(c.run_at), 'infinity') \
-             from unnest($2::uuid[], $3::integer[], $4::bigint[]) c (run_id, priority, run_at)",
+            "insert into helper.workflow_queue (workspace_id, run_id, priority, run_at, is_due) \
+             select $1, c.run_id, c.priority, t.run_at, t.run_at <= clock_timestamp() \
+             from unnest($2::uuid[], $3::integer[], $4::bigint[]) c (run_id, priority, run_at) \
+             cross join lateral (select coalesce(helper._time(c.run_at), 'infinity') as run_at) t",
             &[workspace.into(), self.wakes.into(), self.wake_priorities.into(), self.wake_times.into()],
         )
-    }
-}
-
-impl Stored {
-    fn has_key_or(&self, definition: &Definition) -> bool {
-        self.has_key || definition.concurrency.is_some()
     }
 }
 
