@@ -445,7 +445,10 @@ begin
       ) f
       where t.n < most
     ), workspaces as materialized (
-      select t.workspace_id from turn t union all select s.workspace_id from start s
+      select t.workspace_id
+      from (select t.workspace_id from turn t union all select s.workspace_id from start s) t
+      -- Two who deliver at once would not keep the order.
+      cross join lateral (select from helper.workspaces w where w.id = t.workspace_id for no key update skip locked) w
     ), picked as materialized (
       select p.workspace_id, p.id
       from workspaces w
@@ -487,7 +490,8 @@ begin
   if v_delivered then
     return v_now;
   end if;
-  return (select min(e.deliver_at) from helper.workflow_events e where e.attempts > 0 and e.deliver_at < 'infinity');
+  -- What is due and was left is somebody else's, or of a workspace that somebody holds.
+  return (select greatest(min(e.deliver_at), v_now + interval '50 ms') from helper.workflow_events e where e.deliver_at < 'infinity');
 end
 $$;
 comment on function helper._deliver_events(integer) is

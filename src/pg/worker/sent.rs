@@ -6,8 +6,7 @@ use super::Worker;
 use crate::core::error::Error;
 use crate::core::wire::{self, Frame, Reply, Request, Tag, ToolReply, ToolRequest};
 use crate::pg::jobs::{Job, MOST_ATTEMPTS, end, requeue};
-use crate::pg::session::durable;
-use crate::pg::transaction::transaction;
+use crate::pg::transaction::{lasting_transaction, transaction};
 use crate::pg::{calling, tools};
 use std::time::{Duration, Instant};
 
@@ -64,8 +63,7 @@ impl Worker {
 
     fn call_ended(&mut self, sent: Sent, reply: ToolReply) {
         let job = &sent.job;
-        let stored = transaction(|| {
-            durable();
+        let stored = lasting_transaction(|| {
             tools::ended(job.workspace, job.key, reply.clone())?;
             end(job, "succeeded", None)
         });
