@@ -491,7 +491,12 @@ begin
     return v_now;
   end if;
   -- What is due and was left is somebody else's, or of a workspace that somebody holds.
-  return (select greatest(min(e.deliver_at), v_now + interval '50 ms') from helper.workflow_events e where e.deliver_at < 'infinity');
+  return (
+    select greatest(e.deliver_at, v_now + interval '50 ms')
+    from helper.workflow_events e
+    where e.deliver_at < 'infinity'
+    order by e.deliver_at
+    limit 1);
 end
 $$;
 comment on function helper._deliver_events(integer) is
