@@ -599,8 +599,8 @@ async fn what_a_statement_may_not_reach_is_refused_and_what_cannot_be_stored_is_
     assert_eq!(lines(&admin, "after all").await, 1);
     let code =
         "select s.error ->> 'sqlstate' from helper.workflow_steps s where s.run_id = $1::text::uuid and s.step = $2";
-    for at in 0..refused.len() {
-        assert_eq!(ann.one::<String>(code, &[&id, &format!("s{at}")]).await, "42501", "{}", refused[at]);
+    for (at, text) in refused.iter().enumerate() {
+        assert_eq!(ann.one::<String>(code, &[&id, &format!("s{at}")]).await, "42501", "{text}");
     }
     assert_eq!(ann.one::<String>(code, &[&id, &"nul"]).await, "22P05");
     let held: i64 = admin.one("select count(*) from pg_locks l where l.locktype = 'advisory'", &[]).await;
