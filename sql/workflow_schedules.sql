@@ -55,8 +55,11 @@ create policy workflow_schedules_select_member on helper.workflow_schedules for 
 comment on policy workflow_schedules_select_member on helper.workflow_schedules is 'Members, and no viewers, see when their workspaces'' workflows start';
 select pg_catalog.pg_extension_config_dump('helper.workflow_schedules', '');
 
-create trigger workflow_schedules_wake after insert or update of look_at on helper.workflow_schedules
+create trigger workflow_schedules_wake after insert on helper.workflow_schedules
   for each statement execute function helper._wake_runner();
+-- Not where a runner that fires it moves it on.
+create trigger workflow_schedules_wake_sooner after update of look_at on helper.workflow_schedules
+  for each row when (new.look_at < coalesce(old.look_at, 'infinity')) execute function helper._wake_runner();
 
 create function helper._plan(
   id uuid,
