@@ -318,11 +318,7 @@ async fn an_asynchronous_reply_acts_as_its_asker_and_once_although_the_worker_is
     // Postgres restarts all of its processes when one of them is killed.
     let before = place.admin.pids().await;
     cluster::signal(before.worker, "KILL");
-    place.admin = until("the server to be back", async || {
-        let session = place.cluster.try_connect("postgres", "postgres").await.ok()?;
-        (!cluster::is_alive(before.worker) && !cluster::is_alive(before.launcher)).then_some(session)
-    })
-    .await;
+    place.admin = place.cluster.back_after(&before).await;
     assert_eq!(message(&place, &id, "done").await, "Let me see.\n\nDone.");
     assert_eq!(effects(&place).await, ["noted"], "what was done before is not done again");
     let who: String = place.admin.one("select who::text from public.effects", &[]).await;

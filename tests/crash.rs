@@ -202,14 +202,7 @@ async fn a_killed_worker_loses_no_document() {
     let begin = Instant::now();
     // Postgres restarts all of its processes when one of them is killed.
     signal(before.worker, "KILL");
-    let session = until("the server to be back", async || {
-        cluster
-            .try_connect("postgres", "postgres")
-            .await
-            .ok()
-            .filter(|_| !is_alive(before.worker) && !is_alive(before.launcher))
-    })
-    .await;
+    let session = cluster.back_after(&before).await;
     let next = cluster.pids().await;
     println!("worker killed: all processes back after {:?}", begin.elapsed());
     assert!(next.worker != before.worker && next.gateway != before.gateway);
@@ -223,14 +216,7 @@ async fn a_killed_launcher_loses_no_document() {
     let session = in_the_middle(&cluster).await;
     let before = session.pids().await;
     signal(before.launcher, "KILL");
-    let session = until("the server to be back", async || {
-        cluster
-            .try_connect("postgres", "postgres")
-            .await
-            .ok()
-            .filter(|_| !is_alive(before.worker) && !is_alive(before.launcher))
-    })
-    .await;
+    let session = cluster.back_after(&before).await;
     cluster.pids().await;
     until("the former gateway to end", async || (!is_alive(before.gateway)).then_some(())).await;
     assert_each_indexed_once(&session, 200).await;

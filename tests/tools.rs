@@ -5,7 +5,7 @@
 
 mod cluster;
 
-use cluster::{Cluster, Session, is_alive, signal, until};
+use cluster::{Cluster, Session, signal, until};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -631,14 +631,7 @@ async fn a_killed_worker_has_run_each_call_once() {
         .await;
         let before = app.cluster.pids().await;
         signal(before.worker, "KILL");
-        session = until("the server to be back", async || {
-            app.cluster
-                .try_connect("postgres", "postgres")
-                .await
-                .ok()
-                .filter(|_| !is_alive(before.worker) && !is_alive(before.launcher))
-        })
-        .await;
+        session = app.cluster.back_after(&before).await;
     }
     until("all calls to end", async || {
         let left: i64 = session.one("select count(*) from helper.function_calls where finished_at is null", &[]).await;

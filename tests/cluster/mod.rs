@@ -367,6 +367,16 @@ impl Cluster {
         Ok(Session { client, connection, notices })
     }
 
+    /// A session of the superuser's, once the server has ended all of its processes and is back. One that came before they
+    /// were told to end would end with them.
+    pub async fn back_after(&self, before: &Pids) -> Session {
+        until("the server to be back", async || {
+            let is_gone = !is_alive(before.worker) && !is_alive(before.launcher);
+            if is_gone { self.try_connect("postgres", "postgres").await.ok() } else { None }
+        })
+        .await
+    }
+
     /// The superuser in database `postgres`.
     pub async fn admin(&self) -> Session {
         self.connect("postgres", "postgres").await
