@@ -544,7 +544,12 @@ async fn a_long_run_leaves_others_their_turn_and_can_be_cancelled_in_the_middle(
 
 #[tokio::test]
 async fn runs_of_a_key_begin_in_their_order() {
-    let Shop { cluster: _cluster, ann, .. } = shop().await;
+    let Shop { cluster, admin, ann, .. } = shop().await;
+    // Two runners may look at runs that are new at the same time.
+    admin.run("alter system set helper_ai.runners = 1").await;
+    cluster.reload();
+    let one = "select count(*) <= 1 from pg_stat_activity where backend_type = 'helper_ai runner'";
+    until("one runner", async || admin.one::<bool>(one, &[]).await.then_some(())).await;
     let wait = json!({ "name": "wait", "type": "wait", "for": "5 ms" });
     create(&ann, "single", json!({ "concurrency": { "limit": 1, "key": "{{ input.customer }}" }, "steps": [wait] }))
         .await;
