@@ -128,6 +128,7 @@ begin
   if jsonb_typeof(v_input) <> 'object' then
     raise exception using errcode = '22023', message = 'input of a schedule is not a JSON object';
   end if;
+  perform helper._check_size(v_input, 'input of a schedule', 1048576);
   insert into helper.workflow_schedules as s
     (workspace_id, workflow_id, cron, time_zone, misfire, backfill, overlap, jitter, input, created_by)
   values
@@ -145,7 +146,7 @@ begin
 end
 $$;
 comment on function helper.schedule_workflow(text, text, text, jsonb, uuid) is
-  'Starts a workflow by the clock, or changes how it does at the same times, and returns the schedule''s id. cron has five fields, or six with seconds first; time_zone is a name of the IANA database. options: misfire (once, skip, backfill), backfill (how far back), overlap (skip, queue, allow, cancel), jitter, input. For workspace admins. Errors: 22023, 42501, 42704';
+  'Starts a workflow by the clock, or changes how it does at the same times, and returns the schedule''s id. cron has five fields, or six with seconds first; time_zone is a name of the IANA database. options: misfire (once, skip, backfill), backfill (how far back), overlap (skip, queue, allow, cancel), jitter, input. For workspace admins. Errors: 22023, 42501, 42704, 53400 too large an input';
 
 create function helper._span(given text, fallback interval, shortest interval, longest interval, name text) returns interval
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$

@@ -747,6 +747,10 @@ async fn a_schedule_that_cannot_be_read_is_refused_and_one_that_fails_keeps_no_o
         ("'w', '0 9 * * *', 'Mars/Olympus'", "time zone \"Mars/Olympus\" is not known"),
         ("'w', '0 9 * * *', options => '{\"jitter\": \"2 days\"}'", "jitter is out of range"),
         ("'w', '0 9 * * *', options => '{\"misfire\": \"never\"}'", "misfire \"never\" is not known"),
+        (
+            "'w', '0 9 * * *', options => jsonb_build_object('input', jsonb_build_object('x', repeat('x', 1100000)))",
+            "input of a schedule is too large",
+        ),
         ("'w', '0 9 * * *', options => '{\"speed\": 1}'", "option \"speed\" of a schedule does not exist"),
         ("'other', '0 9 * * *'", "workflow \"other\" does not exist"),
     ] {

@@ -291,6 +291,35 @@ async fn a_run_whose_owner_is_demoted_is_cancelled_and_anything_else_is_done_lat
 }
 
 #[tokio::test]
+async fn a_run_in_whose_workspace_there_is_nobody_waits_and_can_be_cancelled() {
+    let Shop { cluster: _cluster, admin, ann, workspace } = shop().await;
+    let never = json!({ "name": "never", "type": "wait", "event": "never" });
+    create(&ann, "hold", json!({ "steps": [never, insert("after", "after")] })).await;
+    let (one, other) = (run(&ann, "hold", json!({})).await, run(&ann, "hold", json!({})).await);
+    reached(&ann, &one, &["waiting"]).await;
+    reached(&ann, &other, &["waiting"]).await;
+    admin
+        .run("create table public.kept as select * from helper.workspace_members; delete from helper.workspace_members")
+        .await;
+    // A command of a superuser's own: nobody is there who could give it.
+    admin
+        .run(&format!("select helper._cancel_run('{workspace}', '{one}'), helper._wake_run('{workspace}', '{other}')"))
+        .await;
+    let state = "select r.status from helper.workflow_runs r where r.id = $1::text::uuid";
+    until("the run to be cancelled", async || (admin.one::<String>(state, &[&one]).await == "cancelled").then_some(()))
+        .await;
+    until("the other to be put off", async || {
+        let sql = "select count(*) from helper.workflow_queue q where q.run_id = $1::text::uuid and q.run_at > clock_timestamp()";
+        (admin.one::<i64>(sql, &[&other]).await == 1).then_some(())
+    })
+    .await;
+    admin.run("insert into helper.workspace_members select * from public.kept").await;
+    ann.run(&format!("select helper.emit_event('never', '{{}}', '{workspace}')")).await;
+    assert_eq!(ended(&ann, &other).await["status"], "succeeded");
+    assert_eq!(lines(&admin, "after").await, 1);
+}
+
+#[tokio::test]
 async fn a_run_whose_owners_role_is_gone_is_cancelled() {
     let Shop { cluster, admin, .. } = shop().await;
     admin.run("create role temp; grant usage on schema helper to temp; grant execute on all functions in schema helper to temp").await;
@@ -594,20 +623,25 @@ async fn what_a_statement_may_not_reach_is_refused_and_what_cannot_be_stored_is_
         "select query_to_xml('select pg_advisory_lock(7)', true, true, '')",
     ];
     let mut steps: Vec<Value> = refused.iter().enumerate().map(|(at, text)| sql(&format!("s{at}"), text)).collect();
-    steps.push(sql("nul", "select '{\"a\": \"\\u0000\"}'::json as x"));
+    let mut nul = insert("nul", "taken back");
+    nul["sql"] = json!(format!("{}, '{{\"a\": \"\\u0000\"}}'::json as x", nul["sql"].as_str().unwrap()));
+    nul["needs"] = json!([]);
+    nul["on_error"] = json!("skip");
+    nul["retry"] = json!({ "attempts": 3, "delay": 0.01 });
+    steps.push(nul);
     let mut write = insert("write", "after all");
     write["needs"] = json!([]);
     steps.push(write);
     create(&ann, "w", json!({ "steps": steps })).await;
     let id = run(&ann, "w", json!({})).await;
     assert_eq!(ended(&ann, &id).await["status"], "succeeded");
-    assert_eq!(lines(&admin, "after all").await, 1);
+    assert_eq!((lines(&admin, "after all").await, lines(&admin, "taken back").await), (1, 0));
     let code =
         "select s.error ->> 'sqlstate' from helper.workflow_steps s where s.run_id = $1::text::uuid and s.step = $2";
     for (at, text) in refused.iter().enumerate() {
         assert_eq!(ann.one::<String>(code, &[&id, &format!("s{at}")]).await, "42501", "{text}");
     }
-    assert_eq!(ann.one::<String>(code, &[&id, &"nul"]).await, "22P05");
+    assert_eq!(ann.one::<String>(code, &[&id, &"nul"]).await, "22023");
     let held: i64 = admin.one("select count(*) from pg_locks l where l.locktype = 'advisory'", &[]).await;
     assert_eq!(held, 0);
 }
@@ -623,6 +657,11 @@ async fn a_workflow_that_starts_itself_ends() {
     })
     .await;
     assert_eq!((failed.get::<_, String>(1).as_str(), lines(&admin, "self").await), ("53400", 9));
+    let inner = json!({ "name": "inner", "type": "workflow", "workflow": "within" });
+    create(&ann, "within", json!({ "steps": [insert("write", "within"), inner] })).await;
+    let outermost = run(&ann, "within", json!({})).await;
+    assert_eq!(ended(&ann, &outermost).await["error"]["sqlstate"], "53400");
+    assert_eq!(lines(&admin, "within").await, 9);
     let large = "select helper.run_workflow('self', jsonb_build_object('x', repeat('x', 2000000)))";
     assert_eq!(ann.error(large).await.code().code(), "53400");
 }

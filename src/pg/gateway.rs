@@ -32,8 +32,13 @@ pub struct Link {
 
 const GONE: &str = "the helper_ai gateway went away during the call";
 
-fn gone() -> Error {
-    Error::not_ready(GONE).hint("It is restarted at once; try again. The server log says more.")
+/// The gateway ended before it answered.
+pub fn gone() -> Error {
+    Error::not_ready(GONE)
+}
+
+fn try_again() -> Error {
+    gone().hint("It is restarted at once; try again. The server log says more.")
 }
 
 impl Link {
@@ -86,7 +91,7 @@ impl Link {
         loop {
             match self.poll() {
                 Ok(Some(_)) => {}
-                Ok(None) => return gone(),
+                Ok(None) => return try_again(),
                 Err(error) => return error,
             }
         }
@@ -124,11 +129,11 @@ impl Link {
             }
             let mut buffer = [0; 65536];
             match self.stream.read(&mut buffer) {
-                Ok(0) => return Err(gone()),
+                Ok(0) => return Err(try_again()),
                 Ok(count) => self.frames.push(&buffer[..count]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return Err(gone()),
+                Err(_) => return Err(try_again()),
             }
         }
     }
@@ -308,7 +313,7 @@ fn converse(
                 return outcome;
             }
             // One that was being killed still took the connection, but has not said a word nor read the request.
-            Err(error) if error == gone() && !link.greeted => {
+            Err(error) if error == try_again() && !link.greeted => {
                 sent(false);
                 if begin.elapsed() >= patience {
                     return Err(error);

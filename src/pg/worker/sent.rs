@@ -5,6 +5,7 @@
 use super::Worker;
 use crate::core::error::Error;
 use crate::core::wire::{self, Frame, Reply, Request, Tag, ToolReply, ToolRequest};
+use crate::pg::gateway::gone;
 use crate::pg::jobs::{Job, MOST_ATTEMPTS, end, requeue};
 use crate::pg::transaction::{lasting_transaction, transaction};
 use crate::pg::{calling, tools};
@@ -98,7 +99,6 @@ impl Worker {
                 return;
             }
         }
-        let error = Error::not_ready("the helper_ai gateway went away during the call");
-        self.call_ended(sent, ToolReply::Failed { error, reached: true });
+        self.call_ended(sent, ToolReply::Failed { error: gone(), reached: true });
     }
 }

@@ -6,6 +6,7 @@ use super::Worker;
 use super::sent::reply_of;
 use crate::core::error::{Error, Kind};
 use crate::core::wire::{Frame, Request, ToolAnswer, ToolReply};
+use crate::pg::gateway::gone;
 use crate::pg::transaction::{lasting_transaction, transaction};
 use crate::pg::whatsapp::{self, Message, Waiting};
 use std::collections::HashMap;
@@ -102,8 +103,4 @@ impl Worker {
             self.message_ended(message, ToolReply::Failed { error: gone(), reached: true });
         }
     }
-}
-
-fn gone() -> Error {
-    Error::not_ready("the helper_ai gateway went away during the call")
 }

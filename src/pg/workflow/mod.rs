@@ -3,8 +3,11 @@
 //! anew, so that a wake which comes twice, late or after a crash does no harm.
 
 mod definitions;
+mod outputs;
+mod statement;
 mod steps;
 mod stored;
+mod turn;
 
 use crate::core::error::{Error, Kind, Result};
 use crate::core::workflow::definition::Definition;
@@ -17,8 +20,9 @@ use pgrx::prelude::*;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use steps::Stepping;
-pub use stored::Turn;
-use stored::{Changes, Due, Stored};
+use stored::{Changes, Stored};
+use turn::Due;
+pub use turn::Turn;
 
 /// How many runs are looked at together.
 const TOGETHER: usize = 64;
@@ -53,7 +57,7 @@ pub enum Wanted<'a> {
 /// Goes on with runs that are due, in a transaction that nothing else is in. Says whether there was something to do. Only
 /// outside of [`owner::as_owner`].
 pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
-    let Some((workspace, mut rows)) = owner::as_owner(|| stored::wanted(wanted))? else { return Ok(false) };
+    let Some((workspace, mut rows)) = owner::as_owner(|| turn::wanted(wanted))? else { return Ok(false) };
     let until = Instant::now() + TURN;
     let (claimed, mut done) = (rows.len(), 0);
     let mut owned: Option<(String, Option<String>)> = None;
@@ -122,6 +126,7 @@ fn advance(stored: &mut Stored, gone: Option<&Error>, until: Instant, changes: &
     let mut progress = Progress::load(&definition, stored.given(), stored.run.clone(), rows)?;
     let was_over = progress.run().status.is_end();
     let now_then = now();
+    let is_wanted = !stored.commands.is_empty();
     for command in std::mem::take(&mut stored.commands) {
         command.apply(&mut progress, now_then)?;
     }
@@ -133,7 +138,8 @@ fn advance(stored: &mut Stored, gone: Option<&Error>, until: Instant, changes: &
         return changes.fail(stored, error.detail("At most 127 levels are read.").into()).map(|()| false);
     }
     if let Some(error) = gone.cloned().or_else(|| check_owner(stored).err()) {
-        if stored.workspace_is_empty()? {
+        // What was wanted of it is done as far as it can be: the rows that said so are taken.
+        if !is_wanted && stored.workspace_is_empty()? {
             changes.put_off(stored, Some(now() + WORKSPACE_AGAIN))?;
             return Ok(false);
         }
@@ -228,7 +234,7 @@ enum Admitted {
 
 fn admit(stored: &Stored, definition: &Definition) -> Result<Admitted> {
     match accept(stored, definition) {
-        Admitted::Now => turn(stored, definition),
+        Admitted::Now => take_turn(stored, definition),
         other => Ok(other),
     }
 }
@@ -247,7 +253,7 @@ fn accept(stored: &Stored, definition: &Definition) -> Admitted {
 }
 
 /// Whether it is its turn.
-fn turn(stored: &Stored, definition: &Definition) -> Result<Admitted> {
+fn take_turn(stored: &Stored, definition: &Definition) -> Result<Admitted> {
     if !stored.is_in_line() {
         return Ok(Admitted::Now);
     }
@@ -294,7 +300,7 @@ pub struct Marked {
 /// A row of the queue that is due, marked as tried once more: for a runner that begins, and does not know over what the
 /// last one ended.
 pub fn mark(after: Uuid) -> Result<Option<Marked>> {
-    let Some(row) = stored::claim(after, 1)?.into_iter().next() else { return Ok(None) };
+    let Some(row) = turn::claim(after, 1)?.into_iter().next() else { return Ok(None) };
     // Whatever ends the server next finds others first, so that no run is blamed for what it has no part in.
     let tried = spi::change(
         "update helper.workflow_queue q \

@@ -1,21 +1,20 @@
 //! Steps of a run, as its owner: what can be done now is done, and what others do is begun and looked at again later.
 
-use super::now;
 use super::stored::Stored;
+use super::{now, outputs, statement};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::prompt::json as json_in;
 use crate::core::workflow::definition::{Definition, StepKind};
 use crate::core::workflow::machine::{Event, Progress, Work};
 use crate::core::workflow::row::{Failure, Place, Reason, Row};
 use crate::core::workflow::{Span, Time};
-use crate::pg::tools::{Done, Fault, attempt, guarded, stepping};
+use crate::pg::tools::{Done, Fault, attempt, stepping};
 use crate::pg::{completing, identity, owner, session, settings, spi};
 use pgrx::Uuid;
 use pgrx::datum::DatumWithOid;
-use pgrx::prelude::*;
 use serde_json::{Value, json};
 use std::collections::HashMap;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::time::Duration;
 
 /// Milliseconds that a statement or a search may take whose step has no `timeout`.
@@ -24,14 +23,6 @@ const TIME: Span = 30_000;
 const MOST_TIME: Span = 60_000;
 /// Times that a reply which does not fit its schema is sent back.
 const REPAIRS: u64 = 2;
-/// Rows that are fetched together.
-const FETCHED: i64 = 50;
-/// Bytes of what a statement returns, at most.
-const MOST_BYTES: usize = 1024 * 1024;
-/// Bytes that a run's outputs and its input take in memory, about, at most.
-const MOST_KEPT: i64 = 64 * 1024 * 1024;
-/// Runs that lead to each other, at most.
-const DEEPEST: i32 = 8;
 
 /// The steps of one run.
 pub struct Stepping<'a> {
@@ -92,20 +83,17 @@ impl<'a> Stepping<'a> {
         Ok(Stepping { stored, definition, inputs: HashMap::new(), is_used: false, bytes: stored.bytes })
     }
 
-    /// What a step came to, as it can be stored: JSON that `jsonb` does not hold, or more than a run may keep, is the step's
-    /// own failure.
+    /// What a step came to, where it can be stored; otherwise it is the step's failure. What others did for it stands, so
+    /// that it is not tried again.
     pub fn kept(&mut self, event: Event) -> Event {
         let Event::Succeeded { output } = &event else { return event };
-        let Some(bytes) = weight(output) else {
-            let error = Failure::new("22P05", "the output has the character \\u0000, which cannot be stored");
-            return Event::Failed { error, retryable: false };
-        };
-        self.bytes += bytes;
-        if self.bytes > MOST_KEPT {
-            let error = Error::new(Kind::OverLimit, "the outputs of the run's steps take too much");
-            return failed(error.detail(format!("About {MOST_KEPT} bytes are kept.")).into());
+        match outputs::check(output, self.bytes) {
+            Ok(bytes) => {
+                self.bytes += bytes;
+                event
+            }
+            Err(error) => Event::Failed { error: error.into(), retryable: false },
         }
-        event
     }
 
     /// Begins an attempt, and ends it where it can be done at once.
@@ -118,7 +106,7 @@ impl<'a> Stepping<'a> {
             }
             Work::Sql { sql, parameters } => {
                 self.is_used = true;
-                Ok(match statement(&sql, &parameters, time) {
+                Ok(match statement::rows(&sql, &parameters, self.bytes, time) {
                     Ok(output) => Event::Succeeded { output },
                     Err(fault) => failed(fault),
                 })
@@ -430,16 +418,15 @@ impl<'a> Stepping<'a> {
     }
 
     fn sub_run(&self, place: Place, attempt: u32, workflow: &str, input: &Value) -> Result<Event> {
-        if self.stored.depth + 1 > DEEPEST {
-            return Ok(wrong(format!("workflows lead to each other more than {DEEPEST} times")));
-        }
         let item = place.item.map_or(-1, i64::from);
         let trigger = json!({ "kind": "workflow", "run": self.stored.id.to_string(), "name": self.stored.name });
         let key = format!("run:{}:{}:{item}:{attempt}", self.stored.id, place.step);
         let run = owner::as_owner(|| {
             spi::change(
-                "select w.id is not null, helper._start_run($1, w.id, $3::jsonb, $4::jsonb, $5, $6) \
-                 from (values (1)) v (n) left join helper.workflows w on w.workspace_id = $1 and w.name = $2",
+                "select w.id is not null, d.deepest, \
+                   case when $6 <= d.deepest then helper._start_run($1, w.id, $3::jsonb, $4::jsonb, $5, $6) end \
+                 from (values (helper._deepest())) d (deepest) \
+                 left join helper.workflows w on w.workspace_id = $1 and w.name = $2",
                 &[
                     self.stored.workspace.into(),
                     workflow.into(),
@@ -448,12 +435,17 @@ impl<'a> Stepping<'a> {
                     key.into(),
                     (self.stored.depth + 1).into(),
                 ],
-                |row| Ok((row.get::<bool>(1)?, row.opt::<Uuid>(2)?)),
+                |row| Ok((row.get::<bool>(1)?, row.get::<i32>(2)?, row.opt::<Uuid>(3)?)),
             )
         })?;
         match run.first() {
-            Some((true, Some(run))) => self.waiting("run", *run, &Value::Null),
-            Some((true, None)) => Ok(failed(Error::not_ready(format!("workflow \"{workflow}\" is paused")).into())),
+            Some((_, deepest, _)) if self.stored.depth >= *deepest => {
+                let error = Error::new(Kind::OverLimit, "workflows start one another too deep");
+                let detail = format!("This run is the end of a chain of {deepest}, each started by the one before.");
+                Ok(Event::Failed { error: error.detail(detail).into(), retryable: false })
+            }
+            Some((true, _, Some(run))) => self.waiting("run", *run, &Value::Null),
+            Some((true, _, None)) => Ok(failed(Error::not_ready(format!("workflow \"{workflow}\" is paused")).into())),
             _ => Ok(failed(Error::unknown_object(format!("workflow \"{workflow}\" does not exist")).into())),
         }
     }
@@ -544,19 +536,6 @@ impl<'a> Stepping<'a> {
     }
 }
 
-/// Bytes of JSON, about; `None` where a text in it has a NUL.
-fn weight(value: &Value) -> Option<i64> {
-    let text = |text: &str| (!text.contains('\0')).then_some(text.len() as i64 + 2);
-    match value {
-        Value::String(string) => text(string),
-        Value::Array(array) => array.iter().try_fold(2, |sum, one| Some(sum + 1 + weight(one)?)),
-        Value::Object(object) => {
-            object.iter().try_fold(2, |sum, (name, one)| Some(sum + 2 + text(name)? + weight(one)?))
-        }
-        _ => Some(8),
-    }
-}
-
 /// What a step is given, as it is shown.
 fn input_of(work: &Work) -> Value {
     match work {
@@ -568,113 +547,5 @@ fn input_of(work: &Work) -> Value {
         Work::Event { name, matching, .. } => json!({ "event": name, "match": matching }),
         Work::Approval { title, details, .. } => json!({ "title": title, "details": details }),
         Work::Workflow { input, .. } => input.clone(),
-    }
-}
-
-/// Runs the one statement of a step, whose `$1` is its parameters, and returns its rows.
-fn statement(sql: &str, parameters: &Value, time: Option<Duration>) -> Tried<Value> {
-    let parameters = parameters.to_string();
-    guarded(time, || {
-        let text = CString::new(sql).map_err(|_| Error::bad_argument("the statement holds a NUL"))?;
-        let returns_rows = check_statement(&text)?;
-        rows_of(sql, &parameters, returns_rows)
-    })
-}
-
-/// Refuses what is not one statement that reads or changes rows; says whether it returns some.
-fn check_statement(sql: &CStr) -> Result<bool> {
-    use pg_sys::NodeTag::{T_DeleteStmt, T_InsertStmt, T_MergeStmt, T_SelectStmt, T_UpdateStmt};
-    // SAFETY: the parser's own list, in the memory of this call; `sql` outlives it.
-    let (count, kind, returns_rows) = unsafe {
-        let statements = pg_sys::pg_parse_query(sql.as_ptr());
-        if statements.is_null() || (*statements).length == 0 {
-            (0, pg_sys::NodeTag::T_Invalid, false)
-        } else {
-            let raw: *mut pg_sys::RawStmt = (*(*statements).elements).ptr_value.cast();
-            let statement = (*raw).stmt;
-            let returned = match (*statement).type_ {
-                T_InsertStmt => (*statement.cast::<pg_sys::InsertStmt>()).returningList,
-                T_UpdateStmt => (*statement.cast::<pg_sys::UpdateStmt>()).returningList,
-                T_DeleteStmt => (*statement.cast::<pg_sys::DeleteStmt>()).returningList,
-                _ => std::ptr::null_mut(),
-            };
-            ((*statements).length, (*statement).type_, (*statement).type_ == T_SelectStmt || !returned.is_null())
-        }
-    };
-    if count != 1 || !matches!(kind, T_SelectStmt | T_InsertStmt | T_UpdateStmt | T_DeleteStmt | T_MergeStmt) {
-        return Err(Error::bad_argument("a step's sql is not one select, insert, update, delete or merge"));
-    }
-    Ok(returns_rows)
-}
-
-/// Runs a statement and returns its rows, a few at a time, so that no more of them than may be returned are in memory.
-fn rows_of(sql: &str, parameters: &str, returns_rows: bool) -> Result<Value> {
-    let parameters = jsonb(parameters)?;
-    Spi::connect_mut(|client| {
-        let plan = client.prepare_mut(sql, &[PgBuiltInOids::JSONBOID.oid()])?;
-        let (mut rows, mut bytes) = (Vec::new(), 0);
-        if !returns_rows {
-            client.update(&plan, None, &[parameters]).map(drop)?;
-            // SAFETY: how many rows the statement before changed.
-            let count = unsafe { pg_sys::SPI_processed };
-            return Ok(json!({ "rows": [], "count": count }));
-        }
-        let mut cursor = client.try_open_cursor_mut(&plan, &[parameters])?;
-        // The first rows tell how large they are.
-        let mut some = 1;
-        loop {
-            let fetched = cursor.fetch(some)?.len();
-            // SAFETY: the rows that SPI fetched last.
-            for text in unsafe { json_rows() } {
-                bytes += text.len();
-                if bytes > MOST_BYTES {
-                    return Err(Error::new(Kind::OverLimit, "the statement returns too much")
-                        .detail(format!("At most {MOST_BYTES} bytes are allowed."))
-                        .hint("Select fewer rows or columns."));
-                }
-                rows.push(serde_json::from_str::<Value>(&text).map_err(|_| Error::bug("a row is not JSON"))?);
-            }
-            if fetched < some as usize {
-                break;
-            }
-            some = (some * 2).min(FETCHED);
-        }
-        let count = rows.len();
-        Ok(json!({ "rows": rows, "count": count }))
-    })
-}
-
-/// The rows that SPI fetched last, each as a JSON object; no more of them than are too many.
-///
-/// # Safety
-/// Inside a connection of SPI, right after a fetch.
-unsafe fn json_rows() -> Vec<String> {
-    // SAFETY: the table has as many rows as SPI says; the record's shape is blessed so that row_to_json finds it.
-    unsafe {
-        let Some(table) = pg_sys::SPI_tuptable.as_ref() else { return Vec::new() };
-        pg_sys::BlessTupleDesc(table.tupdesc);
-        let (mut texts, mut bytes) = (Vec::new(), 0);
-        for at in 0..pg_sys::SPI_processed as usize {
-            let record = pg_sys::heap_copy_tuple_as_datum(*table.vals.add(at), table.tupdesc);
-            if let Some(text) = pgrx::direct_function_call::<String>(pg_sys::row_to_json, &[Some(record)]) {
-                bytes += text.len();
-                texts.push(text);
-            }
-            if bytes > MOST_BYTES {
-                break;
-            }
-        }
-        texts
-    }
-}
-
-/// A `jsonb` with every digit of its numbers.
-fn jsonb(text: &str) -> Result<DatumWithOid<'static>> {
-    let text = CString::new(text).map_err(|_| Error::bug("JSON holds a NUL"))?;
-    // SAFETY: jsonb_in reads a text that ends with NUL and returns a jsonb in this memory.
-    unsafe {
-        let datum = pgrx::direct_function_call_as_datum(pg_sys::jsonb_in, &[Some(pg_sys::Datum::from(text.as_ptr()))]);
-        let datum = datum.ok_or_else(|| Error::bug("JSON is no jsonb"))?;
-        Ok(DatumWithOid::new(datum, pg_sys::JSONBOID))
     }
 }

@@ -1,6 +1,7 @@
 //! What is stored of runs: read and written for many at once, as the owner.
 
-use super::{Wanted, definitions, now};
+use super::turn::Due;
+use super::{definitions, now};
 use crate::core::error::{Error, Result};
 use crate::core::workflow::Time;
 use crate::core::workflow::definition::Definition;
@@ -8,16 +9,9 @@ use crate::core::workflow::machine::{Given, Progress};
 use crate::core::workflow::row::{Failure, Place, Row, Run, RunStatus, StepStatus};
 use crate::pg::{identity, owner, spi};
 use pgrx::Uuid;
-use pgrx::datum::TimestampWithTimeZone;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ops::Bound;
-use std::time::{Duration, Instant};
+use std::collections::HashMap;
 
-/// Most rows that are claimed for one transaction.
-const MOST: usize = 512;
-/// And fewest.
-const LEAST: usize = 32;
 /// What inputs and outputs of the runs that are loaded together take, but for the last one's.
 const MOST_BYTES: i64 = 16 * 1024 * 1024;
 
@@ -75,136 +69,6 @@ pub struct Stored {
 
 fn parsed(text: Option<String>) -> Result<Option<Value>> {
     text.map(|text| serde_json::from_str(&text).map_err(|_| Error::bug("what is stored is not JSON"))).transpose()
-}
-
-/// A row of the queue that is due, locked.
-#[derive(Clone, Copy)]
-pub struct Due {
-    pub workspace: Uuid,
-    pub id: Uuid,
-    pub run: Uuid,
-    priority: i32,
-    run_at: TimestampWithTimeZone,
-}
-
-fn due(row: &spi::Row) -> Result<Due> {
-    Ok(Due { workspace: row.get(1)?, id: row.get(2)?, run: row.get(3)?, priority: row.get(4)?, run_at: row.get(5)? })
-}
-
-const DUE: &str = "c.workspace_id, c.id, c.run_id, c.priority, c.run_at";
-
-/// Due rows of the next workspace that has some.
-pub fn claim(after: Uuid, most: usize) -> Result<Vec<Due>> {
-    let sql = format!("select {DUE} from helper._claim_runs($1, $2) c");
-    spi::change(&sql, &[after.into(), (most as i32).into()], due)
-}
-
-/// Due rows of a workspace that come after another in its order.
-fn claim_after(last: &Due, most: usize) -> Result<Vec<Due>> {
-    let sql = format!("select {DUE} from helper._claim_runs_of($1, $2, $3, $4) c");
-    spi::change(&sql, &[last.workspace.into(), last.priority.into(), last.run_at.into(), (most as i32).into()], due)
-}
-
-/// One row of the queue, unless another runner has its run.
-fn claim_one(workspace: Uuid, row: Uuid) -> Result<Vec<Due>> {
-    let sql = format!(
-        "select {DUE} from helper.workflow_queue c \
-         join helper.workflow_runs r on r.workspace_id = c.workspace_id and r.id = c.run_id \
-         where c.workspace_id = $1 and c.id = $2 for no key update skip locked"
-    );
-    spi::change(&sql, &[workspace.into(), row.into()], due)
-}
-
-/// Where a runner has got to in the queue. While somebody's old snapshot keeps vacuum from removing the rows that were
-/// done, a look from the queue's beginning walks over all of them. So the runner goes on after the last row that it took
-/// of each workspace, and looks from the beginning only so often that this takes a tenth of its time, and at least every
-/// second: for other workspaces, for what is more urgent and for what was committed late.
-pub struct Turn {
-    /// Workspace whose runs were gone on with last.
-    after: Uuid,
-    /// The last row of each workspace that had some.
-    last: BTreeMap<[u8; 16], Due>,
-    /// When it looks from the beginning.
-    full_at: Instant,
-    /// The last look did not.
-    is_partial: bool,
-    /// How many rows are claimed: what is locked and not come to was locked for nothing.
-    most: usize,
-}
-
-/// Longest time between two looks from the queue's beginning.
-const FULL: Duration = Duration::from_secs(1);
-/// Workspaces whose last rows a runner knows, at most.
-const PLACES: usize = 64;
-/// So many times what such a look took passes before the next one.
-const SHARE: u32 = 10;
-
-impl Turn {
-    pub fn new(first: Uuid) -> Self {
-        Turn { after: first, last: BTreeMap::new(), full_at: Instant::now(), is_partial: false, most: LEAST }
-    }
-
-    pub fn after(&self) -> Uuid {
-        self.after
-    }
-
-    /// When there may be something due that was not looked for; `None` where all was looked through.
-    pub fn look_again_at(&self) -> Option<Instant> {
-        self.is_partial.then_some(self.full_at)
-    }
-
-    /// Rows of the next workspace that has some.
-    pub fn claim(&mut self) -> Result<Vec<Due>> {
-        let began = Instant::now();
-        let mut rows = Vec::new();
-        self.is_partial = began < self.full_at;
-        if self.is_partial {
-            let turn = *self.after.as_bytes();
-            let later = self.last.range((Bound::Excluded(turn), Bound::Unbounded));
-            for (_, last) in later.chain(self.last.range(..=turn)) {
-                rows = claim_after(last, self.most)?;
-                if !rows.is_empty() {
-                    break;
-                }
-            }
-        } else {
-            rows = claim(self.after, self.most)?;
-            self.full_at = Instant::now() + (began.elapsed() * SHARE).min(FULL);
-        }
-        Ok(rows)
-    }
-
-    /// What was gone on with last. The rest that was claimed with it is claimed again.
-    pub fn came_to(&mut self, last: Option<&Due>) {
-        if let Some(last) = last {
-            self.after = last.workspace;
-            if self.last.len() >= PLACES {
-                self.last.clear();
-            }
-            self.last.insert(*last.workspace.as_bytes(), *last);
-        }
-    }
-
-    /// How many of the rows that were claimed a transaction had the time for.
-    pub fn did(&mut self, claimed: usize, done: usize) {
-        if done < claimed {
-            self.most = done.max(LEAST);
-        } else if claimed >= self.most {
-            self.most = (self.most * 2).min(MOST);
-        }
-    }
-}
-
-/// Rows of the queue to go on with, of one workspace and each of another run.
-pub fn wanted(wanted: &mut Wanted) -> Result<Option<(Uuid, Vec<Due>)>> {
-    let mut rows = match wanted {
-        Wanted::Next(turn) => turn.claim()?,
-        Wanted::One { workspace, row } => claim_one(*workspace, *row)?,
-    };
-    let Some(workspace) = rows.first().map(|row| row.workspace) else { return Ok(None) };
-    let mut known = HashSet::new();
-    rows.retain(|row| known.insert(*row.run.as_bytes()));
-    Ok(Some((workspace, rows)))
 }
 
 /// The runs of rows of a workspace, in their order; not all of them where they take much memory.

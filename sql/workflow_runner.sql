@@ -1,0 +1,176 @@
+-- The runner's side of the queue: what is due, whose turn it is, and what is deleted.
+
+-- Due rows of a workspace from a place in its order on, none of whose runs another runner has. What is known of a queue's size
+-- is most often of a time when it was empty, when any plan looks as good as another: it is compared and sorted by all columns
+-- of one index, and read by itself, so that no other plan than by that index and the runs' key is there.
+create function helper._claim_runs_of(workspace uuid, first_priority integer, first_run_at timestamptz, most integer)
+returns table (workspace_id uuid, id uuid, run_id uuid, priority integer, run_at timestamptz)
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off set enable_incremental_sort = off set enable_bitmapscan = off as $$
+#variable_conflict use_column
+begin
+  return query
+    select q.workspace_id, q.id, q.run_id, q.priority, q.run_at
+    from (
+      select q.workspace_id, q.id, q.run_id, q.priority, q.run_at
+      from helper.workflow_queue q
+      where q.is_due
+        and (q.workspace_id, q.priority, q.run_at) >= (workspace, first_priority, first_run_at)
+        and q.workspace_id <= workspace
+      order by q.workspace_id, q.priority, q.run_at, q.id
+      limit most
+      for no key update skip locked
+    ) q
+    cross join lateral (
+      select
+      from helper.workflow_runs r
+      where r.workspace_id = q.workspace_id and r.id = q.run_id
+      -- Whoever puts something into a run's queue meanwhile does not wait.
+      for no key update skip locked
+    ) r;
+end
+$$;
+comment on function helper._claim_runs_of(uuid, integer, timestamptz, integer) is
+  'Locks due rows of a workspace''s queue, and their runs, from a priority and a time on; another runner leaves them alone';
+
+-- Due rows of some workspaces, one after another.
+create function helper._claim_runs(after uuid, most integer)
+returns table (workspace_id uuid, id uuid, run_id uuid, priority integer, run_at timestamptz)
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off set enable_incremental_sort = off set enable_bitmapscan = off as $$
+#variable_conflict use_column
+declare
+  v_turn uuid := after;
+  v_around boolean := false;
+  v_next uuid;
+begin
+  -- Those whose time has come meanwhile.
+  update helper.workflow_queue q
+  set is_due = true
+  where q.ctid = any (array(
+    select f.ctid
+    from helper.workflow_queue f
+    where not f.is_due and f.run_at <= clock_timestamp()
+    order by f.run_at
+    limit 1000
+    for no key update skip locked));
+  loop
+    select q.workspace_id into v_next
+    from helper.workflow_queue q
+    where q.is_due and q.workspace_id > v_turn
+    order by q.workspace_id, q.priority, q.run_at, q.id
+    limit 1;
+    if not found then
+      if v_around then
+        return;
+      end if;
+      v_around := true;
+      v_turn := '00000000-0000-0000-0000-000000000000';
+      continue;
+    end if;
+    v_turn := v_next;
+    return query
+      select c.workspace_id, c.id, c.run_id, c.priority, c.run_at
+      from helper._claim_runs_of(v_turn, -2147483648, '-infinity', most) c;
+    if found or v_around and v_turn > after then
+      return;
+    end if;
+  end loop;
+end
+$$;
+comment on function helper._claim_runs(uuid, integer) is
+  'Locks rows of the queue, and their runs, of the next workspace that has some to do; another runner leaves them alone';
+
+create function helper._admit_run(workspace uuid, workflow uuid, run uuid, key text, most integer, rate integer, per interval)
+returns timestamptz
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_at timestamptz;
+begin
+  -- Two runners do not count at once, and none waits.
+  perform from helper.workflows w where w.workspace_id = workspace and w.id = workflow for no key update skip locked;
+  if not found then
+    return clock_timestamp() + interval '50 ms';
+  end if;
+  update helper.workflow_runs r
+  set key = _admit_run.key
+  where r.workspace_id = workspace and r.id = run and r.key is distinct from _admit_run.key;
+  if most is not null and most <= (
+    select count(*)
+    from helper.workflow_runs r
+    where r.workspace_id = workspace
+      and r.workflow_id = workflow
+      and r.key = _admit_run.key
+      and r.started_at is not null
+      and r.finished_at is null)
+  then
+    return 'infinity';
+  end if;
+  if rate is not null then
+    select r.started_at + per into v_at
+    from helper.workflow_runs r
+    where r.workspace_id = workspace and r.workflow_id = workflow and r.started_at > clock_timestamp() - per
+    order by r.started_at desc
+    offset rate - 1
+    limit 1;
+    if found then
+      return v_at;
+    end if;
+  end if;
+  update helper.workflow_runs r set started_at = clock_timestamp() where r.workspace_id = workspace and r.id = run;
+  return null;
+end
+$$;
+comment on function helper._admit_run(uuid, uuid, uuid, text, integer, integer, interval) is
+  'Lets a run begin (null), or says when it may: infinity when another of its key has ended';
+create index workflow_runs_key_idx on helper.workflow_runs (workflow_id, key)
+  where key is not null and started_at is not null and finished_at is null;
+create index workflow_runs_turn_idx on helper.workflow_runs (workflow_id, key, priority desc, id)
+  where key is not null and started_at is null and finished_at is null;
+create index workflow_runs_started_at_idx on helper.workflow_runs (workflow_id, started_at) where started_at is not null;
+
+create function helper._next_of_key(workspace uuid, workflow uuid, key text) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+  update helper.workflow_queue q
+  set run_at = clock_timestamp(), is_due = true
+  where q.run_at = 'infinity'
+    and q.run_id = (
+      select r.id
+      from helper.workflow_runs r
+      where r.workflow_id = workflow
+        and r.key = _next_of_key.key
+        and r.started_at is null
+        and r.finished_at is null
+        and exists (select from helper.workflow_queue p where p.run_id = r.id and p.run_at = 'infinity')
+      order by r.workflow_id, r.key, r.priority desc, r.id
+      limit 1)
+$$;
+comment on function helper._next_of_key(uuid, uuid, text) is 'Has the run looked at that waited the longest for another of its workflow and key to end';
+
+create function helper._clean_runs(retention_minutes integer, most integer) returns bigint
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_count bigint;
+begin
+  -- One that was put off just when the run that it waited for ended was woken by nobody.
+  update helper.workflow_queue q
+  set run_at = clock_timestamp(), is_due = true
+  where q.run_at = 'infinity'
+    and q.run_id in (
+      select distinct on (r.workflow_id, r.key) r.id
+      from helper.workflow_queue p
+      join helper.workflow_runs r on r.workspace_id = p.workspace_id and r.id = p.run_id
+      where p.run_at = 'infinity'
+      order by r.workflow_id, r.key, r.priority desc, r.id);
+  delete from helper.workflow_runs r
+  where (r.workspace_id, r.id) in (
+    select f.workspace_id, f.id
+    from helper.workflow_runs f
+    where f.created_at < clock_timestamp() - make_interval(mins => retention_minutes)
+      and f.finished_at < clock_timestamp() - make_interval(mins => retention_minutes)
+    limit most);
+  get diagnostics v_count = row_count;
+  delete from helper.workflow_events e
+  where e.attempts > 0 and e.deliver_at = 'infinity' and e.created_at < clock_timestamp() - make_interval(mins => retention_minutes);
+  return v_count;
+end
+$$;
+comment on function helper._clean_runs(integer, integer) is 'Deletes runs that ended long ago, with their steps, and events that were given up long ago; says how many runs';
