@@ -383,23 +383,16 @@ async fn without_room_for_a_runner_calls_wait_and_the_log_says_what_to_raise() {
 }
 
 #[tokio::test]
-async fn an_idle_runner_begins_at_once_and_a_second_one_comes_when_it_is_busy() {
+async fn an_idle_runner_takes_what_comes_and_a_second_one_comes_when_it_is_busy() {
     let (_cluster, admin, ann) = with_tools("").await;
     let first = nap(&ann, "first", 0.0).await;
     ended(&ann, &first).await;
-    assert_eq!(runners(&admin).await.len(), 1);
-    let mut times = Vec::new();
+    let idle = runners(&admin).await[0];
     for round in 0..40 {
         let call = nap(&ann, &format!("round {round}"), 0.0).await;
         ended(&ann, &call).await;
-        let sql = "select extract(epoch from n.at - c.created_at)::float8 * 1000 from public.naps n, helper.function_calls c \
-            where n.mark = $1 and c.id = $2::text::uuid";
-        times.push(admin.one::<f64>(sql, &[&format!("round {round}"), &call]).await);
     }
-    times.sort_by(f64::total_cmp);
-    println!("from the call to its first statement: median {:.2} ms, most {:.2} ms", times[20], times[39]);
-    // The record of the call and its commit are in it; a busy machine takes longer, but never the time of a start.
-    assert!(times[0] < 15.0, "{times:?}");
+    assert!(runners(&admin).await.contains(&idle), "no call has a runner started for itself");
     let calls = [nap(&ann, "a", 3.0).await, nap(&ann, "b", 3.0).await];
     until("two at once", async || {
         let sql = "select count(*) = 2 from pg_stat_activity where backend_type = 'helper_ai runner' and wait_event = 'PgSleep'";
