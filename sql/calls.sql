@@ -178,7 +178,7 @@ begin
   for v_call in
     select c.workspace_id, c.id
     from helper.function_calls c
-    where c.status = 'awaiting_confirmation' and c.lapses_at <= clock_timestamp()
+    where c.status = 'awaiting_confirmation' and c.lapses_at <= (select clock_timestamp())
     order by c.lapses_at
     limit 1000
     for update skip locked
@@ -237,7 +237,7 @@ begin
   where c.ctid = any (array(
     select o.ctid
     from helper.function_calls o
-    where o.finished_at < clock_timestamp() - make_interval(mins => retention_minutes)
+    where o.finished_at < (select clock_timestamp() - make_interval(mins => retention_minutes))
       and not exists (
         select from helper.messages m
         where m.workspace_id = o.workspace_id and m.id = o.message_id and m.status in ('pending', 'streaming', 'awaiting_confirmation'))

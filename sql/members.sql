@@ -134,7 +134,8 @@ comment on function helper.remove_member(uuid, uuid) is
   'Removes a person, or oneself, from a workspace; their private rows stay, hidden, until they are added again or the workspace is deleted. Needs the role admin, and owner to remove an owner. Errors: 42501, 42704, 55000 last owner or membership is the application''s';
 
 create function helper._delete_workspace_data(workspace uuid) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+-- What refers to a deleted row is looked up by plans that are kept: see helper._enqueue.
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_table regclass;
 begin

@@ -135,14 +135,15 @@ $$;
 comment on function helper._enqueue(uuid, text, jsonb, uuid) is 'Adds a job as the caller and returns its id; an index job whose key waits already is not added, and null returned';
 
 -- Claims jobs of at most `workspaces` workspaces that have one to do, those after `after` first, each at most `share`, and
--- none of those in `without`; a runner claims one job, as it does one thing at a time. The recursion steps from one workspace to the next, so that its cost depends on their number and not on the backlog.
+-- none of those in `without`; a runner claims one job, as it does one thing at a time. The time is a subquery's, which an index
+-- can be asked for; a volatile function's is compared with row by row. The recursion steps from one workspace to the next, so that its cost depends on their number and not on the backlog.
 create function helper._claim(kind text, after uuid, workspaces integer, share integer, without uuid[], runner uuid default null)
 returns table (workspace_id uuid, job_id uuid, job_kind text, key uuid, payload jsonb, attempts integer, token uuid)
 language sql volatile set search_path = pg_catalog, pg_temp as $$
   with recursive turn (workspace_id, is_due, n) as (
     (select q.workspace_id, d.is_due, d.is_due::integer
     from helper.job_queue q
-    cross join lateral (select q.run_at <= clock_timestamp() and q.workspace_id <> all (without) as is_due) d
+    cross join lateral (select q.run_at <= (select clock_timestamp()) and q.workspace_id <> all (without) as is_due) d
     where q.kind = _claim.kind and q.workspace_id > after
     order by q.workspace_id, q.run_at
     limit 1)
@@ -150,7 +151,7 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
     select f.workspace_id, f.is_due, t.n + f.is_due::integer
     from turn t
     cross join lateral (
-      select q.workspace_id, q.run_at <= clock_timestamp() and q.workspace_id <> all (without) as is_due
+      select q.workspace_id, q.run_at <= (select clock_timestamp()) and q.workspace_id <> all (without) as is_due
       from helper.job_queue q
       where q.kind = _claim.kind and q.workspace_id > t.workspace_id
       order by q.workspace_id, q.run_at
@@ -165,7 +166,7 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
       from helper.job_queue q
       where q.kind = _claim.kind
         and q.workspace_id = t.workspace_id
-        and q.run_at <= clock_timestamp()
+        and q.run_at <= (select clock_timestamp())
         and not exists (select from helper.job_leases l where l.workspace_id = q.workspace_id and l.key = q.key)
       order by q.run_at, q.job_id
       limit share
@@ -276,8 +277,8 @@ begin
   delete from helper.jobs j
   where j.ctid = any (array(
     select f.ctid from helper.jobs f
-    where f.created_at < clock_timestamp() - make_interval(mins => retention_minutes)
-      and f.finished_at < clock_timestamp() - make_interval(mins => retention_minutes)
+    where f.created_at < (select clock_timestamp() - make_interval(mins => retention_minutes))
+      and f.finished_at < (select clock_timestamp() - make_interval(mins => retention_minutes))
     limit 10000));
   -- Rows that a caller's open transaction still changes are left for the next time.
   with folded as (

@@ -104,7 +104,7 @@ begin
   insert into helper.usage_deleted as d (user_id, day, requests, tokens, cost)
   select r.user_id, (r.created_at at time zone 'UTC')::date, count(*), sum(r.input_tokens + r.output_tokens), sum(r.cost)
   from gone r
-  where r.created_at > clock_timestamp() - interval '62 days'
+  where r.created_at > (select clock_timestamp() - interval '62 days')
   group by 1, 2
   -- Two that delete at once take the rows in the same order.
   order by 1, 2

@@ -48,7 +48,7 @@ begin
   where q.ctid = any (array(
     select f.ctid
     from helper.workflow_queue f
-    where not f.is_due and f.run_at <= clock_timestamp()
+    where not f.is_due and f.run_at <= (select clock_timestamp())
     order by f.run_at
     limit 1000
     for no key update skip locked));
@@ -94,38 +94,32 @@ begin
   set key = _admit_run.key
   where r.workspace_id = workspace and r.id = run and r.key is distinct from _admit_run.key;
   if most is not null and most <= (
-    select count(*)
-    from helper.workflow_runs r
-    where r.workspace_id = workspace
-      and r.workflow_id = workflow
-      and r.key = _admit_run.key
-      and r.started_at is not null
-      and r.finished_at is null)
+    select count(*) from helper.workflow_runs r where r.workspace_id = workspace and r.workflow_id = workflow and r.holds = _admit_run.key)
   then
     return 'infinity';
   end if;
   if rate is not null then
-    select r.started_at + per into v_at
+    select r.admitted_at + per into v_at
     from helper.workflow_runs r
-    where r.workspace_id = workspace and r.workflow_id = workflow and r.started_at > clock_timestamp() - per
-    order by r.started_at desc
+    where r.workspace_id = workspace and r.workflow_id = workflow and r.admitted_at > (select clock_timestamp() - per)
+    order by r.admitted_at desc
     offset rate - 1
     limit 1;
     if found then
       return v_at;
     end if;
   end if;
-  update helper.workflow_runs r set started_at = clock_timestamp() where r.workspace_id = workspace and r.id = run;
+  update helper.workflow_runs r
+  set started_at = clock_timestamp(), key = null, holds = r.key, admitted_at = case when rate is not null then clock_timestamp() end
+  where r.workspace_id = workspace and r.id = run;
   return null;
 end
 $$;
 comment on function helper._admit_run(uuid, uuid, uuid, text, integer, integer, interval) is
   'Lets a run begin (null), or says when it may: infinity when another of its key has ended';
-create index workflow_runs_key_idx on helper.workflow_runs (workflow_id, key)
-  where key is not null and started_at is not null and finished_at is null;
-create index workflow_runs_turn_idx on helper.workflow_runs (workflow_id, key, priority desc, id)
-  where key is not null and started_at is null and finished_at is null;
-create index workflow_runs_started_at_idx on helper.workflow_runs (workflow_id, started_at) where started_at is not null;
+create index workflow_runs_key_idx on helper.workflow_runs (workflow_id, key, priority desc, id) where key is not null;
+create index workflow_runs_holds_idx on helper.workflow_runs (workflow_id, holds) where holds is not null;
+create index workflow_runs_admitted_at_idx on helper.workflow_runs (workflow_id, admitted_at) where admitted_at is not null;
 
 create function helper._next_of_key(workspace uuid, workflow uuid, key text) returns void
 language sql volatile set search_path = pg_catalog, pg_temp as $$
@@ -137,17 +131,26 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
       from helper.workflow_runs r
       where r.workflow_id = workflow
         and r.key = _next_of_key.key
-        and r.started_at is null
-        and r.finished_at is null
         and exists (select from helper.workflow_queue p where p.run_id = r.id and p.run_at = 'infinity')
       order by r.workflow_id, r.key, r.priority desc, r.id
       limit 1)
 $$;
 comment on function helper._next_of_key(uuid, uuid, text) is 'Has the run looked at that waited the longest for another of its workflow and key to end';
 
+create function helper._first_id(at timestamptz) returns uuid
+language sql stable parallel safe
+begin atomic
+  select (lpad(to_hex(floor(extract(epoch from at) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid;
+end;
+comment on function helper._first_id(timestamptz) is 'No id that was made at this millisecond or later comes before this one: RFC 9562 version 7 begins with the time';
+
+-- Runs of a workflow are in the order in which they were made, so that what is too old is at the beginning of an index,
+-- however many there are.
 create function helper._clean_runs(retention_minutes integer, most integer) returns bigint
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+-- What is deleted with a run is looked up by plans of foreign keys, which are kept: see helper._enqueue.
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 declare
+  v_until timestamptz := clock_timestamp() - make_interval(mins => retention_minutes);
   v_count bigint;
 begin
   -- One that was put off just when the run that it waited for ended was woken by nobody.
@@ -161,15 +164,20 @@ begin
       where p.run_at = 'infinity'
       order by r.workflow_id, r.key, r.priority desc, r.id);
   delete from helper.workflow_runs r
-  where (r.workspace_id, r.id) in (
-    select f.workspace_id, f.id
-    from helper.workflow_runs f
-    where f.created_at < clock_timestamp() - make_interval(mins => retention_minutes)
-      and f.finished_at < clock_timestamp() - make_interval(mins => retention_minutes)
-    limit most);
+  where r.ctid = any (array(
+    select o.ctid
+    from helper.workflows w
+    cross join lateral (
+      select f.ctid
+      from helper.workflow_runs f
+      where f.workflow_id = w.id and f.id < helper._first_id(v_until) and f.finished_at < v_until
+      order by f.workflow_id, f.id
+      limit most
+    ) o
+    limit most));
   get diagnostics v_count = row_count;
   delete from helper.workflow_events e
-  where e.attempts > 0 and e.deliver_at = 'infinity' and e.created_at < clock_timestamp() - make_interval(mins => retention_minutes);
+  where e.attempts > 0 and e.deliver_at = 'infinity' and e.created_at < v_until;
   return v_count;
 end
 $$;

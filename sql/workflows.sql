@@ -69,6 +69,8 @@ create table helper.workflow_runs (
   user_id uuid,
   replay_of uuid,
   key text,
+  holds text,
+  admitted_at timestamptz,
   bytes bigint not null default 0,
   deadline timestamptz,
   paused_at timestamptz,
@@ -80,7 +82,7 @@ create table helper.workflow_runs (
 );
 create unique index workflow_runs_idempotency_key_idx on helper.workflow_runs (workflow_id, idempotency_key) where idempotency_key is not null;
 create index workflow_runs_workflow_id_id_idx on helper.workflow_runs (workflow_id, id);
-create index workflow_runs_created_at_idx on helper.workflow_runs using brin (created_at) with (autosummarize = on);
+-- What changes as a run goes on is in no index, but where it takes turns: there is room on its page for what it comes to.
 alter table helper.workflow_runs set (fillfactor = 70);
 comment on table helper.workflow_runs is 'Runs of workflows, written by the extension alone';
 comment on column helper.workflow_runs.workspace_id is 'The workspace';
@@ -97,7 +99,9 @@ comment on column helper.workflow_runs.depth is 'How many workflows led to it';
 comment on column helper.workflow_runs.priority is 'Higher ones first, within the workspace';
 comment on column helper.workflow_runs.user_id is 'Who started it by hand';
 comment on column helper.workflow_runs.replay_of is 'The run that it repeats';
-comment on column helper.workflow_runs.key is 'Runs of the workflow with the same key count together for its concurrency; null until it begins, or where there is no limit';
+comment on column helper.workflow_runs.key is 'While it waits for its turn: runs of the workflow with the same key count together for its concurrency';
+comment on column helper.workflow_runs.holds is 'The same once it has begun, until it ends';
+comment on column helper.workflow_runs.admitted_at is 'When it was let in, where only so many may begin in a time';
 comment on column helper.workflow_runs.bytes is 'What its input and its steps'' outputs take, as text';
 comment on column helper.workflow_runs.deadline is 'When it times out';
 comment on column helper.workflow_runs.paused_at is 'Since when it is paused';
@@ -343,7 +347,8 @@ comment on function helper.resume_workflow(text, uuid) is
   'Has runs of a paused workflow started again. For workspace admins. Errors: 42501, 42704';
 
 create function helper.delete_workflow(workflow text, workspace uuid default null) returns void
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+-- As for _enqueue: it may have many runs.
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 declare
   v_workflow helper.workflows := helper._workflow(workflow, workspace, 'admin');
 begin

@@ -26,7 +26,7 @@ options = argparse.ArgumentParser(description=__doc__)
 options.add_argument("--runs", type=int, default=20_000)
 options.add_argument("--rounds", type=int, default=3)
 options.add_argument("--minutes", type=float, default=0.5)
-options.add_argument("--only", nargs="*", default=["batched", "idle", "waiting", "fair", "webhooks", "cost", "snapshot"])
+options.add_argument("--only", nargs="*", default=["batched", "idle", "waiting", "fair", "webhooks", "cost", "retention", "snapshot"])
 options = options.parse_args()
 
 
@@ -227,7 +227,9 @@ def waiting(root, ours: Ours) -> None:
         figure(f"taking 256 due runs where {size:,} wait", claims[at], "ms", beside, claims[0], f"<= {1.5 * claims[0]:.3f}")
         figure(f"one-step runs in a second where {size:,} wait", rates[at], "runs/s", beside, rates[0], f">= {rates[0] / 1.5:.0f}")
         figure(f"from the call to the step where {size:,} wait, p50", dispatches[at], "ms", beside, dispatches[0], f"<= {1.5 * dispatches[0]:.3f}")
+    root.execute("set enable_seqscan = off")
     root.execute("delete from helper.workflow_runs r where r.status = 'queued'")
+    root.execute("reset enable_seqscan")
     root.execute("vacuum helper.workflow_queue, helper.workflow_runs")
 
 
@@ -335,6 +337,20 @@ def cost(root, ours: Ours) -> None:
     note("dead by table: " + ", ".join(f"{name} {tuples:,}" for name, tuples in left.items()))
 
 
+def retention(root, ours: Ours) -> None:
+    """How fast runs that are too old go, beside how fast they come."""
+    made = ours.both(options.runs)[0]
+    times = []
+    while True:
+        begin = time.perf_counter()
+        if not root.execute("select helper._clean_runs(0, 1000)").fetchone()[0]:
+            break
+        times.append(time.perf_counter() - begin)
+    gone = 1000 * len(times) / sum(times)
+    figure("runs deleted by age in a second", gone, "runs/s", "runs made in a second", made, f">= {made:.0f}")
+    figure("deleting the last thousand", times[-1] * 1e3, "ms", "the first thousand", times[0] * 1e3)
+
+
 def snapshot(root, ours: Ours) -> None:
     """Runs in a second while somebody's snapshot gets old, beside as long without one."""
     seconds = options.minutes * 60
@@ -375,6 +391,8 @@ def main() -> None:
         webhooks(root, ours)
     if "cost" in only:
         cost(root, ours)
+    if "retention" in only:
+        retention(root, ours)
     if "snapshot" in only:
         snapshot(root, ours)
     ours.check()

@@ -453,7 +453,7 @@ begin
   for v_report in
     select r.*
     from helper.reports r
-    where r.workspace_id = v_workspace and r.next_run_at <= clock_timestamp()
+    where r.workspace_id = v_workspace and r.next_run_at <= (select clock_timestamp())
     order by r.next_run_at
     for update skip locked
   loop

@@ -150,7 +150,7 @@ begin
     select from helper.wa_outbox o
     where o.workspace_id = new.workspace_id
       and o.contact_id = new.contact_id
-      and o.created_at > clock_timestamp() - interval '1 minute'
+      and o.created_at > (select clock_timestamp() - interval '1 minute')
       and o.send_at between new.send_at - interval '1 minute' and new.send_at + interval '1 minute'
       and o.status not in ('failed', 'cancelled')
       and (o.kind, o.body, o.template_id, o.parameters) is not distinct from (new.kind, new.body, new.template_id, new.parameters)
@@ -522,7 +522,7 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
   -- A sender that was lost may have sent: what it held is never sent again by itself.
   update helper.wa_outbox o
   set status = 'uncertain'
-  where o.status = 'sending' and o.claimed_at < clock_timestamp() - interval '5 minutes';
+  where o.status = 'sending' and o.claimed_at < (select clock_timestamp() - interval '5 minutes');
   -- Workspaces that have something to send, those who wait the longest first, share what is given out: nobody's broadcast
   -- keeps the others waiting. The recursion steps from one to the next, so that its cost depends on their number alone.
   with recursive waiting (workspace_id, send_at) as (
@@ -544,7 +544,7 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
   ), turn as (
     select w.workspace_id, least(greatest(least("limit", 1000) / count(*) over (), 1), _claim_whatsapp.share) as share
     from waiting w
-    where w.send_at <= clock_timestamp() and w.workspace_id <> all (without)
+    where w.send_at <= (select clock_timestamp()) and w.workspace_id <> all (without)
     order by w.send_at
     limit least(greatest("limit", 0), 1000)
   ), due as materialized (
@@ -553,7 +553,7 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
     cross join lateral (
       select o.workspace_id, o.id
       from helper.wa_outbox o
-      where o.status = 'queued' and o.workspace_id = t.workspace_id and o.send_at <= clock_timestamp()
+      where o.status = 'queued' and o.workspace_id = t.workspace_id and o.send_at <= (select clock_timestamp())
       order by o.send_at
       limit t.share
       for update skip locked

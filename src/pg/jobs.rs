@@ -26,7 +26,7 @@ pub struct Job {
 /// Whether a job of a kind may be claimed, so that a look at an empty queue costs little.
 pub fn is_due(kind: &str) -> Result<bool> {
     let due = spi::change(
-        "select true from helper.job_queue q where q.kind = $1 and q.run_at <= clock_timestamp() limit 1",
+        "select true from helper.job_queue q where q.kind = $1 and q.run_at <= (select clock_timestamp()) limit 1",
         &[kind.into()],
         |row| row.get::<bool>(1),
     )?;

@@ -199,7 +199,7 @@ impl Reembedding {
     pub fn keeps_others_waiting(&self) -> Result<bool> {
         let others = spi::change(
             "select true from helper.job_queue q \
-             where q.kind = 'reembed' and q.workspace_id <> $1 and q.run_at <= clock_timestamp() limit 1",
+             where q.kind = 'reembed' and q.workspace_id <> $1 and q.run_at <= (select clock_timestamp()) limit 1",
             &[self.job.workspace.into()],
             |row| row.get::<bool>(1),
         )?;

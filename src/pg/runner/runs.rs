@@ -111,10 +111,10 @@ fn never_ended() -> Error {
 pub(super) fn is_due() -> Result<bool> {
     let due = spi::change(
         "select exists (select from helper.workflow_queue q where q.is_due) \
-           or exists (select from helper.workflow_queue q where not q.is_due and q.run_at <= clock_timestamp()) \
-           or exists (select from helper.workflow_schedules s where s.look_at <= clock_timestamp()) \
+           or exists (select from helper.workflow_queue q where not q.is_due and q.run_at <= (select clock_timestamp())) \
+           or exists (select from helper.workflow_schedules s where s.look_at <= (select clock_timestamp())) \
            or exists (select from helper.workflow_events e where e.attempts = 0) \
-           or exists (select from helper.workflow_events e where e.attempts > 0 and e.deliver_at <= clock_timestamp())",
+           or exists (select from helper.workflow_events e where e.attempts > 0 and e.deliver_at <= (select clock_timestamp()))",
         &[],
         |row| row.get::<bool>(1),
     )?;

@@ -325,10 +325,17 @@ pub fn failed(marked: &Marked, most: i32, error: &Error) -> Result<()> {
     }
     let error = serde_json::to_string(&Failure::from(error.clone())).unwrap_or_default();
     spi::run(
-        "with gone as (delete from helper.workflow_queue q where q.workspace_id = $1 and q.id = $2 returning q.workspace_id, q.run_id) \
-         update helper.workflow_runs r set status = 'failed', error = $3::jsonb, finished_at = clock_timestamp() \
-         from gone g where r.workspace_id = g.workspace_id and r.id = g.run_id and r.finished_at is null \
-         returning helper._next_of_key(r.workspace_id, r.workflow_id, r.key)",
+        "with gone as ( \
+           delete from helper.workflow_queue q where q.workspace_id = $1 and q.id = $2 returning q.workspace_id, q.run_id \
+         ), ended as ( \
+           select r.workspace_id, r.id, coalesce(r.holds, r.key) as key \
+           from gone g join helper.workflow_runs r on r.workspace_id = g.workspace_id and r.id = g.run_id \
+           where r.finished_at is null for no key update of r \
+         ) \
+         update helper.workflow_runs r \
+         set status = 'failed', error = $3::jsonb, finished_at = clock_timestamp(), key = null, holds = null \
+         from ended e where r.workspace_id = e.workspace_id and r.id = e.id \
+         returning helper._next_of_key(r.workspace_id, r.workflow_id, e.key)",
         &[workspace.into(), row.into(), error.into()],
     )
 }

@@ -58,7 +58,7 @@ pub struct Stored {
     taken_at: Time,
     /// Whether all of it could be read: what it was given, or what a step came to, may be nested too deep.
     pub is_readable: bool,
-    /// Of runs that do not go on at once; known once it was its turn or waits for it.
+    /// What it counts together with other runs by; known once it was its turn or waits for it.
     key: Option<String>,
     /// Whether it has to wait for its turn.
     is_limited: bool,
@@ -78,7 +78,7 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
         "select r.workspace_id, r.id, r.workflow_id, w.name, r.version, v.definition::text, v.principal_role::text, \
            v.principal_claims::text, r.status, r.input::text, r.trigger::text, r.depth, r.priority, w.settings::text, \
            (extract(epoch from r.deadline) * 1000)::bigint, (extract(epoch from r.paused_at) * 1000)::bigint, \
-           (extract(epoch from r.started_at) * 1000)::bigint, r.key, r.output::text, r.error::text, r.bytes \
+           (extract(epoch from r.started_at) * 1000)::bigint, coalesce(r.holds, r.key), r.output::text, r.error::text, r.bytes \
          from ( \
            select c.n, o.*, sum(o.bytes) over (order by c.n) - o.bytes as before \
            from unnest($2) with ordinality c (id, n) \
@@ -410,7 +410,9 @@ impl Changes {
                 "update helper.workflow_runs r \
                  set status = c.status, output = c.output::jsonb, error = c.error::jsonb, \
                    deadline = helper._time(c.deadline), paused_at = helper._time(c.paused_at), \
-                   started_at = helper._time(c.started_at), finished_at = helper._time(c.finished_at), bytes = c.bytes \
+                   started_at = helper._time(c.started_at), finished_at = helper._time(c.finished_at), bytes = c.bytes, \
+                   key = case when c.finished_at is null then r.key end, \
+                   holds = case when c.finished_at is null then r.holds end \
                  from unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[]) \
                    c (id, status, output, error, deadline, paused_at, started_at, finished_at, bytes) \
                  cross join lateral (select o.ctid from helper.workflow_runs o where o.workspace_id = $1 and o.id = c.id offset 0) o \
