@@ -164,7 +164,7 @@ comment on column helper.workflow_queue.is_due is 'Its time has come: looks for 
 comment on column helper.workflow_queue.attempts is 'Times that a runner ended over it';
 comment on column helper.workflow_queue.command is 'What is wanted: do (cancel, pause, resume or retry) and step; null: that it goes on';
 create index workflow_queue_turn_idx on helper.workflow_queue (workspace_id, priority, run_at, id) where is_due;
-create index workflow_queue_run_id_idx on helper.workflow_queue (run_id);
+create index workflow_queue_run_id_idx on helper.workflow_queue (run_id, workspace_id);
 create index workflow_queue_run_at_idx on helper.workflow_queue (run_at) where not is_due;
 
 create table helper.workflow_waits (
@@ -188,7 +188,7 @@ comment on column helper.workflow_waits.matching is 'What the event''s payload m
 comment on column helper.workflow_waits.payload is 'The event''s payload, once it came';
 create index workflow_waits_subject_idx on helper.workflow_waits (subject) where subject is not null;
 create index workflow_waits_event_idx on helper.workflow_waits (event, workspace_id) where payload is null;
-create index workflow_waits_run_id_idx on helper.workflow_waits (run_id);
+create index workflow_waits_run_id_idx on helper.workflow_waits (run_id, workspace_id);
 
 alter table helper.workflows enable row level security;
 alter table helper.workflow_versions enable row level security;
