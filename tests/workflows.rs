@@ -699,6 +699,28 @@ async fn an_input_that_is_nested_too_deep_fails_its_own_run_alone() {
 }
 
 #[tokio::test]
+async fn runs_that_ended_long_ago_are_deleted_and_those_that_go_on_stay() {
+    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    create(&ann, "w", json!({ "steps": [insert("write", "x")] })).await;
+    create(&ann, "hold", json!({ "steps": [{ "name": "never", "type": "wait", "event": "never" }] })).await;
+    let held = run(&ann, "hold", json!({})).await;
+    reached(&ann, &held, &["waiting"]).await;
+    for _ in 0..3 {
+        let id = run(&ann, "w", json!({})).await;
+        ended(&ann, &id).await;
+    }
+    let told = "select sum(t.runs)::bigint from helper.workflow_throughput t";
+    assert_eq!(ann.one::<i64>(told, &[]).await, 4);
+    let clean = "select helper._clean_runs($1, $2)";
+    assert_eq!(admin.one::<i64>(clean, &[&60, &1000]).await, 0);
+    assert_eq!(admin.one::<i64>(clean, &[&0, &2]).await, 2);
+    assert_eq!(admin.one::<i64>(clean, &[&0, &1000]).await, 1);
+    let left = "select string_agg(s.run_id::text || ' ' || s.step, ', ') from helper.workflow_steps s";
+    assert_eq!(admin.one::<String>(left, &[]).await, format!("{held} never"));
+    assert_eq!(ann.one::<i64>(told, &[]).await, 1);
+}
+
+#[tokio::test]
 async fn models_are_asked_by_the_worker_and_json_is_checked() {
     let place = Place::new().await;
     let ann = &place.ann;
