@@ -5,6 +5,14 @@ language c volatile parallel safe as 'MODULE_PATHNAME', 'uuid_v7_wrapper';
 comment on function helper.uuid_v7() is
   'Makes an identifier that sorts by time: RFC 9562 version 7 with 12 bits of the millisecond''s fraction in rand_a';
 
+create function helper.uuid_v7_at(at timestamptz) returns uuid
+language sql stable parallel safe strict
+begin atomic
+  select (lpad(to_hex(floor(extract(epoch from at) * 1000)::bigint), 12, '0') || '7000' || '8000000000000000')::uuid;
+end;
+comment on function helper.uuid_v7_at(timestamptz) is
+  'The first identifier of a time''s millisecond, from 1970 on: rows whose identifiers sort by time are found by it in an index, as in id >= helper.uuid_v7_at(now() - interval ''1 day''). Source: RFC 9562, version 7';
+
 -- Who is asking
 
 -- The setting "role" and not current_user, which inside a security definer function is the function's owner.

@@ -137,13 +137,6 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function helper._next_of_key(uuid, uuid, text) is 'Has the run looked at that waited the longest for another of its workflow and key to end';
 
-create function helper._first_id(at timestamptz) returns uuid
-language sql stable parallel safe
-begin atomic
-  select (lpad(to_hex(floor(extract(epoch from at) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid;
-end;
-comment on function helper._first_id(timestamptz) is 'No id that was made at this millisecond or later comes before this one: RFC 9562 version 7 begins with the time';
-
 -- Runs of a workflow are in the order in which they were made, so that what is too old is at the beginning of an index,
 -- however many there are.
 create function helper._clean_runs(retention_minutes integer, most integer) returns bigint
@@ -170,7 +163,7 @@ begin
     cross join lateral (
       select f.ctid
       from helper.workflow_runs f
-      where f.workflow_id = w.id and f.id < helper._first_id(v_until) and f.finished_at < v_until
+      where f.workflow_id = w.id and f.id < helper.uuid_v7_at(v_until) and f.finished_at < v_until
       order by f.workflow_id, f.id
       limit most
     ) o

@@ -103,7 +103,7 @@ create view helper.workflow_throughput with (security_barrier) as
     percentile_cont(0.5) within group (order by extract(epoch from r.finished_at - r.started_at)) as median_seconds
   from helper.workflow_runs r
   join helper.workflows w on w.workspace_id = r.workspace_id and w.id = r.workflow_id
-  where r.id >= (select helper._first_id(clock_timestamp() - interval '1 day'))
+  where r.id >= (select helper.uuid_v7_at(clock_timestamp() - interval '1 day'))
     and r.workspace_id = any ((select helper.my_workspaces())::uuid[])
   group by r.workspace_id, w.name, date_trunc('minute', r.created_at);
 comment on view helper.workflow_throughput is 'Runs of the last day by workflow and minute';

@@ -834,12 +834,17 @@ const TRUE: Result<&str, &str> = Ok("true");
 const VOID: Result<&str, &str> = Ok("");
 const N36: Result<&str, &str> = Ok("36");
 const WAITS: Result<&str, &str> = Ok("awaiting_confirmation");
+const AT: Result<&str, &str> = Ok("00000000-03e9-7000-8000-000000000000");
 const NOT_READY: Result<&str, &str> = Err("55000");
 /// Not for anon, unknown to everyone else.
 const FOREIGN: [Result<&str, &str>; 6] = [NO, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN];
 const NEVER: [Result<&str, &str>; 6] = [NO; 6];
 
 const FUNCTIONS: &[Function] = &[
+    Function {
+        name: "uuid_v7_at",
+        calls: &[("helper.uuid_v7_at('1970-01-01 00:00:01.0015+00')", [NO, AT, AT, AT, AT, AT])],
+    },
     Function {
         name: "uuid_v7",
         calls: &[("length(helper.uuid_v7()::text)", [NO, Ok("36"), Ok("36"), Ok("36"), Ok("36"), Ok("36")])],
