@@ -8,7 +8,7 @@ comment on function helper.uuid_v7() is
 create function helper.uuid_v7_at(at timestamptz) returns uuid
 language sql stable parallel safe strict
 begin atomic
-  select (lpad(to_hex(floor(extract(epoch from at) * 1000)::bigint), 12, '0') || '7000' || '8000000000000000')::uuid;
+  select (lpad(to_hex(floor(least(greatest(extract(epoch from at), 0), 281474976710.655) * 1000)::bigint), 12, '0') || '7000' || '8000000000000000')::uuid;
 end;
 comment on function helper.uuid_v7_at(timestamptz) is
   'The first identifier of a time''s millisecond, from 1970 on: rows whose identifiers sort by time are found by it in an index, as in id >= helper.uuid_v7_at(now() - interval ''1 day''). Source: RFC 9562, version 7';

@@ -125,15 +125,15 @@ create function helper._next_of_key(workspace uuid, workflow uuid, key text) ret
 language sql volatile set search_path = pg_catalog, pg_temp as $$
   update helper.workflow_queue q
   set run_at = clock_timestamp(), is_due = true
-  where q.run_at = 'infinity'
-    and q.run_id = (
-      select r.id
-      from helper.workflow_runs r
-      where r.workflow_id = workflow
-        and r.key = _next_of_key.key
-        and exists (select from helper.workflow_queue p where p.run_id = r.id and p.run_at = 'infinity')
-      order by r.workflow_id, r.key, r.priority desc, r.id
-      limit 1)
+  where q.ctid = (
+    select p.ctid
+    from helper.workflow_runs r
+    join helper.workflow_queue p on p.workspace_id = r.workspace_id and p.run_id = r.id and p.run_at = 'infinity'
+    where r.workflow_id = workflow and r.key = _next_of_key.key
+    order by r.workflow_id, r.key, r.priority desc, r.id
+    limit 1
+    -- Two that end at once wake two.
+    for no key update of p skip locked)
 $$;
 comment on function helper._next_of_key(uuid, uuid, text) is 'Has the run looked at that waited the longest for another of its workflow and key to end';
 
@@ -150,11 +150,12 @@ begin
   update helper.workflow_queue q
   set run_at = clock_timestamp(), is_due = true
   where q.run_at = 'infinity'
+    and not q.is_due
     and q.run_id in (
       select distinct on (r.workflow_id, r.key) r.id
       from helper.workflow_queue p
       join helper.workflow_runs r on r.workspace_id = p.workspace_id and r.id = p.run_id
-      where p.run_at = 'infinity'
+      where p.run_at = 'infinity' and not p.is_due
       order by r.workflow_id, r.key, r.priority desc, r.id);
   delete from helper.workflow_runs r
   where r.ctid = any (array(
@@ -167,7 +168,9 @@ begin
       order by f.workflow_id, f.id
       limit most
     ) o
-    limit most));
+    limit most))
+    -- Not one that somebody has tried again meanwhile.
+    and r.finished_at < v_until;
   get diagnostics v_count = row_count;
   delete from helper.workflow_events e
   where e.attempts > 0 and e.deliver_at = 'infinity' and e.created_at < v_until;

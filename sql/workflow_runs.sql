@@ -226,6 +226,8 @@ begin
     where r.workflow_id = v_workflow.id
       and r.workspace_id = v_workflow.workspace_id
       and r.status = 'failed'
+      -- Rather a little more of the index than what a clock that was set back would leave out.
+      and r.id >= helper.uuid_v7_at(since - interval '1 hour')
       and r.created_at >= since
   ), woken as (
     select f.id, helper._wake_run(f.workspace_id, f.id, jsonb_build_object('do', 'retry', 'step', f.step)) from failed f

@@ -392,7 +392,7 @@ async fn an_idle_runner_takes_what_comes_and_a_second_one_comes_when_it_is_busy(
         let call = nap(&ann, &format!("round {round}"), 0.0).await;
         ended(&ann, &call).await;
     }
-    assert!(runners(&admin).await.contains(&idle), "no call has a runner started for itself");
+    assert!(runners(&admin).await.contains(&idle), "it is there for the next one");
     let calls = [nap(&ann, "a", 3.0).await, nap(&ann, "b", 3.0).await];
     until("two at once", async || {
         let sql = "select count(*) = 2 from pg_stat_activity where backend_type = 'helper_ai runner' and wait_event = 'PgSleep'";

@@ -305,7 +305,7 @@ async fn a_run_in_whose_workspace_there_is_nobody_waits_and_can_be_cancelled() {
         .await;
     // A command of a superuser's own: nobody is there who could give it.
     admin
-        .run(&format!("select helper._cancel_run('{workspace}', '{one}'), helper._wake_run('{workspace}', '{other}')"))
+        .run(&format!("select helper._cancel_run('{workspace}', '{one}'), helper._wake_run('{workspace}', '{other}', '{{\"do\": \"pause\"}}')"))
         .await;
     let state = "select r.status from helper.workflow_runs r where r.id = $1::text::uuid";
     until("the run to be cancelled", async || (admin.one::<String>(state, &[&one]).await == "cancelled").then_some(()))
@@ -316,7 +316,11 @@ async fn a_run_in_whose_workspace_there_is_nobody_waits_and_can_be_cancelled() {
     })
     .await;
     admin.run("insert into helper.workspace_members select * from public.kept").await;
+    // What was wanted of it is not forgotten, and its workflow is not blamed.
     ann.run(&format!("select helper.emit_event('never', '{{}}', '{workspace}')")).await;
+    assert_eq!(reached(&ann, &other, &["succeeded", "paused"]).await["status"], "paused");
+    assert!(ann.one::<bool>("select w.enabled from helper.workflows w where w.name = 'hold'", &[]).await);
+    ann.run(&format!("select helper.resume_run('{other}')")).await;
     assert_eq!(ended(&ann, &other).await["status"], "succeeded");
     assert_eq!(lines(&admin, "after").await, 1);
 }
@@ -546,6 +550,41 @@ async fn at_most_so_many_runs_of_a_key_go_on_at_once() {
         )
         .await;
     assert_eq!(together, 0);
+}
+
+#[tokio::test]
+async fn a_run_that_is_tried_again_counts_again() {
+    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    let definition = json!({
+        "concurrency": { "limit": 1, "key": "{{ input.customer }}" },
+        "steps": [
+            { "name": "break", "type": "sql", "sql": "select 1 / ($1 ->> 'by')::integer as n", "parameters": { "by": "{{ vars.by }}" } },
+            { "name": "wait", "type": "wait", "event": "go" }
+        ]
+    });
+    create(&ann, "single", definition).await;
+    let by = |by: i32| format!("update helper.workflows set settings = '{{\"by\": {by}}}'");
+    admin.run(&by(0)).await;
+    let one = run(&ann, "single", json!({ "customer": "x" })).await;
+    assert_eq!(ended(&ann, &one).await["status"], "failed");
+    admin.run(&by(1)).await;
+    ann.run(&format!("select helper.retry_step('{one}', 'break')")).await;
+    reached(&ann, &one, &["waiting"]).await;
+    let other = run(&ann, "single", json!({ "customer": "x" })).await;
+    until("the other to wait for its turn", async || {
+        let sql = "select r.status || ' ' || q.run_at from helper.workflow_runs r join helper.workflow_queue q on q.run_id = r.id \
+            where r.id = $1::text::uuid";
+        let found = admin.query_opt(sql, &[&other]).await.unwrap()?.get::<_, String>(0);
+        (found == "queued infinity").then_some(())
+    })
+    .await;
+    for id in [&one, &other] {
+        reached(&ann, id, &["waiting"]).await;
+        ann.run("select helper.emit_event('go')").await;
+        assert_eq!(ended(&ann, id).await["status"], "succeeded");
+    }
+    let long = run(&ann, "single", json!({ "customer": "x".repeat(501) })).await;
+    assert_eq!(ended(&ann, &long).await["error"]["sqlstate"], "53400");
 }
 
 #[tokio::test]

@@ -29,6 +29,9 @@ const TOGETHER: usize = 64;
 /// How long one transaction goes on with runs, before what it did is committed.
 const TURN: Duration = Duration::from_millis(50);
 
+/// Bytes of a concurrency key.
+const LONGEST_KEY: usize = 500;
+
 /// When a run is looked at again in whose workspace there is nobody: a restore that is under way brings them.
 const WORKSPACE_AGAIN: Span = 10_000;
 
@@ -126,21 +129,23 @@ fn advance(stored: &mut Stored, gone: Option<&Error>, until: Instant, changes: &
     let mut progress = Progress::load(&definition, stored.given(), stored.run.clone(), rows)?;
     let was_over = progress.run().status.is_end();
     let now_then = now();
-    let is_wanted = !stored.commands.is_empty();
-    for command in std::mem::take(&mut stored.commands) {
+    let commands = std::mem::take(&mut stored.commands);
+    for command in &commands {
         command.apply(&mut progress, now_then)?;
     }
     if was_over && progress.run().status.is_end() {
         return Ok(false);
+    }
+    if was_over {
+        stored.hold_again(&definition);
     }
     if !stored.is_readable {
         let error = Error::new(Kind::OverLimit, "the run holds JSON that is nested too deep");
         return changes.fail(stored, error.detail("At most 127 levels are read.").into()).map(|()| false);
     }
     if let Some(error) = gone.cloned().or_else(|| check_owner(stored).err()) {
-        // What was wanted of it is done as far as it can be: the rows that said so are taken.
-        if !is_wanted && stored.workspace_is_empty()? {
-            changes.put_off(stored, Some(now() + WORKSPACE_AGAIN))?;
+        if !progress.run().status.is_end() && stored.workspace_is_empty()? {
+            changes.put_back(stored, &commands, now() + WORKSPACE_AGAIN);
             return Ok(false);
         }
         return owner::as_owner(|| hold(stored, &definition, &mut progress, &error, changes)).map(|()| false);
@@ -261,6 +266,11 @@ fn take_turn(stored: &Stored, definition: &Definition) -> Result<Admitted> {
         Ok(key) => definition.concurrency.as_ref().map(|_| key),
         Err(error) => return Ok(Admitted::Never(error.into())),
     };
+    if let Some(bytes) = key.as_ref().map(String::len).filter(|bytes| *bytes > LONGEST_KEY) {
+        let error = Error::new(Kind::OverLimit, "the concurrency key is too long");
+        let detail = format!("It has {bytes} bytes, expected at most {LONGEST_KEY}.");
+        return Ok(Admitted::Never(error.detail(detail).into()));
+    }
     let most = definition.concurrency.as_ref().map(|concurrency| concurrency.limit as i32);
     let rate = definition.rate.as_ref().map(|rate| (rate.limit as i32, rate.per));
     let at = owner::as_owner(|| {

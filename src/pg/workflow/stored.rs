@@ -212,6 +212,13 @@ impl Stored {
         self.started_at = Some(self.taken_at);
     }
 
+    /// It had ended, and goes on: others of its key wait for it again.
+    pub fn hold_again(&mut self, definition: &Definition) {
+        if definition.concurrency.is_some() {
+            self.key = definition.concurrency_key(&self.input, &self.trigger).ok();
+        }
+    }
+
     /// Whether nobody at all is in its workspace, where it is ours to say who is.
     pub fn workspace_is_empty(&self) -> Result<bool> {
         let is_empty = owner::as_owner(|| {
@@ -276,8 +283,10 @@ pub struct Changes {
     starts: Vec<Option<i64>>,
     ends: Vec<Option<i64>>,
     bytes: Vec<i64>,
+    holds: Vec<Option<String>>,
     steps: Steps,
     wakes: Vec<Uuid>,
+    wake_commands: Vec<Option<String>>,
     wake_priorities: Vec<i32>,
     wake_times: Vec<Option<i64>>,
     /// Runs that waited for something, and what they wait for still.
@@ -356,11 +365,17 @@ impl Changes {
         self.starts.push(stored.started_at);
         self.ends.push(run.status.is_end().then(now));
         self.bytes.push(stored.bytes);
+        self.holds.push(stored.key.clone().filter(|_| !stored.is_new()));
     }
 
     fn wake(&mut self, stored: &Stored, at: Option<Time>) {
+        self.wake_with(stored, at, None);
+    }
+
+    fn wake_with(&mut self, stored: &Stored, at: Option<Time>, command: Option<String>) {
         self.workspace = Some(stored.workspace);
         self.wakes.push(stored.id);
+        self.wake_commands.push(command);
         self.wake_priorities.push(-stored.priority);
         self.wake_times.push(at);
     }
@@ -369,6 +384,16 @@ impl Changes {
     pub fn put_off(&mut self, stored: &Stored, at: Option<Time>) -> Result<()> {
         self.wake(stored, at);
         Ok(())
+    }
+
+    /// Has what is wanted of a run looked at later.
+    pub fn put_back(&mut self, stored: &Stored, commands: &[Command], at: Time) {
+        for command in commands {
+            self.wake_with(stored, Some(at), Some(json!({ "do": command.wish, "step": command.step }).to_string()));
+        }
+        if commands.is_empty() {
+            self.wake(stored, Some(at));
+        }
     }
 
     /// Has a run whose turn it is begin in a transaction of its own: what its steps take long for, nobody waits for who asks
@@ -412,9 +437,9 @@ impl Changes {
                    deadline = helper._time(c.deadline), paused_at = helper._time(c.paused_at), \
                    started_at = helper._time(c.started_at), finished_at = helper._time(c.finished_at), bytes = c.bytes, \
                    key = case when c.finished_at is null then r.key end, \
-                   holds = case when c.finished_at is null then r.holds end \
-                 from unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[]) \
-                   c (id, status, output, error, deadline, paused_at, started_at, finished_at, bytes) \
+                   holds = case when c.finished_at is null then coalesce(r.holds, c.holds) end \
+                 from unnest($2::uuid[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::text[]) \
+                   c (id, status, output, error, deadline, paused_at, started_at, finished_at, bytes, holds) \
                  cross join lateral (select o.ctid from helper.workflow_runs o where o.workspace_id = $1 and o.id = c.id offset 0) o \
                  where r.ctid = o.ctid",
                 &[
@@ -428,6 +453,7 @@ impl Changes {
                     self.starts.into(),
                     self.ends.into(),
                     self.bytes.into(),
+                    self.holds.into(),
                 ],
             )?;
             spi::run(
@@ -450,11 +476,17 @@ impl Changes {
             return Ok(());
         }
         spi::run(
-            "insert into helper.workflow_queue (workspace_id, run_id, priority, run_at, is_due) \
-             select $1, c.run_id, c.priority, t.run_at, t.run_at <= clock_timestamp() \
-             from unnest($2::uuid[], $3::integer[], $4::bigint[]) c (run_id, priority, run_at) \
+            "insert into helper.workflow_queue (workspace_id, run_id, priority, run_at, is_due, command) \
+             select $1, c.run_id, c.priority, t.run_at, t.run_at <= clock_timestamp(), c.command::jsonb \
+             from unnest($2::uuid[], $3::integer[], $4::bigint[], $5::text[]) c (run_id, priority, run_at, command) \
              cross join lateral (select coalesce(helper._time(c.run_at), 'infinity') as run_at) t",
-            &[workspace.into(), self.wakes.into(), self.wake_priorities.into(), self.wake_times.into()],
+            &[
+                workspace.into(),
+                self.wakes.into(),
+                self.wake_priorities.into(),
+                self.wake_times.into(),
+                self.wake_commands.into(),
+            ],
         )
     }
 }

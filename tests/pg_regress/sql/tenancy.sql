@@ -39,6 +39,8 @@ from helper.uuid_v7() u;
 select bool_and(u > before) as ordered
 from (select u, lag(u) over (order by n) as before from (select n, helper.uuid_v7() as u from generate_series(1, 1000) n) made) pairs;
 
+select helper.uuid_v7_at('1970-01-01 00:00:01+00') as a_time, helper.uuid_v7_at('-infinity') as before_all, helper.uuid_v7_at('infinity') as after_all;
+
 -- identity
 set local role authenticated;
 set local request.jwt.claims = '{"sub": "00000000-0000-4000-8000-00000000000A"}';
