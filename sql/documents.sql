@@ -40,7 +40,7 @@ create function helper._put_source(
   language text,
   attachment uuid
 ) returns uuid
-language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
+language plpgsql set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 declare
   -- All that is embedded or tells how the content is read: a job that began with another version is dropped.
   v_hash bytea := sha256(convert_to(concat_ws(e'\n', title, mime_type), 'UTF8') || content);
@@ -211,14 +211,21 @@ comment on function helper.remove_document(uuid) is 'Removes a document with its
 
 create function helper._reindex_source(source helper.knowledge_sources) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
+declare
+  v_content text;
 begin
-  insert into helper.knowledge_inputs (workspace_id, source_id, content, is_file)
-  select source.workspace_id, source.id, convert_to(source.content, 'UTF8'), false
-  where source.content is not null
-  on conflict (workspace_id, source_id) do nothing;
+  -- First, as an indexing that ends now takes away what it was made from.
   update helper.knowledge_sources s
   set status = 'pending', error = null, updated_at = clock_timestamp()
-  where s.workspace_id = source.workspace_id and s.id = source.id;
+  where s.workspace_id = source.workspace_id and s.id = source.id
+  returning s.content into v_content;
+  if not found then
+    return;
+  end if;
+  insert into helper.knowledge_inputs (workspace_id, source_id, content, is_file)
+  select source.workspace_id, source.id, convert_to(v_content, 'UTF8'), false
+  where v_content is not null
+  on conflict (workspace_id, source_id) do nothing;
   perform helper._enqueue(source.workspace_id, 'index', '{}', source.id);
 end
 $$;

@@ -21,7 +21,6 @@ create table helper.knowledge_sources (
   created_at timestamptz not null default clock_timestamp(),
   updated_at timestamptz not null default clock_timestamp(),
   indexed_at timestamptz,
-  primary key (workspace_id, id),
   constraint knowledge_sources_external_id_key unique (workspace_id, source_type, external_id),
   constraint knowledge_sources_id_key unique (id)
 );
@@ -48,9 +47,11 @@ comment on column helper.knowledge_sources.updated_at is 'When it was last given
 comment on column helper.knowledge_sources.indexed_at is 'When it was last indexed';
 create index knowledge_sources_metadata_idx on helper.knowledge_sources using gin (metadata jsonb_path_ops);
 -- Where two indexes begin with the workspace, a plan made while the table is small, and kept, may find one row by the
--- other one: a whole workspace is read for it. So the secondary ones begin with what is rarer, and the one on id comes last.
+-- other one: a whole workspace is read for it. So the secondary ones begin with what is rarer, and the primary key comes last:
+-- of indexes that look equally good, as all do while nothing is known of a table, the youngest is taken.
 create index knowledge_sources_status_workspace_id_idx on helper.knowledge_sources (status, workspace_id);
 create index knowledge_sources_attachment_id_idx on helper.knowledge_sources (attachment_id, external_id) where attachment_id is not null;
+alter table helper.knowledge_sources add primary key (workspace_id, id);
 
 create table helper.knowledge_inputs (
   workspace_id uuid not null,

@@ -43,7 +43,6 @@ create table helper.job_queue (
   run_at timestamptz not null default clock_timestamp(),
   job_id uuid not null,
   key uuid,
-  primary key (workspace_id, job_id),
   constraint job_queue_job_fkey foreign key (workspace_id, job_id) references helper.jobs on delete cascade
 );
 comment on table helper.job_queue is 'Jobs that may be claimed, deleted on claim';
@@ -53,6 +52,8 @@ comment on column helper.job_queue.run_at is 'Not before this time';
 comment on column helper.job_queue.job_id is 'The job';
 comment on column helper.job_queue.key is 'The job''s key';
 create index job_queue_kind_workspace_id_run_at_job_id_idx on helper.job_queue (kind, workspace_id, run_at, job_id);
+-- In this order: of indexes that look equally good, as all do while nothing is known of a table, the youngest is taken.
+alter table helper.job_queue add primary key (workspace_id, job_id);
 -- One waiting job for a document is enough, however often it changes; replies wait one behind the other.
 create unique index job_queue_key_idx on helper.job_queue (workspace_id, key) where kind = 'index';
 
@@ -105,7 +106,7 @@ comment on function helper._runners() is 'Runners of this database that are aliv
 -- Plans are kept for the session, those of foreign keys too: one made while a table is small would read all of it for each of
 -- the thousands of rows that the same transaction adds. So here and where documents are written no table is read through.
 create function helper._enqueue(workspace uuid, kind text, payload jsonb, key uuid) returns uuid
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_column
 declare
   v_job uuid;
@@ -136,10 +137,12 @@ comment on function helper._enqueue(uuid, text, jsonb, uuid) is 'Adds a job as t
 
 -- Claims jobs of at most `workspaces` workspaces that have one to do, those after `after` first, each at most `share`, and
 -- none of those in `without`; a runner claims one job, as it does one thing at a time. The time is a subquery's, which an index
--- can be asked for; a volatile function's is compared with row by row. The recursion steps from one workspace to the next, so that its cost depends on their number and not on the backlog.
+-- can be asked for; a volatile function's is compared with row by row. What is written is written by its place, which was looked
+-- up by its key: a join may be planned to read all that a workspace has. A place stays: rows of the queue are never updated,
+-- and a job is updated by whoever leases it alone. The recursion steps from one workspace to the next, so that its cost depends on their number and not on the backlog.
 create function helper._claim(kind text, after uuid, workspaces integer, share integer, without uuid[], runner uuid default null)
 returns table (workspace_id uuid, job_id uuid, job_kind text, key uuid, payload jsonb, attempts integer, token uuid)
-language sql volatile set search_path = pg_catalog, pg_temp as $$
+language sql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off set enable_incremental_sort = off set enable_bitmapscan = off as $$
   with recursive turn (workspace_id, is_due, n) as (
     (select q.workspace_id, d.is_due, d.is_due::integer
     from helper.job_queue q
@@ -159,10 +162,10 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
     ) f
     where t.n < workspaces
   ), picked as materialized (
-    select w.workspace_id, w.job_id, w.key
+    select w.workspace_id, w.job_id, w.key, w.place
     from turn t
     cross join lateral (
-      select q.workspace_id, q.job_id, q.key
+      select q.workspace_id, q.job_id, q.key, q.ctid as place
       from helper.job_queue q
       where q.kind = _claim.kind
         and q.workspace_id = t.workspace_id
@@ -181,13 +184,17 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
     on conflict do nothing
     returning job_leases.workspace_id, job_leases.job_id, job_leases.token
   ), taken as (
-    delete from helper.job_queue q using leased l
-    where q.workspace_id = l.workspace_id and q.job_id = l.job_id
+    delete from helper.job_queue q
+    where q.ctid = any (array(
+      select p.place from picked p join leased l on l.workspace_id = p.workspace_id and l.job_id = p.job_id))
   )
   update helper.jobs j
   set status = 'running', started_at = clock_timestamp(), attempts = j.attempts + 1
   from leased l
-  where j.workspace_id = l.workspace_id and j.id = l.job_id
+  cross join lateral (
+    select f.ctid as place from helper.jobs f where f.workspace_id = l.workspace_id and f.id = l.job_id limit 1
+  ) f
+  where j.ctid = f.place
   returning j.workspace_id, j.id, j.kind, j.key, j.payload, j.attempts, l.token
 $$;
 comment on function helper._claim(text, uuid, integer, integer, uuid[], uuid) is 'Leases waiting jobs of a kind to the worker or a runner, workspaces in turn';
@@ -218,8 +225,10 @@ language sql set search_path = pg_catalog, pg_temp as $$
   )
   update helper.jobs j
   set status = _finish_all.status, error = null, finished_at = clock_timestamp()
-  from ended e
-  where j.workspace_id = workspace and j.id = e.job_id
+  where j.ctid = any (array(
+    select f.ctid
+    from ended e
+    cross join lateral (select f.ctid from helper.jobs f where f.workspace_id = workspace and f.id = e.job_id limit 1) f))
 $$;
 comment on function helper._finish_all(uuid, uuid[], uuid[], text) is 'Ends the jobs of a workspace whose leases are not lost';
 

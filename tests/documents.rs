@@ -524,6 +524,77 @@ async fn attached_tables_are_followed() {
 }
 
 #[tokio::test]
+async fn what_is_given_again_while_its_indexing_ends_is_indexed_again() {
+    let (cluster, admin, ann) = start("").await;
+    // It waits, and nobody indexes it.
+    let worker = cluster.admin().await;
+    worker.claims(&json!({ "sub": ANN })).await;
+    worker.run("begin").await;
+    let id = add(&worker, "a", "A thing", "All there is to say.").await;
+    worker.run("delete from helper.job_queue; commit").await;
+    // As the worker does when it stores a document.
+    worker.run(&format!("begin; select from helper.knowledge_sources where id = '{id}' for no key update")).await;
+    let again = cluster.user(ANN).await;
+    let pid = again.pid().await;
+    let sql = format!("select helper.reindex('{id}')");
+    let waits = async {
+        until("the other to wait", async || {
+            let sql = "select true from pg_stat_activity where pid = $1 and wait_event_type = 'Lock'";
+            admin.query_opt(sql, &[&pid]).await.unwrap()
+        })
+        .await;
+        worker
+            .run(&format!(
+                "update helper.knowledge_sources set status = 'ready', content = 'All there is to say.' where id = '{id}'; \
+                 delete from helper.knowledge_inputs where source_id = '{id}'; commit"
+            ))
+            .await;
+    };
+    tokio::join!(again.run(&sql), waits);
+    until("it to be indexed", async || {
+        let sql = format!(
+            "select true from helper.knowledge_sources where id = '{id}' and status = 'ready' and chunk_count = 1"
+        );
+        ann.query_opt(&sql, &[]).await.unwrap()
+    })
+    .await;
+}
+
+/// Plans are kept, and made of what is known of a table: of one that has just been emptied that is nothing. Whichever way
+/// it was emptied, a row of thousands is written without reading the others.
+#[tokio::test]
+async fn what_is_known_of_empty_tables_makes_nobody_read_all_of_them_for_each_row() {
+    const ROWS: i64 = 4000;
+    let (cluster, admin, _) = start("autovacuum = off").await;
+    admin
+        .run(&format!(
+            "create table public.many (id integer primary key, body text not null); \
+             insert into public.many select n, 'Thing ' || n from generate_series(1, {ROWS}) n"
+        ))
+        .await;
+    let touched = "select coalesce(sum(i.idx_blks_hit + i.idx_blks_read), 0)::bigint from pg_statio_user_indexes i \
+        where i.schemaname = 'helper' and i.relname in ('knowledge_sources', 'knowledge_inputs', 'jobs', 'job_queue')";
+    let mut fewest = None;
+    for emptied in ["select 1", "analyze", "vacuum", "vacuum analyze", "analyze"] {
+        admin.run(emptied).await;
+        let session = cluster.admin().await;
+        session.claims(&json!({ "sub": ANN })).await;
+        let before: i64 = session.one(touched, &[]).await;
+        // Taken back, so that nobody indexes them.
+        session
+            .run(
+                "begin; select helper.attach_table('public.many', 'id', 'body'); \
+                 select pg_stat_force_next_flush(); rollback",
+            )
+            .await;
+        let after: i64 = session.one(touched, &[]).await;
+        let each = (after - before) / ROWS;
+        let fewest = *fewest.get_or_insert(each);
+        assert!(each <= fewest + 2, "after {emptied}: {each} pages of indexes for each row, {fewest} before");
+    }
+}
+
+#[tokio::test]
 async fn waiting_for_the_index_says_what_cannot_come() {
     let (_cluster, admin, ann) = start("").await;
     assert_eq!(indexed(&ann).await, 0);

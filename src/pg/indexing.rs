@@ -96,9 +96,13 @@ impl Indexing {
         let most = if embedder.is_remote() { REMOTE_BYTES } else { LOCAL_BYTES };
         let ids: Vec<pgrx::Uuid> = jobs.iter().map(|job| job.key).collect();
         let sizes: HashMap<pgrx::Uuid, (i64, Option<pgrx::Uuid>)> = spi::change(
-            "select s.id, pg_catalog.octet_length(i.content)::bigint, s.created_by from pg_catalog.unnest($2) u (id) \
-             join helper.knowledge_sources s on s.workspace_id = $1 and s.id = u.id and s.status = 'pending' \
-             join helper.knowledge_inputs i on i.workspace_id = s.workspace_id and i.source_id = s.id",
+            "select s.id, i.size, s.created_by from pg_catalog.unnest($2) u (id) \
+             cross join lateral ( \
+               select s.id, s.created_by, s.status from helper.knowledge_sources s where s.workspace_id = $1 and s.id = u.id limit 1) s \
+             cross join lateral ( \
+               select pg_catalog.octet_length(i.content)::bigint as size from helper.knowledge_inputs i \
+               where i.workspace_id = $1 and i.source_id = u.id limit 1) i \
+             where s.status = 'pending'",
             &[workspace.into(), ids.into()],
             |row| Ok((row.get(1)?, (row.get(2)?, row.opt(3)?))),
         )?
@@ -145,8 +149,11 @@ impl Indexing {
         spi::change(
             "select s.id, s.title, s.mime_type, s.language, s.input_hash, i.content, i.is_file, s.file_name, s.chunk_count \
              from pg_catalog.unnest($2) u (id) \
-             join helper.knowledge_sources s on s.workspace_id = $1 and s.id = u.id and s.status = 'pending' \
-             join helper.knowledge_inputs i on i.workspace_id = s.workspace_id and i.source_id = s.id",
+             cross join lateral ( \
+               select s.* from helper.knowledge_sources s where s.workspace_id = $1 and s.id = u.id limit 1) s \
+             cross join lateral ( \
+               select i.* from helper.knowledge_inputs i where i.workspace_id = $1 and i.source_id = u.id limit 1) i \
+             where s.status = 'pending'",
             &[workspace.into(), ids.into()],
             |row| {
                 let Some(job) = jobs.remove(&row.get::<pgrx::Uuid>(1)?) else { return Ok(()) };

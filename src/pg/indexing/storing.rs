@@ -1,6 +1,7 @@
 //! Storing documents whose embeddings are known: a few statements for all of them, in one transaction.
 //!
-//! `unnest` of several arrays is syntax, and means the one of `pg_catalog` wherever it stands.
+//! `unnest` of several arrays is syntax, and means the one of `pg_catalog` wherever it stands. Rows are looked up by their
+//! keys one by one and written by their places: a join may be planned to read all that a workspace has.
 
 use super::{Document, Indexing, Stored, embedded_text};
 use crate::core::error::{Error, Result};
@@ -79,7 +80,9 @@ impl Indexing {
         let ids: Vec<pgrx::Uuid> = self.jobs().map(|job| job.key).collect();
         let locked: HashMap<pgrx::Uuid, Vec<u8>> = spi::change(
             "select s.id, s.input_hash from pg_catalog.unnest($2) u (id) \
-             join helper.knowledge_sources s on s.workspace_id = $1 and s.id = u.id for no key update of s skip locked",
+             cross join lateral ( \
+               select s.id, s.input_hash from helper.knowledge_sources s where s.workspace_id = $1 and s.id = u.id \
+               limit 1 for no key update skip locked) s",
             &[self.workspace.into(), ids.clone().into()],
             |row| Ok((row.get(1)?, row.get(2)?)),
         )?
@@ -316,7 +319,9 @@ impl Indexing {
              set status = 'ready', error = null, title = u.title, content = u.content, language = coalesce(s.language, u.language), \
                chunk_count = u.chunks, token_count = u.tokens, indexed_at = clock_timestamp() \
              from unnest($2, $3, $4, $5, $6, $7) u (id, title, content, language, chunks, tokens) \
-             where s.workspace_id = $1 and s.id = u.id",
+             cross join lateral ( \
+               select f.ctid as place from helper.knowledge_sources f where f.workspace_id = $1 and f.id = u.id limit 1) f \
+             where s.ctid = f.place",
             &[
                 self.workspace.into(),
                 ids.clone().into(),
@@ -329,7 +334,9 @@ impl Indexing {
         )?;
         spi::run(
             "delete from helper.knowledge_inputs i using pg_catalog.unnest($2) u (id) \
-             where i.workspace_id = $1 and i.source_id = u.id and not i.is_file",
+             cross join lateral ( \
+               select f.ctid as place from helper.knowledge_inputs f where f.workspace_id = $1 and f.source_id = u.id limit 1) f \
+             where i.ctid = f.place and not i.is_file",
             &[self.workspace.into(), ids.into()],
         )
     }
