@@ -75,6 +75,9 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   v_call uuid;
 begin
+  perform helper._call_off(c.id, false)
+  from helper.function_calls c
+  where c.message_id = message.id and c.workspace_id = message.workspace_id and c.finished_at is null;
   -- Calls before their message, as whoever decides one takes them.
   perform from helper.function_calls c
   where c.message_id = message.id and c.workspace_id = message.workspace_id
@@ -93,7 +96,7 @@ begin
     select c.id from helper.function_calls c
     where c.message_id = message.id and c.workspace_id = message.workspace_id and c.finished_at is null
   loop
-    perform helper._move_call(message.workspace_id, v_call, array['pending', 'awaiting_confirmation', 'queued'], 'cancelled', '{}');
+    perform helper._cancel_call(message.workspace_id, v_call);
   end loop;
   return true;
 end

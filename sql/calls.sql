@@ -429,6 +429,21 @@ $$;
 comment on function helper.reject(uuid, text) is
   'Rejects a call that waits for approval and returns it as call_status does; a model is told so, with the reason. For who made it, who may approve it, and admins. Errors: 22023, 42501, 42704, 55000 decided or ended before';
 
+create function helper._cancel_call(workspace uuid, call uuid) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  -- Whoever runs it has its row until that has ended.
+  perform helper._call_off(call, false);
+  if helper._move_call(workspace, call, array['pending', 'awaiting_confirmation', 'queued'], 'cancelled') then
+    return true;
+  end if;
+  -- In a statement of its own, which sees what a runner that was broken off has noted meanwhile.
+  return exists (select from helper.function_calls c where c.workspace_id = workspace and c.id = call and c.status = 'cancelled');
+end
+$$;
+comment on function helper._cancel_call(uuid, uuid) is
+  'Cancels a call that has not ended, breaking off a runner that is at it; false where it has ended otherwise, or is being sent';
+
 create function helper.cancel_call(call uuid) returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -440,8 +455,8 @@ begin
       message = 'permission denied to cancel the call',
       detail = 'Only who made it and admins of the workspace may.';
   end if;
-  return helper._move_call(v_call.workspace_id, v_call.id, array['pending', 'awaiting_confirmation', 'queued'], 'cancelled');
+  return v_call.finished_at is null and helper._cancel_call(v_call.workspace_id, v_call.id);
 end
 $$;
 comment on function helper.cancel_call(uuid) is
-  'Cancels a call that has not begun; false where it has. For who made it and admins. Errors: 42501, 42704';
+  'Cancels a call that waits, or that is run in the background: what it did so far is taken back. False where it has ended, or its request has been sent. One that is run is broken off at once, unless it catches query_canceled, and may stay cancelled even if the caller''s transaction is rolled back. For who made it and admins. Errors: 42501, 42704';

@@ -93,6 +93,11 @@ comment on function helper._wake_worker() is 'Wakes this database''s worker when
 create trigger job_queue_wake after insert on helper.job_queue
   for each statement execute function helper._wake_worker();
 
+create function helper._call_off(what uuid, at_commit boolean) returns void
+language c volatile as 'MODULE_PATHNAME', 'call_off_wrapper';
+comment on function helper._call_off(uuid, boolean) is
+  'Breaks off what a runner of this database does for a run or a call, if one does: now, or when the transaction commits';
+
 create function helper._wake_runner() returns trigger
 language c as 'MODULE_PATHNAME', 'wake_runner_wrapper';
 comment on function helper._wake_runner() is 'Wakes a runner of this database when the transaction commits, or has one started';

@@ -270,4 +270,4 @@ begin
 end
 $$;
 comment on function helper.cancel(uuid) is
-  'Cancels a reply that helper.ask_async is working on, or one that waits for a confirmation, whose calls are cancelled too: its message keeps what was said and gets the status cancelled. False where it has ended. Errors: 42704';
+  'Cancels a reply that helper.ask_async is working on, or one that waits for a confirmation, whose calls are cancelled too, and broken off at once where they are run: its message keeps what was said and gets the status cancelled. False where it has ended. Errors: 42704';

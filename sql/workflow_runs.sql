@@ -82,9 +82,19 @@ comment on function helper._run(uuid, text) is 'A run, for a caller with a role 
 
 create function helper._cancel_run(workspace uuid, run uuid) returns void
 language sql volatile set search_path = pg_catalog, pg_temp as $$
-  select helper._wake_run(workspace, run, '{"do": "cancel"}')
+  select helper._wake_run(workspace, run, '{"do": "cancel"}');
+  -- Once that is to be seen; and what it waits for, as every runner may be at that.
+  with recursive below (id) as (
+    select run
+    union
+    select w.subject
+    from below b
+    join helper.workflow_waits w on w.workspace_id = workspace and w.run_id = b.id
+    where w.subject is not null
+  )
+  select helper._call_off(b.id, true) from below b
 $$;
-comment on function helper._cancel_run(uuid, uuid) is 'Has a run cancelled';
+comment on function helper._cancel_run(uuid, uuid) is 'Has a run cancelled, breaking off the statement it is at';
 
 create function helper.cancel_run(run uuid) returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -105,18 +115,27 @@ begin
 end
 $$;
 comment on function helper.cancel_run(uuid) is
-  'Has a run cancelled, with what it waits for; false where it has ended. What it did stays done. For who started it and admins. Errors: 42501, 42704';
+  'Has a run cancelled, with what it waits for and the statement it is at; false where it has ended. Steps that were done stay done. For who started it and admins. Errors: 42501, 42704';
 
-create function helper.pause_run(run uuid) returns boolean
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+create function helper._command_run(run uuid, command text) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   v_run helper.workflow_runs := helper._run(run, 'admin');
 begin
   if v_run.finished_at is not null then
     return false;
   end if;
-  perform helper._wake_run(v_run.workspace_id, v_run.id, '{"do": "pause"}');
+  perform helper._wake_run(v_run.workspace_id, v_run.id, jsonb_build_object('do', command));
   return true;
+end
+$$;
+comment on function helper._command_run(uuid, text) is
+  'Has something done with a run that has not ended, for admins of its workspace; false where it has. Errors: 42501, 42704';
+
+create function helper.pause_run(run uuid) returns boolean
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return helper._command_run(run, 'pause');
 end
 $$;
 comment on function helper.pause_run(uuid) is
@@ -124,14 +143,8 @@ comment on function helper.pause_run(uuid) is
 
 create function helper.resume_run(run uuid) returns boolean
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
-declare
-  v_run helper.workflow_runs := helper._run(run, 'admin');
 begin
-  if v_run.finished_at is not null then
-    return false;
-  end if;
-  perform helper._wake_run(v_run.workspace_id, v_run.id, '{"do": "resume"}');
-  return true;
+  return helper._command_run(run, 'resume');
 end
 $$;
 comment on function helper.resume_run(uuid) is 'Has a paused run go on; false where it has ended. For workspace admins. Errors: 42501, 42704';

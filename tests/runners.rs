@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// Tools that take their time, and a table of what they did.
 const TOOLS: &str = "
-create table public.naps (mark text not null, at timestamptz not null default clock_timestamp());
+create table public.naps (mark text not null, at timestamptz not null default clock_timestamp(), pid integer not null default pg_backend_pid());
 grant select, insert, update on public.naps to authenticated;
 create function public.nap(mark text, seconds double precision) returns text language plpgsql as $$
 begin
@@ -168,10 +168,12 @@ async fn a_reply_whose_tool_runs_is_cancelled_and_lets_its_call_wait_no_longer_t
     place.admin.run("alter system set helper_ai.runners = 0").await;
     place.cluster.reload();
     place.server.answer_by(|seen| {
-        if String::from_utf8_lossy(&seen.body).contains("<tool_result seal") {
+        let body = String::from_utf8_lossy(&seen.body).into_owned();
+        if body.contains("<tool_result seal") {
             return Answer::say("So be it.");
         }
-        let call = ("nap".to_owned(), r#"{"mark": "never", "seconds": 0}"#.to_owned());
+        let seconds = if body.contains("Sleep long.") { 50 } else { 0 };
+        let call = ("nap".to_owned(), json!({ "mark": "never", "seconds": seconds }).to_string());
         Answer::Say(Say { text: "Let me see.".into(), tools: vec![call], ..Say::default() })
     });
     let ask = "select helper.ask_async('Sleep.', knowledge => false, options => $1)::text";
@@ -193,6 +195,46 @@ async fn a_reply_whose_tool_runs_is_cancelled_and_lets_its_call_wait_no_longer_t
     assert!(place.ann.one::<bool>("select helper.cancel($1::text::uuid)", &[&unwanted]).await);
     ended(&unwanted, "cancelled").await;
     assert_eq!(marks(&place.admin, "never").await, 0);
+    // One that a runner is at is broken off.
+    place.admin.run("alter system set helper_ai.runners = 1").await;
+    place.cluster.reload();
+    let unwanted: String = place.ann.one(&ask.replace("Sleep.", "Sleep long."), &[&json!({ "tools": ["nap"] })]).await;
+    sleeping(&place.admin).await;
+    assert!(place.ann.one::<bool>("select helper.cancel($1::text::uuid)", &[&unwanted]).await);
+    until("the call's end", async || {
+        let sql = "select true from helper.function_calls where message_id = $1::text::uuid and status = 'cancelled'";
+        place.admin.query_opt(sql, &[&unwanted]).await.unwrap()
+    })
+    .await;
+    ended(&unwanted, "cancelled").await;
+    assert_eq!(marks(&place.admin, "never").await, 0);
+}
+
+#[tokio::test]
+async fn a_call_that_a_runner_is_at_is_broken_off_when_it_is_cancelled() {
+    let (cluster, admin, ann) = with_tools("helper_ai.runners = 2").await;
+    let bea = bea(&cluster).await;
+    let (unwanted, wanted) = (nap(&ann, "unwanted", 50.0).await, nap(&ann, "wanted", 3.0).await);
+    until("two naps", async || {
+        let sql = "select count(*) = 2 from pg_stat_activity where backend_type = 'helper_ai runner' and wait_event = 'PgSleep'";
+        admin.one::<bool>(sql, &[]).await.then_some(())
+    })
+    .await;
+    let before = runners(&admin).await;
+    assert_eq!(bea.error(&format!("select helper.cancel_call('{unwanted}')")).await.code().code(), "42704");
+    assert!(ann.one::<bool>("select helper.cancel_call($1::text::uuid)", &[&unwanted]).await);
+    assert_eq!(status(&ann, &unwanted).await["status"], "cancelled");
+    assert!(!ann.one::<bool>("select helper.cancel_call($1::text::uuid)", &[&unwanted]).await, "twice");
+    assert_eq!(ended(&ann, &wanted).await["status"], "succeeded");
+    assert!(!ann.one::<bool>("select helper.cancel_call($1::text::uuid)", &[&wanted]).await, "after its end");
+    assert_eq!((marks(&admin, "unwanted").await, marks(&admin, "wanted").await), (0, 1));
+    until("their jobs to end", async || {
+        let sql = "select count(*) from helper.jobs where kind = 'call' and finished_at is null";
+        (admin.one::<i64>(sql, &[]).await == 0).then_some(())
+    })
+    .await;
+    assert_eq!(runners(&admin).await, before, "the runners are the same");
+    assert!(!cluster.log().contains("helper_ai runner: "), "{}", cluster.log());
 }
 
 #[tokio::test]
@@ -393,6 +435,8 @@ async fn an_idle_runner_takes_what_comes_and_a_second_one_comes_when_it_is_busy(
         ended(&ann, &call).await;
     }
     assert!(runners(&admin).await.contains(&idle), "it is there for the next one");
+    let pids: i64 = admin.one("select count(distinct n.pid) from public.naps n", &[]).await;
+    assert!(pids <= 2, "{pids} runners were started for 41 calls");
     let calls = [nap(&ann, "a", 3.0).await, nap(&ann, "b", 3.0).await];
     until("two at once", async || {
         let sql = "select count(*) = 2 from pg_stat_activity where backend_type = 'helper_ai runner' and wait_event = 'PgSleep'";

@@ -486,6 +486,62 @@ async fn runs_wait_for_events_and_for_other_runs_and_are_cancelled_with_them() {
 }
 
 #[tokio::test]
+async fn a_cancel_breaks_off_the_statement_that_a_run_is_at() {
+    let Shop { cluster, admin, ann, .. } = shop().await;
+    admin.run("alter system set helper_ai.runners = 1").await;
+    cluster.reload();
+    let sleep = json!({ "name": "sleep", "type": "sql", "timeout": "60 s",
+        "sql": "insert into public.ledger (what) select 'slept' from pg_sleep(($1 ->> 'seconds')::float8)",
+        "parameters": { "seconds": "{{ input.seconds }}" } });
+    create(&ann, "sleeper", json!({ "steps": [insert("before", "before"), sleep, insert("after", "after")] })).await;
+    let sub = json!({ "name": "sub", "type": "workflow", "workflow": "sleeper", "input": { "seconds": 300 } });
+    create(&ann, "parent", json!({ "steps": [sub] })).await;
+    let asleep = async || {
+        until("a run to sleep", async || {
+            let sql =
+                "select pid from pg_stat_activity where backend_type = 'helper_ai runner' and wait_event = 'PgSleep'";
+            admin.query_opt(sql, &[]).await.unwrap().map(|row| row.get::<_, i32>(0))
+        })
+        .await
+    };
+    // What was not committed breaks off nothing.
+    let kept = run(&ann, "sleeper", json!({ "seconds": 2 })).await;
+    let pid = asleep().await;
+    ann.run(&format!("begin; select helper.cancel_run('{kept}'); rollback")).await;
+    assert_eq!(ended(&ann, &kept).await["status"], "succeeded");
+    for name in ["sleeper", "parent"] {
+        let unwanted = run(&ann, name, json!({ "seconds": 300 })).await;
+        assert_eq!(asleep().await, pid, "the runner was ended");
+        assert!(ann.one::<bool>("select helper.cancel_run($1::text::uuid)", &[&unwanted]).await);
+        assert_eq!(ended(&ann, &unwanted).await["status"], "cancelled");
+    }
+    let of_sleeper =
+        "select r.id::text from helper.workflow_activity r where r.workflow = 'sleeper' and r.status <> 'succeeded'";
+    until("the parent's run to be cancelled", async || {
+        let sql = format!("select count(*) from ({of_sleeper} and r.status = 'cancelled') r");
+        (ann.one::<i64>(&sql, &[]).await == 2).then_some(())
+    })
+    .await;
+    for row in ann.query(of_sleeper, &[]).await.unwrap() {
+        let told = status(&ann, row.get(0)).await;
+        // Not one that failed as its time was over.
+        assert_eq!(
+            (&step(&told, "before")["status"], &step(&told, "sleep")["status"]),
+            (&json!("succeeded"), &json!("cancelled"))
+        );
+        assert_eq!(step(&told, "sleep")["error"], Value::Null);
+    }
+    assert_eq!((lines(&admin, "before").await, lines(&admin, "slept").await, lines(&admin, "after").await), (3, 1, 1));
+    // And whoever may not cancel a run breaks nothing off.
+    let kept = run(&ann, "sleeper", json!({ "seconds": 2 })).await;
+    asleep().await;
+    let carl = cluster.user(CARL).await;
+    assert_eq!(carl.error(&format!("select helper.cancel_run('{kept}')")).await.code().code(), "42501");
+    assert_eq!(carl.error(&format!("select helper._call_off('{kept}', false)")).await.code().code(), "42501");
+    assert_eq!(ended(&ann, &kept).await["status"], "succeeded");
+}
+
+#[tokio::test]
 async fn a_paused_run_begins_nothing_until_it_is_resumed() {
     let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
     create(

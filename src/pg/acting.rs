@@ -31,8 +31,8 @@ pub struct Errand {
 }
 
 impl Errand {
-    /// Notes, as the owner, that nobody waits for it any more: whether a request was done is not known, and what no runner
-    /// has begun is not.
+    /// Notes, as the owner, that nobody waits for it any more: whether a request was done is not known, and what a runner
+    /// is to do is cancelled.
     pub fn lost(&self) -> Result<()> {
         if self.request.is_none() {
             return tools::cancel_queued(self.workspace, self.call);

@@ -11,6 +11,7 @@ mod answering;
 mod asking;
 mod budget;
 mod calling;
+mod calling_off;
 mod completing;
 mod embedder;
 mod embedding;

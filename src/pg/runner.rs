@@ -131,7 +131,8 @@ impl Runner {
             let others = slot.started().filter(|runner| runner.pid != self.pid).count();
             let may = slot.held_by == 0 && others < most;
             if may && let Some(entry) = slot.enter(self.pid) {
-                *entry = shared::Runner { pid: self.pid, id: *self.id.as_bytes(), busy: true };
+                *entry =
+                    shared::Runner { pid: self.pid, id: *self.id.as_bytes(), busy: true, ..shared::Runner::default() };
                 return true;
             }
             clear(slot, self.pid, true);
@@ -164,6 +165,9 @@ impl Runner {
                 // SAFETY: the server's own way to read its configuration again.
                 unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
             }
+            // Nothing is done that an administrator could cancel.
+            // SAFETY: a plain flag.
+            unsafe { (&raw mut pg_sys::QueryCancelPending).write_volatile(0) };
             // SAFETY: handles barriers and invalidations; a termination leaves above or raises here.
             pgrx::check_for_interrupts!();
             match self.step() {

@@ -24,6 +24,12 @@ pub struct Runner {
     pub id: [u8; 16],
     /// It does something, and will look for more when that is done.
     pub busy: bool,
+    /// The run or call that it is at; zeros while it is at none.
+    pub at: [u8; 16],
+    /// It does something for that which callers wrote, and which a signal may break off.
+    pub is_open: bool,
+    /// Nobody wants that any more.
+    pub is_called_off: bool,
 }
 
 /// A database, its worker and its runners.
@@ -231,6 +237,14 @@ pub fn is_alive(pid: i32) -> bool {
 pub fn is_session(pid: i32) -> bool {
     // SAFETY: a look into the server's own table.
     pid != 0 && unsafe { !pg_sys::BackendPidGetProc(pid).is_null() }
+}
+
+/// Breaks off what a process of this server does, as `pg_cancel_backend` would.
+pub fn cancel(pid: i32) {
+    if is_session(pid) {
+        // SAFETY: the process is one of this server's.
+        unsafe { kill(pid, pg_sys::SIGINT as i32) };
+    }
 }
 
 /// Asks a process of this server to end.

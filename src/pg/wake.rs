@@ -1,7 +1,7 @@
 //! What is done when a transaction ends: worker or runner is woken when something was enqueued, and not before; a database
 //! that was held for a statement is given back.
 
-use crate::pg::shared;
+use crate::pg::{calling_off, shared};
 use pgrx::prelude::*;
 use std::cell::{Cell, RefCell};
 
@@ -10,6 +10,8 @@ thread_local! {
     static PENDING: Cell<bool> = const { Cell::new(false) };
     /// The same for a runner.
     static RUNNER: Cell<bool> = const { Cell::new(false) };
+    /// Runs and calls that nobody wants any more once this transaction has committed.
+    static CALLED_OFF: RefCell<Vec<[u8; 16]>> = const { RefCell::new(Vec::new()) };
     /// Databases that no worker may enter until the transaction ends.
     static HELD: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     /// A database that this transaction makes.
@@ -24,6 +26,7 @@ pub fn this_database() -> u32 {
 #[pg_guard]
 unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _arg: *mut std::ffi::c_void) {
     if event == pg_sys::XactEvent::XACT_EVENT_COMMIT {
+        CALLED_OFF.take().into_iter().for_each(calling_off::now);
         // Somebody may wait for what it runs.
         if RUNNER.replace(false) {
             shared::want_runner(this_database());
@@ -38,6 +41,7 @@ unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _arg: *mut st
         release();
     } else if event == pg_sys::XactEvent::XACT_EVENT_ABORT || event == pg_sys::XactEvent::XACT_EVENT_PREPARE {
         // A prepared transaction may be committed by any session later: the worker's own rounds find its work.
+        CALLED_OFF.take();
         PENDING.set(false);
         RUNNER.set(false);
         MADE.set(0);
@@ -84,6 +88,12 @@ pub fn runner_at_commit() {
         listen();
         RUNNER.set(true);
     }
+}
+
+/// At commit: breaks off what a runner does for a run or a call.
+pub fn call_off_at_commit(what: [u8; 16]) {
+    listen();
+    CALLED_OFF.with_borrow_mut(|called_off| called_off.push(what));
 }
 
 /// Keeps worker and runners out of a database until this transaction ends, however it ends. Returns those that are in it;

@@ -7,7 +7,7 @@ use crate::pg::jobs::{Job, MOST_ATTEMPTS, Wanted, claim, end, is_due, requeue};
 use crate::pg::session::{durable, forget};
 use crate::pg::tools::{self, Queued};
 use crate::pg::transaction::{bare_transaction, transaction};
-use crate::pg::{owner, spi};
+use crate::pg::{calling_off, owner, spi};
 use pgrx::Uuid;
 use std::time::{Duration, Instant};
 
@@ -56,12 +56,17 @@ impl Runner {
     }
 
     fn run_call(&mut self, job: &Job) {
+        let at = calling_off::at(job.key);
         let done = if job.attempts > MOST_ATTEMPTS { Err(never_ended()) } else { run(job) };
+        drop(at);
         let Err(error) = done else { return };
         let forgotten = transaction(forget);
         self.notes.note(forgotten);
-        self.notes.note::<()>(Err(error.clone()));
-        let ended = transaction(|| tools::tried(job, &error));
+        let is_called_off = calling_off::was_called_off();
+        if !is_called_off {
+            self.notes.note::<()>(Err(error.clone()));
+        }
+        let ended = transaction(|| if is_called_off { tools::called_off(job) } else { tools::tried(job, &error) });
         if self.notes.note(ended).is_none() {
             self.owed.push(job.clone());
         }
@@ -72,6 +77,9 @@ fn run(job: &Job) -> Result<()> {
     bare_transaction(|| {
         durable();
         let queued = tools::run_queued(job.workspace, job.key)?;
+        if calling_off::was_called_off() {
+            return Err(Error::not_ready("the call was called off"));
+        }
         owner::as_owner(|| {
             match queued {
                 Queued::Ended => end(job, "succeeded", None)?,

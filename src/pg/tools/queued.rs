@@ -8,7 +8,7 @@ use super::{calling, remote};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::ToolRequest;
 use crate::pg::jobs::{self, Job, MOST_ATTEMPTS};
-use crate::pg::{owner, session, spi};
+use crate::pg::{calling_off, owner, session, spi};
 use pgrx::Uuid;
 use serde_json::json;
 use std::ffi::CString;
@@ -30,6 +30,9 @@ pub enum ToSend {
     /// It still waits, as it cannot be sent now.
     Later,
 }
+
+/// Seconds until a call is looked at again that was called off.
+const CALLED_OFF: f64 = 0.25;
 
 /// A call and whose it is.
 struct Waiting {
@@ -140,14 +143,28 @@ fn show(waiting: &Waiting) -> Result<()> {
     }
 }
 
-/// Cancels a queued call that no runner has begun, as the owner; nobody waits for one that has.
+/// Cancels a queued call, as the owner. Nobody waits for a runner that has begun it: that is told to break it off.
 pub fn cancel_queued(workspace: Uuid, call: Uuid) -> Result<()> {
+    calling_off::now(*call.as_bytes());
+    cancel_unlocked(workspace, call, &["queued"])
+}
+
+/// Ends a call that somebody cancelled while this runner was at it, though they may have taken that back. Nobody waits for
+/// them, who may still have it locked: it is looked at once more in a moment.
+pub fn called_off(job: &Job) -> Result<()> {
+    cancel_unlocked(job.workspace, job.key, &["queued", "awaiting_confirmation"])?;
+    jobs::requeue(job, CALLED_OFF, false)
+}
+
+/// Cancels a call in one of some states that nobody has locked.
+fn cancel_unlocked(workspace: Uuid, call: Uuid, states: &[&str]) -> Result<()> {
+    let states: Vec<String> = states.iter().map(|state| (*state).to_owned()).collect();
     spi::run(
         "with open as materialized ( \
            select c.workspace_id, c.id from helper.function_calls c \
-           where c.workspace_id = $1 and c.id = $2 and c.status = 'queued' for update skip locked) \
-         select helper._move_call(o.workspace_id, o.id, array['queued'], 'cancelled') from open o",
-        &[workspace.into(), call.into()],
+           where c.workspace_id = $1 and c.id = $2 and c.status = any ($3) for update skip locked) \
+         select helper._move_call(o.workspace_id, o.id, $3, 'cancelled') from open o",
+        &[workspace.into(), call.into(), states.into()],
     )
 }
 

@@ -1,10 +1,12 @@
 //! Something tried: in a subtransaction, so that an error of it is data and what it did before can be taken back.
 
 use crate::core::error::{Error, Result};
+use crate::pg::calling_off::{self, Open};
+use crate::pg::report::Notes;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 use serde_json::{Value, json};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
@@ -73,15 +75,18 @@ impl Place {
 }
 
 /// Tries something, in so much time. A cancel of the statement, a conflict that the whole transaction has to be repeated
-/// for and the server's end go on as errors; any other error is returned, and all that was done is taken back.
+/// for and the server's end go on as errors; any other error is returned, and all that was done is taken back; also where
+/// somebody has called it off.
 pub fn attempt<T>(time: Option<Duration>, work: impl FnOnce() -> Result<Done<T>>) -> std::result::Result<T, Fault> {
     let place = Place::enter();
     let codes = Codes::listen();
+    let open = Open::enter();
     let timer = Timer::start(time);
     let outcome = PgTryBuilder::new(AssertUnwindSafe(|| work().map_err(Caught::Ours)))
         .catch_others(|caught| Err(Caught::Postgres(caught)))
         .execute();
     let is_late = timer.stop();
+    let is_called_off = open.close();
     let code = codes.last();
     match outcome {
         // What ended just when its time was over has taken no more than it.
@@ -95,7 +100,7 @@ pub fn attempt<T>(time: Option<Duration>, work: impl FnOnce() -> Result<Done<T>>
         }
         Err(Caught::Postgres(caught)) => {
             place.leave(false);
-            match fault(&caught, code, is_late.then_some(time).flatten()) {
+            match fault(&caught, code, is_called_off, is_late.then_some(time).flatten()) {
                 Some(fault) => Err(fault),
                 None => caught.rethrow(),
             }
@@ -104,7 +109,7 @@ pub fn attempt<T>(time: Option<Duration>, work: impl FnOnce() -> Result<Done<T>>
 }
 
 /// What is told of an error of Postgres; `None` where it is not for us to swallow.
-fn fault(caught: &CaughtError, code: Option<i32>, late: Option<Duration>) -> Option<Fault> {
+fn fault(caught: &CaughtError, code: Option<i32>, is_called_off: bool, late: Option<Duration>) -> Option<Fault> {
     let (CaughtError::PostgresError(report)
     | CaughtError::ErrorReport(report)
     | CaughtError::RustPanic { ereport: report, .. }) = caught;
@@ -115,6 +120,10 @@ fn fault(caught: &CaughtError, code: Option<i32>, late: Option<Duration>) -> Opt
     };
     let sqlstate = unpacked(code);
     let class = &sqlstate[..2];
+    if is_called_off && sqlstate == "57014" {
+        calling_off::note();
+        return Some(Fault { sqlstate, message: "the function was called off".into(), detail: None, hint: None });
+    }
     if let (Some(time), "57014") = (late, sqlstate.as_str()) {
         return Some(Fault {
             sqlstate,
@@ -127,7 +136,8 @@ fn fault(caught: &CaughtError, code: Option<i32>, late: Option<Duration>) -> Opt
         "40" | "57" => None,
         // Inner workings are for the server's log.
         "XX" => {
-            log!("helper_ai: a tool failed: {} ({sqlstate})", report.message());
+            let what = format!("a function failed: {}", report.message());
+            NOTES.with_borrow_mut(|notes| notes.note::<()>(Err(Error::bug(what))));
             Some(Fault { sqlstate, message: "the function failed".into(), detail: None, hint: None })
         }
         _ => {
@@ -151,6 +161,7 @@ fn unpacked(code: i32) -> String {
 }
 
 thread_local! {
+    static NOTES: RefCell<Notes> = RefCell::new(Notes::of("tools"));
     static CODE: Cell<i32> = const { Cell::new(0) };
     static LATE: Cell<bool> = const { Cell::new(false) };
     static TIMER: Cell<Option<i32>> = const { Cell::new(None) };

@@ -137,8 +137,8 @@ impl Worker {
         self.errand_noted(fetching, noted);
     }
 
-    /// Goes on with replies whose calls runners have ended. A call that no runner has begun when its reply has taken as long
-    /// as it may is cancelled.
+    /// Goes on with replies whose calls runners have ended. A call that has not ended when its reply has taken as long as it
+    /// may is cancelled.
     pub(super) fn hear_runners(&mut self) {
         if self.with_runners.is_empty() {
             return;

@@ -14,7 +14,7 @@ use crate::core::workflow::definition::Definition;
 use crate::core::workflow::machine::{Action, Progress};
 use crate::core::workflow::row::Failure;
 use crate::core::workflow::{Span, Time};
-use crate::pg::{identity, owner, session, spi};
+use crate::pg::{calling_off, identity, owner, session, spi};
 use pgrx::Uuid;
 use pgrx::prelude::*;
 use std::collections::HashMap;
@@ -163,7 +163,9 @@ fn advance(stored: &mut Stored, gone: Option<&Error>, until: Instant, changes: &
     }
     let mut stepping = Stepping::new(stored, &definition)?;
     stepping.look(&mut progress)?;
+    let at = calling_off::at(stored.id);
     let is_unfinished = do_steps(stored, &mut progress, &mut stepping, until)?;
+    drop(at);
     let Stepping { is_used, inputs, bytes, .. } = stepping;
     stored.bytes = bytes;
     changes.of(stored, &mut progress, inputs, is_unfinished)?;
@@ -171,7 +173,7 @@ fn advance(stored: &mut Stored, gone: Option<&Error>, until: Instant, changes: &
 }
 
 /// Does what is to be done now, at least one step of it; says whether something is left, because the time is over or the
-/// owner gone. A step that was begun and not done is begun again.
+/// owner gone, or a step called off. A step that was begun and not done is begun again.
 fn do_steps(stored: &Stored, progress: &mut Progress, stepping: &mut Stepping, until: Instant) -> Result<bool> {
     let mut is_first = true;
     loop {
@@ -184,10 +186,15 @@ fn do_steps(stored: &Stored, progress: &mut Progress, stepping: &mut Stepping, u
                 Action::Begin { .. } if !is_first && (Instant::now() >= until || check_owner(stored).is_err()) => {
                     return Ok(true);
                 }
+                // Looked at again, with what is wanted of the run now.
+                Action::Begin { .. } if !is_first && calling_off::is_called_off() => return Ok(true),
                 Action::Begin { place, attempt, work } => {
                     is_first = false;
                     let time = progress.times_out_at(place).map(|at| at.saturating_sub(now()));
                     let event = stepping.begin(place, attempt, work, time)?;
+                    if calling_off::was_called_off() {
+                        return Ok(true);
+                    }
                     progress.apply(place, attempt, stepping.kept(event), now(), random());
                 }
                 Action::CallOff { waits_for, .. } => stepping.call_off(&waits_for)?,

@@ -515,10 +515,7 @@ impl<'a> Stepping<'a> {
         let workspace = self.stored.workspace;
         if let Some(call) = id_in(waits_for, "call") {
             return owner::as_owner(|| {
-                spi::run(
-                    "select helper._move_call($1, $2, array['pending', 'awaiting_confirmation', 'queued'], 'cancelled')",
-                    &[workspace.into(), call.into()],
-                )
+                spi::run("select helper._cancel_call($1, $2)", &[workspace.into(), call.into()])
             });
         }
         if let Some(message) = id_in(waits_for, "message") {
