@@ -23,6 +23,13 @@ begin
   perform pg_sleep(seconds);
   return clock_timestamp();
 end $$;
+create function public.end_slowly() returns void language plpgsql as $$
+begin
+  perform pg_sleep(50);
+exception when query_canceled then
+  perform pg_advisory_xact_lock(11);
+  raise;
+end $$;
 create function public.end_session() returns void language sql security definer as 'select pg_terminate_backend(pg_backend_pid())';
 create function public.leave_things() returns void language plpgsql as $$
 begin
@@ -41,6 +48,7 @@ create function public.find_things() returns text[] language sql as $$
 select helper.register_function('nap', 'nap', 'Sleeps', '{\"requires_confirmation\": false, \"timeout_ms\": 60000}');
 select helper.register_function('short_nap', 'nap', 'Sleeps', '{\"requires_confirmation\": false, \"timeout_ms\": 500}');
 select helper.register_function('approved_nap', 'nap', 'Sleeps', '{\"approver_role\": \"owner\"}');
+select helper.register_function('end_slowly', 'end_slowly', 'Ends', '{\"requires_confirmation\": false, \"timeout_ms\": 60000}');
 select helper.register_function('end_session', 'end_session', 'Ends', '{\"requires_confirmation\": false}');
 select helper.register_function('leave_things', 'leave_things', 'Leaves', '{\"requires_confirmation\": false}');
 select helper.register_function('find_things', 'find_things', 'Finds', '{\"requires_confirmation\": false}');
@@ -235,6 +243,34 @@ async fn a_call_that_a_runner_is_at_is_broken_off_when_it_is_cancelled() {
     .await;
     assert_eq!(runners(&admin).await, before, "the runners are the same");
     assert!(!cluster.log().contains("helper_ai runner: "), "{}", cluster.log());
+}
+
+/// The runner may have noted that the call is cancelled before whoever cancels it has waited for the row.
+#[tokio::test]
+async fn a_cancel_that_its_runner_notes_first_is_told_as_one() {
+    let (_cluster, admin, ann) = with_tools("").await;
+    admin.run("select pg_advisory_lock(11)").await;
+    let call = queue(&ann, "end_slowly", json!({})).await;
+    sleeping(&admin).await;
+    let pid = ann.pid().await;
+    let stopped = async {
+        until("it to wait for the row", async || {
+            let sql = "select true from pg_stat_activity where pid = $1 and wait_event_type = 'Lock'";
+            admin.query_opt(sql, &[&pid]).await.unwrap()
+        })
+        .await;
+        signal(pid, "STOP");
+        admin.run("select pg_advisory_unlock(11)").await;
+        until("the runner to note it", async || {
+            let sql = "select true from helper.function_calls where id = $1::text::uuid and status = 'cancelled'";
+            admin.query_opt(sql, &[&call]).await.unwrap()
+        })
+        .await;
+        signal(pid, "CONT");
+    };
+    let cancel = async { ann.one::<bool>("select helper.cancel_call($1::text::uuid)", &[&call]).await };
+    let (told, ()) = tokio::join!(cancel, stopped);
+    assert!(told);
 }
 
 #[tokio::test]
