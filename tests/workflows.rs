@@ -606,6 +606,15 @@ async fn at_most_so_many_runs_of_a_key_go_on_at_once() {
         )
         .await;
     assert_eq!(together, 0);
+    // A key is compared by all who wait: one that could be of any length is refused.
+    let told = async |customer: &str| {
+        let sql = "select helper.run_workflow('single', jsonb_build_object('customer', $1::text))::text";
+        let id: String = ann.one(sql, &[&customer]).await;
+        ended(&ann, &id).await
+    };
+    assert_eq!(told(&"x".repeat(500)).await["status"], "succeeded");
+    let refused = told(&"x".repeat(501)).await;
+    assert_eq!((&refused["status"], &refused["error"]["sqlstate"]), (&json!("failed"), &json!("53400")), "{refused}");
 }
 
 #[tokio::test]
