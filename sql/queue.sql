@@ -149,7 +149,10 @@ comment on function helper._enqueue(uuid, text, jsonb, uuid) is 'Adds a job as t
 -- and a job is updated by whoever leases it alone. The recursion steps from one workspace to the next, so that its cost depends on their number and not on the backlog.
 create function helper._claim(kind text, after uuid, workspaces integer, share integer, without uuid[], runner uuid default null)
 returns table (workspace_id uuid, job_id uuid, job_kind text, key uuid, payload jsonb, attempts integer, token uuid)
-language sql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off set enable_incremental_sort = off set enable_bitmapscan = off as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_sort = off set enable_incremental_sort = off set enable_bitmapscan = off as $$
+begin
+  return query
   with recursive turn (workspace_id, is_due, n) as (
     (select q.workspace_id, d.is_due, d.is_due::integer
     from helper.job_queue q
@@ -202,7 +205,8 @@ language sql volatile set search_path = pg_catalog, pg_temp set enable_seqscan =
     select f.ctid as place from helper.jobs f where f.workspace_id = l.workspace_id and f.id = l.job_id limit 1
   ) f
   where j.ctid = f.place
-  returning j.workspace_id, j.id, j.kind, j.key, j.payload, j.attempts, l.token
+  returning j.workspace_id, j.id, j.kind, j.key, j.payload, j.attempts, l.token;
+end
 $$;
 comment on function helper._claim(text, uuid, integer, integer, uuid[], uuid) is 'Leases waiting jobs of a kind to the worker or a runner, workspaces in turn';
 
@@ -223,7 +227,9 @@ $$;
 comment on function helper._finish(uuid, uuid, uuid, text, jsonb) is 'Ends a leased job; false where the lease was lost';
 
 create function helper._finish_all(workspace uuid, jobs uuid[], tokens uuid[], status text) returns void
-language sql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_bitmapscan = off as $$
+begin
   with ended as (
     delete from helper.job_leases l
     using unnest(jobs, tokens) e (job, token)
@@ -235,7 +241,8 @@ language sql set search_path = pg_catalog, pg_temp as $$
   where j.ctid = any (array(
     select f.ctid
     from ended e
-    cross join lateral (select f.ctid from helper.jobs f where f.workspace_id = workspace and f.id = e.job_id limit 1) f))
+    cross join lateral (select f.ctid from helper.jobs f where f.workspace_id = workspace and f.id = e.job_id limit 1) f));
+end
 $$;
 comment on function helper._finish_all(uuid, uuid[], uuid[], text) is 'Ends the jobs of a workspace whose leases are not lost';
 

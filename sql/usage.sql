@@ -250,7 +250,8 @@ comment on function helper._used(uuid, uuid, timestamptz) is 'What is recorded a
 
 -- One statement for as many calls as ended meanwhile; one that was recorded before is left alone.
 create function helper._record(records jsonb) returns void
-language sql volatile set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
   insert into helper.usage_records
     (workspace_id, id, user_id, conversation_id, message_id, purpose, provider_id, provider, model, status,
       input_tokens, cached_tokens, cache_written_tokens, output_tokens, estimated, cost, latency_ms, first_token_ms, attempts, sqlstate, error,
@@ -278,7 +279,8 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
   select o.provider_id, o.model, o.ratio
   from told o
   join present p on p.id = o.provider_id
-  on conflict (provider_id, model) do update set ratio = t.ratio + (excluded.ratio - t.ratio) * 0.2
+  on conflict (provider_id, model) do update set ratio = t.ratio + (excluded.ratio - t.ratio) * 0.2;
+end
 $$;
 comment on function helper._record(jsonb) is 'Stores records of calls, a JSON array';
 
