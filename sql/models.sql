@@ -55,12 +55,18 @@ begin
       message = format('model kind "%s" is not known', set_model.kind),
       hint = 'Kinds are chat, embedding, transcription, speech and image.';
   end if;
-  perform helper._check_options(options, v_known || array['tools', 'images', 'documents', 'json_schema', 'encoding', 'shorten', 'temperature'], 'a model');
+  perform helper._check_options(options, v_known || array['tools', 'images', 'documents', 'json_schema', 'encoding', 'shorten', 'temperature', 'tool_effort'], 'a model');
   if jsonb_typeof(options -> 'temperature') <> 'boolean' then
     raise exception using
       errcode = '22023',
       message = 'option "temperature" of a model has the wrong type',
       hint = 'It is false where the model may not be told a temperature or top_p; the number itself is an option of the call or the mode.';
+  end if;
+  if jsonb_typeof(options -> 'tool_effort') not in ('string', 'null') then
+    raise exception using
+      errcode = '22023',
+      message = 'option "tool_effort" of a model has the wrong type',
+      hint = 'It is the reasoning effort that the model is told where it may call tools, such as none.';
   end if;
   begin
     insert into helper.models as m
@@ -91,7 +97,7 @@ begin
 end
 $$;
 comment on function helper.set_model(text, text, text, jsonb, uuid) is
-  'Says what a provider''s model can do and costs. options: context_window, output_limit, dimensions, input_price, cached_price, cache_write_price, output_price (per million tokens), tools, images, documents, json_schema, encoding, shorten (ask for embeddings of that many dimensions), temperature (false: the model is told neither temperature nor top_p). What is left out comes from model_catalog. Errors: 22023, 42501, 42704';
+  'Says what a provider''s model can do and costs. options: context_window, output_limit, dimensions, input_price, cached_price, cache_write_price, output_price (per million tokens), tools, images, documents, json_schema, encoding, shorten (ask for embeddings of that many dimensions), temperature (false: the model is told neither temperature nor top_p), tool_effort (the reasoning effort that it is told where it may call tools, by OpenAI''s protocol). What is left out comes from model_catalog. Errors: 22023, 42501, 42704';
 
 create function helper.set_default(
   purpose text,
@@ -195,12 +201,12 @@ create view helper._routes as
       coalesce(m.cached_price, c.cached_price) as cached_price,
       coalesce(m.cache_write_price, c.cache_write_price) as cache_write_price,
       coalesce(m.output_price, c.output_price) as output_price,
-      m.options
+      coalesce(c.options, '{}') || m.options as options
     from helper.models m
     left join helper.model_catalog c on c.kind = p.kind and c.name = m.name
     where m.provider_id = p.id
     union all
-    select c.name, c.purpose, c.context_window, c.output_limit, c.dimensions, c.input_price, c.cached_price, c.cache_write_price, c.output_price, '{}'
+    select c.name, c.purpose, c.context_window, c.output_limit, c.dimensions, c.input_price, c.cached_price, c.cache_write_price, c.output_price, c.options
     from helper.model_catalog c
     where c.kind = p.kind
       and not exists (select from helper.models m where m.provider_id = p.id and m.name = c.name)

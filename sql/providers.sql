@@ -84,13 +84,15 @@ create table helper.model_catalog (
   cached_price numeric,
   cache_write_price numeric,
   output_price numeric,
+  options jsonb not null default '{}',
   priced_on date not null,
   primary key (kind, name)
 );
-comment on table helper.model_catalog is 'Models that providers publish, with list prices in US dollars; a row of models overrides one';
+comment on table helper.model_catalog is
+  'Models that providers publish, with list prices in US dollars; a row of models overrides one. Where long prompts cost more, the price is that of the shorter ones';
 comment on column helper.model_catalog.kind is 'Kind of provider';
 comment on column helper.model_catalog.name is 'The provider''s name for the model';
-comment on column helper.model_catalog.purpose is 'chat or embedding';
+comment on column helper.model_catalog.purpose is 'chat, embedding, transcription, speech or image';
 comment on column helper.model_catalog.context_window is 'Tokens of prompt and reply together';
 comment on column helper.model_catalog.output_limit is 'Tokens of a reply at most';
 comment on column helper.model_catalog.dimensions is 'Numbers in an embedding';
@@ -98,27 +100,54 @@ comment on column helper.model_catalog.input_price is 'Price of a million tokens
 comment on column helper.model_catalog.cached_price is 'Price of a million tokens of prompt from the cache';
 comment on column helper.model_catalog.cache_write_price is 'Price of a million tokens of prompt that are written to the cache; null: as others';
 comment on column helper.model_catalog.output_price is 'Price of a million tokens of reply';
+comment on column helper.model_catalog.options is 'What else there is to know of it, as options of helper.set_model';
 comment on column helper.model_catalog.priced_on is 'When the prices were last looked up';
 
 insert into helper.model_catalog
-  (kind, name, purpose, context_window, output_limit, dimensions, input_price, cached_price, cache_write_price, output_price, priced_on)
+  (kind, name, purpose, context_window, output_limit, dimensions, input_price, cached_price, cache_write_price, output_price, options, priced_on)
 values
-  ('openai', 'gpt-5', 'chat', 400000, 128000, null, 1.25, 0.125, null, 10, '2025-11-01'),
-  ('openai', 'gpt-5-mini', 'chat', 400000, 128000, null, 0.25, 0.025, null, 2, '2025-11-01'),
-  ('openai', 'gpt-5-nano', 'chat', 400000, 128000, null, 0.05, 0.005, null, 0.4, '2025-11-01'),
-  ('openai', 'gpt-4.1', 'chat', 1047576, 32768, null, 2, 0.5, null, 8, '2025-11-01'),
-  ('openai', 'gpt-4.1-mini', 'chat', 1047576, 32768, null, 0.4, 0.1, null, 1.6, '2025-11-01'),
-  ('openai', 'gpt-4o', 'chat', 128000, 16384, null, 2.5, 1.25, null, 10, '2025-11-01'),
-  ('openai', 'gpt-4o-mini', 'chat', 128000, 16384, null, 0.15, 0.075, null, 0.6, '2025-11-01'),
-  ('openai', 'text-embedding-3-small', 'embedding', 8192, null, 1536, 0.02, null, null, null, '2025-11-01'),
-  ('openai', 'text-embedding-3-large', 'embedding', 8192, null, 3072, 0.13, null, null, null, '2025-11-01'),
-  ('anthropic', 'claude-opus-4-1', 'chat', 200000, 32000, null, 15, 1.5, 18.75, 75, '2025-11-01'),
-  ('anthropic', 'claude-sonnet-4-5', 'chat', 200000, 64000, null, 3, 0.3, 3.75, 15, '2025-11-01'),
-  ('anthropic', 'claude-haiku-4-5', 'chat', 200000, 64000, null, 1, 0.1, 1.25, 5, '2025-11-01'),
-  ('gemini', 'gemini-2.5-pro', 'chat', 1048576, 65536, null, 1.25, 0.125, null, 10, '2025-11-01'),
-  ('gemini', 'gemini-2.5-flash', 'chat', 1048576, 65536, null, 0.3, 0.03, null, 2.5, '2025-11-01'),
-  ('gemini', 'gemini-2.5-flash-lite', 'chat', 1048576, 65536, null, 0.1, 0.01, null, 0.4, '2025-11-01'),
-  ('gemini', 'gemini-embedding-001', 'embedding', 2048, null, 3072, 0.15, null, null, null, '2025-11-01');
+  ('openai', 'gpt-6.2-astra', 'chat', 1050000, 128000, null, 8, 0.4, 10, 40, '{"temperature": false, "tools": false}', '2026-11-18'),
+  ('openai', 'gpt-6.2-sol', 'chat', 1050000, 128000, null, 2, 0.1, 2.5, 10, '{"temperature": false, "tool_effort": "none"}', '2026-11-18'),
+  ('openai', 'gpt-6.1-sol', 'chat', 1050000, 128000, null, 2, 0.1, 2.5, 10, '{"temperature": false, "tool_effort": "none"}', '2026-11-18'),
+  ('openai', 'gpt-6.1-terra', 'chat', 1050000, 128000, null, 1, 0.05, 1.25, 5, '{"temperature": false, "tool_effort": "none"}', '2026-11-18'),
+  ('openai', 'gpt-6-astra', 'chat', 1050000, 128000, null, 10, 1, 12.5, 50, '{"temperature": false, "tools": false}', '2026-11-18'),
+  ('openai', 'gpt-6-sol', 'chat', 1050000, 128000, null, 2, 0.2, 2.5, 10, '{"temperature": false, "tool_effort": "none"}', '2026-11-18'),
+  ('openai', 'gpt-6-luna', 'chat', 1050000, 128000, null, 0.1, 0.01, 0.125, 0.5, '{"temperature": false, "tool_effort": "none"}', '2026-11-18'),
+  ('openai', 'gpt-5.4', 'chat', 1050000, 128000, null, 2.5, 0.25, null, 15, '{}', '2026-11-18'),
+  ('openai', 'gpt-5.4-mini', 'chat', 400000, 128000, null, 0.75, 0.075, null, 4.5, '{}', '2026-11-18'),
+  ('openai', 'gpt-5.4-nano', 'chat', 400000, 128000, null, 0.2, 0.02, null, 1.25, '{}', '2026-11-18'),
+  ('openai', 'gpt-5', 'chat', 400000, 128000, null, 1.25, 0.125, null, 10, '{"temperature": false}', '2026-11-18'),
+  ('openai', 'gpt-5-mini', 'chat', 400000, 128000, null, 0.25, 0.025, null, 2, '{"temperature": false}', '2026-11-18'),
+  ('openai', 'gpt-5-nano', 'chat', 400000, 128000, null, 0.05, 0.005, null, 0.4, '{"temperature": false}', '2026-11-18'),
+  ('openai', 'gpt-4.1', 'chat', 1047576, 32768, null, 2, 0.5, null, 8, '{}', '2026-11-18'),
+  ('openai', 'gpt-4.1-mini', 'chat', 1047576, 32768, null, 0.4, 0.1, null, 1.6, '{}', '2026-11-18'),
+  ('openai', 'gpt-4o', 'chat', 128000, 16384, null, 2.5, 1.25, null, 10, '{}', '2026-11-18'),
+  ('openai', 'gpt-4o-mini', 'chat', 128000, 16384, null, 0.15, 0.075, null, 0.6, '{}', '2026-11-18'),
+  ('openai', 'text-embedding-3-small', 'embedding', 8192, null, 1536, 0.02, null, null, null, '{}', '2026-11-18'),
+  ('openai', 'text-embedding-3-large', 'embedding', 8192, null, 3072, 0.13, null, null, null, '{}', '2026-11-18'),
+  ('openai', 'gpt-4o-transcribe', 'transcription', 16000, 2000, null, 2.5, null, null, 10, '{}', '2026-11-18'),
+  ('openai', 'gpt-4o-mini-transcribe', 'transcription', 16000, 2000, null, 1.25, null, null, 5, '{}', '2026-11-18'),
+  ('openai', 'gpt-4o-mini-tts', 'speech', 2000, null, null, 0.6, null, null, 10, '{}', '2026-11-18'),
+  ('anthropic', 'claude-fable-5-1', 'chat', 1000000, 128000, null, 10, 0.25, 12.5, 50, '{"temperature": false}', '2026-11-18'),
+  ('anthropic', 'claude-opus-5-5', 'chat', 1000000, 128000, null, 4, 0.2, 5, 20, '{"temperature": false}', '2026-11-18'),
+  ('anthropic', 'claude-sonnet-5-5', 'chat', 1000000, 128000, null, 2, 0.1, 2.5, 10, '{"temperature": false}', '2026-11-18'),
+  ('anthropic', 'claude-haiku-5-5', 'chat', 1000000, 128000, null, 0.1, 0.01, 0.125, 0.5, '{"temperature": false}', '2026-11-18'),
+  ('anthropic', 'claude-opus-5', 'chat', 1000000, 128000, null, 5, 0.5, 6.25, 25, '{"temperature": false}', '2026-11-18'),
+  ('anthropic', 'claude-sonnet-5', 'chat', 1000000, 128000, null, 2, 0.2, 2.5, 10, '{"temperature": false}', '2026-11-18'),
+  ('anthropic', 'claude-sonnet-4-6', 'chat', 1000000, 128000, null, 3, 0.3, 3.75, 15, '{}', '2026-11-18'),
+  ('anthropic', 'claude-haiku-4-5', 'chat', 200000, 64000, null, 1, 0.1, 1.25, 5, '{}', '2026-11-18'),
+  ('gemini', 'gemini-4-neon', 'chat', 1048576, 65536, null, 3, 0.15, null, 15, '{}', '2026-11-18'),
+  ('gemini', 'gemini-4-argon', 'chat', 1048576, 65536, null, 2, 0.1, null, 10, '{}', '2026-11-18'),
+  ('gemini', 'gemini-4-hydrogen', 'chat', 1048576, 65536, null, 1.5, 0.075, null, 7.5, '{}', '2026-11-18'),
+  ('gemini', 'gemini-3.8-flash', 'chat', 1048576, 65536, null, 0.75, 0.075, null, 3.75, '{}', '2026-11-18'),
+  ('gemini', 'gemini-3.5-flash-lite', 'chat', 1048576, 65536, null, 0.3, 0.03, null, 2.5, '{}', '2026-11-18'),
+  ('gemini', 'gemini-2.5-pro', 'chat', 1048576, 65536, null, 1.25, 0.125, null, 10, '{}', '2026-11-18'),
+  ('gemini', 'gemini-2.5-flash', 'chat', 1048576, 65536, null, 0.3, 0.03, null, 2.5, '{}', '2026-11-18'),
+  ('gemini', 'gemini-embedding-2', 'embedding', 8192, null, 3072, 0.2, null, null, null, '{}', '2026-11-18'),
+  ('gemini', 'gemini-embedding-001', 'embedding', 2048, null, 3072, 0.15, null, null, null, '{}', '2026-11-18'),
+  ('gemini', 'gemini-3.5-transcribe', 'transcription', 98304, 32768, null, 2, null, null, 12, '{}', '2026-11-18'),
+  ('gemini', 'gemini-3.8-flash-tts', 'speech', 8192, 16384, null, 0.5, 0.125, null, 9, '{}', '2026-11-18'),
+  ('gemini', 'gemini-nano-banana-2.1', 'image', 131072, 32768, null, 1.5, null, null, 7.5, '{}', '2026-11-18');
 
 -- How many tokens a model's provider counts where we guess one: learned from what it tells, for families whose tokenizer
 -- we do not have.

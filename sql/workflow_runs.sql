@@ -35,9 +35,21 @@ create trigger messages_wake_waiting after update of status on helper.messages
 create trigger messages_wake_abandoned after delete on helper.messages
   for each row when (old.status not in ('done', 'error', 'cancelled'))
   execute function helper._wake_waiting();
-create trigger workflow_runs_wake_waiting after update of status on helper.workflow_runs
-  for each row when (new.status in ('succeeded', 'failed', 'cancelled', 'timed_out'))
-  execute function helper._wake_waiting();
+-- Many runs end in one statement, and few are waited for. What is known of the waits may be of a time when there were none.
+create function helper._wake_waiting_for_runs() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+begin
+  perform helper._wake_run(w.workspace_id, w.run_id)
+  from ended e
+  join helper.workflow_waits w on w.subject = e.id and w.workspace_id = e.workspace_id
+  where e.status in ('succeeded', 'failed', 'cancelled', 'timed_out');
+  return null;
+end
+$$;
+comment on function helper._wake_waiting_for_runs() is 'Has runs go on that wait for runs that have ended now';
+create trigger workflow_runs_wake_waiting after update on helper.workflow_runs
+  referencing new table as ended
+  for each statement execute function helper._wake_waiting_for_runs();
 create trigger workflow_runs_wake_abandoned after delete on helper.workflow_runs
   for each row when (old.finished_at is null)
   execute function helper._wake_waiting();

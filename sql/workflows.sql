@@ -82,8 +82,9 @@ create table helper.workflow_runs (
 );
 create unique index workflow_runs_idempotency_key_idx on helper.workflow_runs (workflow_id, idempotency_key) where idempotency_key is not null;
 create index workflow_runs_workflow_id_id_idx on helper.workflow_runs (workflow_id, id);
--- What changes as a run goes on is in no index, but where it takes turns: there is room on its page for what it comes to.
-alter table helper.workflow_runs set (fillfactor = 70);
+-- What changes as a run goes on is in no index, but where it takes turns: there is room on its page for what it comes to,
+-- and for all runs of a page together, as short ones end in one transaction.
+alter table helper.workflow_runs set (fillfactor = 45);
 comment on table helper.workflow_runs is 'Runs of workflows, written by the extension alone';
 comment on column helper.workflow_runs.workspace_id is 'The workspace';
 comment on column helper.workflow_runs.id is 'Identifier, in order of creation';

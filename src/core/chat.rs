@@ -52,6 +52,8 @@ pub struct Chat {
     pub temperature: Option<f32>,
     /// 0 to 1; the provider's default where absent.
     pub top_p: Option<f32>,
+    /// How much it reasons before it speaks, in its provider's words; the provider's default where absent.
+    pub reasoning_effort: Option<String>,
     /// Texts at which it stops.
     pub stop: Vec<String>,
     /// An opaque mark of the person who asks, for the provider's abuse detection.

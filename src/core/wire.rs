@@ -198,6 +198,8 @@ pub struct Route {
     pub tokens_percent: u32,
     /// Whether it may be told a temperature and top_p.
     pub temperature: bool,
+    /// How much it is told to reason where it may call tools.
+    pub tool_effort: Option<String>,
 }
 
 impl Route {

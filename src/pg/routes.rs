@@ -152,6 +152,7 @@ fn read(sql: &str, args: &[pgrx::datum::DatumWithOid], purpose: &str) -> Result<
             prices: Prices { input: price(12)?, cached: price(13)?, cache_written: price(14)?, output: price(15)? },
             tokens_percent: (row.get::<f32>(17)? * 100.0).round() as u32,
             temperature: model_options.get("temperature").and_then(Value::as_bool).unwrap_or(true),
+            tool_effort: model_options.get("tool_effort").and_then(Value::as_str).map(str::to_owned),
         };
         let chosen = Chosen {
             window: size(9)?.unwrap_or(WINDOW),

@@ -59,6 +59,7 @@ pub(super) fn chat(kind: Kind, dialect: &Dialect, model: &str, chat: &Chat) -> R
     put(&mut body, limit, chat.max_output_tokens);
     put(&mut body, "temperature", number(chat.temperature));
     put(&mut body, "top_p", number(chat.top_p));
+    put(&mut body, "reasoning_effort", chat.reasoning_effort.as_deref());
     put(&mut body, "stop", (!chat.stop.is_empty()).then(|| json!(chat.stop)));
     put(&mut body, "user", chat.user.as_deref());
     body.insert("stream".into(), chat.stream.into());

@@ -62,6 +62,7 @@ fn route(kind: Kind, server: &Server) -> Route {
         prices: Prices { input: 1_000_000, cached: 0, cache_written: 0, output: 2_000_000 },
         tokens_percent: 100,
         temperature: true,
+        tool_effort: None,
     }
 }
 

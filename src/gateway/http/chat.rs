@@ -83,12 +83,19 @@ impl Providers {
     }
 }
 
-/// The question as a model takes it: one that knows no temperature refuses whoever names it.
+/// The question as a model takes it: one that knows no temperature refuses whoever names it, and one may not reason as
+/// long as it usually does where it may call tools.
 fn accepted<'a>(route: &Route, chat: &'a Chat) -> Cow<'a, Chat> {
-    if route.temperature || chat.temperature.is_none() && chat.top_p.is_none() {
-        return Cow::Borrowed(chat);
+    let mut accepted = Cow::Borrowed(chat);
+    if !route.temperature && (chat.temperature.is_some() || chat.top_p.is_some()) {
+        let chat = accepted.to_mut();
+        chat.temperature = None;
+        chat.top_p = None;
     }
-    Cow::Owned(Chat { temperature: None, top_p: None, ..chat.clone() })
+    if route.tool_effort.is_some() && !chat.tools.is_empty() {
+        accepted.to_mut().reasoning_effort.clone_from(&route.tool_effort);
+    }
+    accepted
 }
 
 /// What sets a provider's server apart; without it, nothing does.

@@ -24,7 +24,7 @@ use stored::{Changes, Stored};
 use turn::Due;
 pub use turn::Turn;
 
-/// How many runs are looked at together.
+/// How many runs are looked at together, where it is not known how long they take.
 const TOGETHER: usize = 64;
 /// How long one transaction goes on with runs, before what it did is committed.
 const TURN: Duration = Duration::from_millis(50);
@@ -65,8 +65,10 @@ pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
     let (claimed, mut done) = (rows.len(), 0);
     let mut owned: Option<(String, Option<String>)> = None;
     let mut is_used = false;
+    let mut checked = Checked::default();
+    let most = if let Wanted::Next(turn) = wanted { turn.together(TOGETHER) } else { TOGETHER };
     while !rows.is_empty() && (owned.is_none() || Instant::now() < until) {
-        let together: Vec<Due> = rows.drain(..rows.len().min(TOGETHER)).collect();
+        let together: Vec<Due> = rows.drain(..rows.len().min(most)).collect();
         done += together.len();
         let mut runs = owner::as_owner(|| stored::load(workspace, &together))?;
         let Some(first) = runs.first() else { break };
@@ -96,8 +98,12 @@ pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
                 // One of them took long: what it did is committed before the others.
                 if at > 0 && run.commands.is_empty() && Instant::now() >= until {
                     changes.put_off(run, Some(now()))?;
+                    done -= 1;
                 } else {
-                    is_used |= advance(run, None, until, &mut changes)?;
+                    is_used |= advance(run, None, until, &mut checked, &mut changes)?;
+                    if is_used {
+                        checked = Checked::default();
+                    }
                 }
             }
             Ok(())
@@ -105,7 +111,8 @@ pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
         owner::as_owner(|| {
             match went {
                 Err(error) if !is_there => {
-                    runs.iter_mut().try_for_each(|run| advance(run, Some(&error), until, &mut changes).map(drop))?;
+                    let mut each = |run| advance(run, Some(&error), until, &mut checked, &mut changes).map(drop);
+                    runs.iter_mut().try_for_each(&mut each)?;
                 }
                 went => went?,
             }
@@ -123,8 +130,14 @@ pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
 
 /// Goes on with a run as far as it can until then, as its owner; not where the owner is gone, for the reason that is given.
 /// Says whether something that callers wrote has run.
-fn advance(stored: &mut Stored, gone: Option<&Error>, until: Instant, changes: &mut Changes) -> Result<bool> {
-    let definition = definitions::of(stored.workflow, stored.version, &stored.definition)?;
+fn advance(
+    stored: &mut Stored,
+    gone: Option<&Error>,
+    until: Instant,
+    checked: &mut Checked,
+    changes: &mut Changes,
+) -> Result<bool> {
+    let definition = definitions::of(stored.workspace, stored.workflow, stored.version)?;
     let rows = stored.rows(&definition)?;
     let mut progress = Progress::load(&definition, stored.given(), stored.run.clone(), rows)?;
     let was_over = progress.run().status.is_end();
@@ -143,7 +156,7 @@ fn advance(stored: &mut Stored, gone: Option<&Error>, until: Instant, changes: &
         let error = Error::new(Kind::OverLimit, "the run holds JSON that is nested too deep");
         return changes.fail(stored, error.detail("At most 127 levels are read.").into()).map(|()| false);
     }
-    if let Some(error) = gone.cloned().or_else(|| check_owner(stored).err()) {
+    if let Some(error) = gone.cloned().or_else(|| checked.check(stored).err()) {
         if !progress.run().status.is_end() && stored.workspace_is_empty()? {
             changes.put_back(stored, &commands, now() + WORKSPACE_AGAIN);
             return Ok(false);
@@ -223,6 +236,25 @@ fn hold(
         }
     }
     changes.of(stored, progress, HashMap::new(), false)
+}
+
+/// What a transaction knows of its owner's rights in its workspace. Many short runs of one are looked at once together;
+/// what a caller's statement may have changed is looked at anew.
+#[derive(Default)]
+struct Checked {
+    as_member: bool,
+    as_admin: bool,
+}
+
+impl Checked {
+    fn check(&mut self, stored: &Stored) -> Result<()> {
+        if !self.as_admin && (stored.uses_sql || !self.as_member) {
+            check_owner(stored)?;
+            self.as_member = true;
+            self.as_admin |= stored.uses_sql;
+        }
+        Ok(())
+    }
 }
 
 /// Whether the owner may still have it done: a member of the workspace, and an admin where statements are run.

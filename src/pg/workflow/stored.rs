@@ -42,7 +42,6 @@ pub struct Stored {
     pub workflow: Uuid,
     pub name: String,
     pub version: i32,
-    pub definition: String,
     pub uses_sql: bool,
     pub role: String,
     pub claims: Option<String>,
@@ -64,6 +63,8 @@ pub struct Stored {
     is_limited: bool,
     /// What its input and its steps' outputs take, about.
     pub bytes: i64,
+    /// Whether rows of its steps are stored.
+    has_steps: bool,
     steps: Vec<(String, i32, Row)>,
 }
 
@@ -75,7 +76,7 @@ fn parsed(text: Option<String>) -> Result<Option<Value>> {
 pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
     let ids: Vec<Uuid> = rows.iter().map(|row| row.run).collect();
     let mut runs = spi::change(
-        "select r.workspace_id, r.id, r.workflow_id, w.name, r.version, v.definition::text, v.principal_role::text, \
+        "select r.workspace_id, r.id, r.workflow_id, w.name, r.version, v.principal_role::text, \
            v.principal_claims::text, r.status, r.input::text, r.trigger::text, r.depth, r.priority, w.settings::text, \
            (extract(epoch from r.deadline) * 1000)::bigint, (extract(epoch from r.paused_at) * 1000)::bigint, \
            (extract(epoch from r.started_at) * 1000)::bigint, coalesce(r.holds, r.key), r.output::text, r.error::text, r.bytes \
@@ -91,14 +92,14 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
          order by r.n",
         &[workspace.into(), ids.into(), MOST_BYTES.into()],
         |row| {
-            let status: String = row.get(9)?;
-            let error = parsed(row.opt(20)?)?.map(serde_json::from_value).transpose();
-            let (input, settings) = (parsed(row.opt(10)?), parsed(row.opt(14)?));
+            let status: String = row.get(8)?;
+            let error = parsed(row.opt(19)?)?.map(serde_json::from_value).transpose();
+            let (input, settings) = (parsed(row.opt(9)?), parsed(row.opt(13)?));
             let run = Run {
                 status: RunStatus::of_name(&status).ok_or_else(|| Error::bug("a run has a state that nobody knows"))?,
-                deadline: row.opt(15)?,
-                paused_at: row.opt(16)?,
-                output: parsed(row.opt(19)?)?,
+                deadline: row.opt(14)?,
+                paused_at: row.opt(15)?,
+                output: parsed(row.opt(18)?)?,
                 error: error.map_err(|_| Error::bug("a run has an error that cannot be read"))?,
             };
             Ok(Stored {
@@ -107,30 +108,30 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
                 workflow: row.get(3)?,
                 name: row.get(4)?,
                 version: row.get(5)?,
-                definition: row.get(6)?,
                 uses_sql: false,
-                role: row.get(7)?,
-                claims: row.opt(8)?,
+                role: row.get(6)?,
+                claims: row.opt(7)?,
                 run,
                 is_readable: input.is_ok() && settings.is_ok(),
                 input: input.ok().flatten().unwrap_or_default(),
-                trigger: parsed(row.opt(11)?)?.unwrap_or_default(),
-                depth: row.get(12)?,
+                trigger: parsed(row.opt(10)?)?.unwrap_or_default(),
+                depth: row.get(11)?,
                 commands: Vec::new(),
-                priority: row.get(13)?,
+                priority: row.get(12)?,
                 settings: settings.ok().flatten().unwrap_or_default(),
-                started_at: row.opt(17)?,
+                started_at: row.opt(16)?,
                 taken_at: now(),
-                key: row.opt(18)?,
+                key: row.opt(17)?,
                 is_limited: false,
-                bytes: row.get(21)?,
+                bytes: row.get(20)?,
+                has_steps: false,
                 steps: Vec::new(),
             })
         },
     )?;
     load_steps(&mut runs)?;
     for run in &mut runs {
-        let definition = definitions::of(run.workflow, run.version, &run.definition)?;
+        let definition = definitions::of(run.workspace, run.workflow, run.version)?;
         run.uses_sql = definitions::uses_sql(&definition);
         run.is_limited = definition.concurrency.is_some() || definition.rate.is_some();
     }
@@ -171,6 +172,7 @@ fn load_steps(runs: &mut [Stored]) -> Result<()> {
     for (run, step, item, row, is_readable) in rows {
         if let Some(at) = places.get(run.as_bytes()) {
             runs[*at].is_readable &= is_readable;
+            runs[*at].has_steps = true;
             runs[*at].steps.push((step, item, row));
         }
     }
@@ -285,6 +287,8 @@ pub struct Changes {
     bytes: Vec<i64>,
     holds: Vec<Option<String>>,
     steps: Steps,
+    /// Of runs that have no rows of steps yet.
+    first_steps: Steps,
     wakes: Vec<Uuid>,
     wake_commands: Vec<Option<String>>,
     wake_priorities: Vec<i32>,
@@ -325,7 +329,7 @@ impl Changes {
         let mut has_waited = false;
         for row in changed {
             has_waited |= row.waits_for.is_some();
-            let steps = &mut self.steps;
+            let steps = if stored.has_steps { &mut self.steps } else { &mut self.first_steps };
             steps.runs.push(stored.id);
             steps.names.push(names[row.place.step].to_owned());
             steps.items.push(row.place.item.map_or(-1, |item| item as i32));
@@ -429,7 +433,8 @@ impl Changes {
     /// Writes all of it.
     pub fn store(self) -> Result<()> {
         let Some(workspace) = self.workspace else { return Ok(()) };
-        self.steps.store(workspace)?;
+        self.first_steps.store(workspace, "")?;
+        self.steps.store(workspace, KNOWN_STEPS)?;
         if !self.runs.is_empty() {
             spi::run(
                 "update helper.workflow_runs r \
@@ -491,12 +496,19 @@ impl Changes {
     }
 }
 
+/// What is done with rows of steps that are there: only the runner that has a run's row writes them.
+const KNOWN_STEPS: &str = "on conflict (workspace_id, run_id, step, item) do update \
+     set status = excluded.status, attempt = excluded.attempt, input = coalesce(excluded.input, s.input), \
+       output = excluded.output, error = excluded.error, waits_for = excluded.waits_for, wake_at = excluded.wake_at, \
+       started_at = excluded.started_at, finished_at = excluded.finished_at";
+
 impl Steps {
-    fn store(self, workspace: Uuid) -> Result<()> {
+    /// Writes them; where there are none yet, without looking for them.
+    fn store(self, workspace: Uuid, on_conflict: &str) -> Result<()> {
         if self.runs.is_empty() {
             return Ok(());
         }
-        spi::run(
+        let sql = format!(
             "insert into helper.workflow_steps as s \
                (workspace_id, run_id, step, item, status, attempt, input, output, error, waits_for, wake_at, started_at, finished_at) \
              select $1, c.run_id, c.step, c.item, c.status, c.attempt, c.input::jsonb, c.output::jsonb, c.error::jsonb, \
@@ -504,10 +516,10 @@ impl Steps {
              from unnest($2::uuid[], $3::text[], $4::integer[], $5::text[], $6::integer[], $7::text[], $8::text[], $9::text[], \
                $10::text[], $11::bigint[], $12::bigint[], $13::bigint[]) \
                c (run_id, step, item, status, attempt, input, output, error, waits_for, wake_at, started_at, finished_at) \
-             on conflict (workspace_id, run_id, step, item) do update \
-             set status = excluded.status, attempt = excluded.attempt, input = coalesce(excluded.input, s.input), \
-               output = excluded.output, error = excluded.error, waits_for = excluded.waits_for, wake_at = excluded.wake_at, \
-               started_at = excluded.started_at, finished_at = excluded.finished_at",
+             {on_conflict}"
+        );
+        spi::run(
+            &sql,
             &[
                 workspace.into(),
                 self.runs.into(),

@@ -122,6 +122,12 @@ impl Turn {
         }
     }
 
+    /// How many runs are looked at together: more than `least` where a transaction has the time for many, so that what is
+    /// read and written of them is so by few statements.
+    pub fn together(&self, least: usize) -> usize {
+        least.max(self.most / 2)
+    }
+
     /// How many of the rows that were claimed a transaction had the time for.
     pub fn did(&mut self, claimed: usize, done: usize) {
         if done < claimed {
