@@ -143,26 +143,41 @@ create function helper._give_up_run(workspace uuid, run uuid, error jsonb) retur
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   v_run helper.workflow_runs;
-  v_key text;
-  v_wait record;
-  v_open bigint;
+  v_subject uuid;
 begin
-  select coalesce(r.holds, r.key) into v_key
+  select r.* into v_run
   from helper.workflow_runs r
   where r.workspace_id = workspace and r.id = run and r.finished_at is null
   for no key update;
   if not found then
     return;
   end if;
-  for v_wait in
+  for v_subject in
     delete from helper.workflow_waits w where w.workspace_id = workspace and w.run_id = run returning w.subject
   loop
-    perform helper._cancel_call(c.workspace_id, c.id) from helper.function_calls c where c.workspace_id = workspace and c.id = v_wait.subject;
-    perform helper._cancel_reply(m) from helper.messages m where m.workspace_id = workspace and m.id = v_wait.subject;
+    perform helper._cancel_call(c.workspace_id, c.id) from helper.function_calls c where c.workspace_id = workspace and c.id = v_subject;
+    perform helper._cancel_reply(m) from helper.messages m where m.workspace_id = workspace and m.id = v_subject;
     perform helper._cancel_run(r.workspace_id, r.id)
     from helper.workflow_runs r
-    where r.workspace_id = workspace and r.id = v_wait.subject and r.finished_at is null;
+    where r.workspace_id = workspace and r.id = v_subject and r.finished_at is null;
   end loop;
+  -- What it began each time was taken back each time: the first step that has no row and whose turn it was.
+  insert into helper.workflow_steps (workspace_id, run_id, step, status, attempt, error, started_at, finished_at)
+  select workspace, run, d.step ->> 'name', 'failed', 1, _give_up_run.error, clock_timestamp(), clock_timestamp()
+  from (
+    select e.step, e.n, coalesce(e.step -> 'needs', jsonb_agg(e.step -> 'name') over (order by e.n rows between 1 preceding and 1 preceding), '[]') as needs
+    from jsonb_array_elements(helper._definition(workspace, v_run.workflow_id, v_run.version) -> 'steps') with ordinality e (step, n)
+  ) d
+  where not exists (
+      select from helper.workflow_steps s
+      where s.workspace_id = workspace and s.run_id = run and s.item = -1 and s.step = d.step ->> 'name')
+    and not exists (
+      select from jsonb_array_elements_text(d.needs) n (name)
+      where not exists (
+        select from helper.workflow_steps s
+        where s.workspace_id = workspace and s.run_id = run and s.item = -1 and s.step = n.name and s.finished_at is not null))
+  order by d.n
+  limit 1;
   update helper.workflow_steps s
   set status = case
       when s.status = 'pending' then 'cancelled'
@@ -175,25 +190,10 @@ begin
     wake_at = null,
     finished_at = clock_timestamp()
   where s.workspace_id = workspace and s.run_id = run and s.status in ('pending', 'ready', 'running', 'waiting');
-  get diagnostics v_open = row_count;
   update helper.workflow_runs r
   set status = 'failed', error = _give_up_run.error, finished_at = clock_timestamp(), paused_at = null, key = null, holds = null
-  where r.workspace_id = workspace and r.id = run
-  returning * into v_run;
-  -- What it began was taken back each time: the first step that has no row and needs none that has not ended.
-  insert into helper.workflow_steps (workspace_id, run_id, step, status, attempt, error, started_at, finished_at)
-  select workspace, run, d.step ->> 'name', 'failed', 1, _give_up_run.error, clock_timestamp(), clock_timestamp()
-  from jsonb_array_elements(helper._definition(workspace, v_run.workflow_id, v_run.version) -> 'steps') with ordinality d (step, n)
-  where v_open = 0
-    and not exists (
-      select from helper.workflow_steps s where s.workspace_id = workspace and s.run_id = run and s.item = -1 and s.step = d.step ->> 'name')
-    and not exists (
-      select from jsonb_array_elements_text(d.step -> 'needs') n (name)
-      where not exists (
-        select from helper.workflow_steps s where s.workspace_id = workspace and s.run_id = run and s.item = -1 and s.step = n.name))
-  order by d.n
-  limit 1;
-  perform helper._next_of_key(workspace, v_run.workflow_id, v_key);
+  where r.workspace_id = workspace and r.id = run;
+  perform helper._next_of_key(workspace, v_run.workflow_id, coalesce(v_run.holds, v_run.key));
   perform pg_notify('helper_runs', run::text || ' failed');
 end
 $$;

@@ -488,7 +488,7 @@ begin
     raise exception using
       errcode = '55000',
       message = format('workflow "%s" is paused', workflow),
-      detail = v_workflow.problem,
+      detail = coalesce(v_workflow.problem, 'An admin of the workspace paused it.'),
       hint = 'An admin of the workspace resumes it with helper.resume_workflow.';
   end if;
   return v_run;
