@@ -6,6 +6,8 @@ create table helper.reply_states (
   payload jsonb not null,
   principal_role name not null,
   principal_claims jsonb,
+  depth integer not null default helper._depth_here(),
+  run_id uuid default helper._run_here(),
   state jsonb not null,
   primary key (workspace_id, message_id),
   constraint reply_states_message_fkey foreign key (workspace_id, message_id) references helper.messages (workspace_id, id) on delete cascade
@@ -16,6 +18,8 @@ comment on column helper.reply_states.message_id is 'The reply';
 comment on column helper.reply_states.payload is 'How it was asked: question_id, message_id, mode, knowledge, model, options';
 comment on column helper.reply_states.principal_role is 'Role of the caller who asked';
 comment on column helper.reply_states.principal_claims is 'JWT claims of the caller who asked; JSON null when they were malformed';
+comment on column helper.reply_states.depth is 'How many workflows led to it; -1: none';
+comment on column helper.reply_states.run_id is 'The run that led to it';
 comment on column helper.reply_states.state is 'Rounds of calls with their results, and the passages that were found for it';
 alter table helper.reply_states enable row level security;
 select pg_catalog.pg_extension_config_dump('helper.reply_states', '');
@@ -61,8 +65,8 @@ begin
     return;
   end if;
   update helper.messages m set status = 'pending' where m.workspace_id = workspace and m.id = message;
-  insert into helper.jobs (workspace_id, kind, key, payload, principal_role, principal_claims)
-  values (workspace, 'reply', v_conversation, v_state.payload, v_state.principal_role, v_state.principal_claims)
+  insert into helper.jobs (workspace_id, kind, key, payload, principal_role, principal_claims, depth, run_id)
+  values (workspace, 'reply', v_conversation, v_state.payload, v_state.principal_role, v_state.principal_claims, v_state.depth, v_state.run_id)
   returning id into v_job;
   insert into helper.job_queue (workspace_id, kind, job_id, key)
   values (workspace, 'reply', v_job, v_conversation);

@@ -10,6 +10,8 @@ create table helper.function_calls (
   user_id uuid not null,
   principal_role name not null,
   principal_claims jsonb,
+  depth integer not null default helper._depth_here(),
+  run_id uuid default helper._run_here(),
   conversation_id uuid,
   message_id uuid,
   tool_call_id text,
@@ -47,6 +49,8 @@ comment on column helper.function_calls.function_version is 'When its registrati
 comment on column helper.function_calls.user_id is 'Who calls';
 comment on column helper.function_calls.principal_role is 'Role that it runs as';
 comment on column helper.function_calls.principal_claims is 'JWT claims that it runs with; JSON null when they were malformed';
+comment on column helper.function_calls.depth is 'How many workflows led to it; -1: none';
+comment on column helper.function_calls.run_id is 'The run that led to it';
 comment on column helper.function_calls.conversation_id is 'Conversation in which a model made it';
 comment on column helper.function_calls.message_id is 'Reply in which a model made it';
 comment on column helper.function_calls.tool_call_id is 'The model''s own id of it';

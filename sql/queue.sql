@@ -2,6 +2,21 @@
 -- on claim; `job_leases` one row for each job that runs, fenced by a token. Only worker, runners and the functions of this
 -- extension touch them.
 
+-- Whatever a run of a workflow has done later is the run's as well: what that starts is one deeper.
+create function helper._depth_here() returns integer
+language sql stable
+begin atomic
+  select coalesce(nullif(current_setting('helper_ai.workflow_depth', true), '')::integer, -1);
+end;
+comment on function helper._depth_here() is 'Depth of the run of a workflow that led to what is done here; -1 outside of runs';
+
+create function helper._run_here() returns uuid
+language sql stable
+begin atomic
+  select nullif(current_setting('helper_ai.workflow_run', true), '')::uuid;
+end;
+comment on function helper._run_here() is 'The run of a workflow that led to what is done here; null outside of runs';
+
 create table helper.jobs (
   workspace_id uuid not null,
   id uuid not null default helper.uuid_v7(),
@@ -10,8 +25,11 @@ create table helper.jobs (
   payload jsonb not null default '{}',
   principal_role name not null,
   principal_claims jsonb,
+  depth integer not null default helper._depth_here(),
+  run_id uuid default helper._run_here(),
   status text not null default 'queued' constraint jobs_status_check check (status in ('queued', 'running', 'succeeded', 'failed', 'cancelled')),
   attempts integer not null default 0,
+  asked_at timestamptz,
   result jsonb,
   error jsonb,
   created_at timestamptz not null default clock_timestamp(),
@@ -27,8 +45,11 @@ comment on column helper.jobs.key is 'Jobs with the same key never run at once; 
 comment on column helper.jobs.payload is 'What the kind needs to know';
 comment on column helper.jobs.principal_role is 'Role of the caller who asked';
 comment on column helper.jobs.principal_claims is 'JWT claims of the caller who asked; JSON null when they were malformed';
+comment on column helper.jobs.depth is 'How many workflows led to it; -1: none';
+comment on column helper.jobs.run_id is 'The run that led to it';
 comment on column helper.jobs.status is 'queued, running, succeeded, failed or cancelled';
 comment on column helper.jobs.attempts is 'Times that it was claimed and did not end';
+comment on column helper.jobs.asked_at is 'Of a reply that a workflow waits for: when a model was asked whose answer is not stored; it is not asked again';
 comment on column helper.jobs.result is 'What came of it';
 comment on column helper.jobs.error is 'Why it failed: sqlstate, message, detail, hint';
 comment on column helper.jobs.created_at is 'When it was asked for';

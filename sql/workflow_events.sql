@@ -42,6 +42,7 @@ create table helper.workflow_events (
   trigger_id uuid,
   payload jsonb not null,
   depth integer not null,
+  run_id uuid default helper._run_here(),
   created_at timestamptz not null default clock_timestamp(),
   attempts integer not null default 0,
   deliver_at timestamptz not null default '-infinity',
@@ -56,6 +57,7 @@ comment on column helper.workflow_events.name is 'Name of the event; null for a 
 comment on column helper.workflow_events.trigger_id is 'Trigger whose table''s row changed';
 comment on column helper.workflow_events.payload is 'What is known of it: the input of the runs that it starts';
 comment on column helper.workflow_events.depth is 'How many workflows led to it, each by an event';
+comment on column helper.workflow_events.run_id is 'The run that made it happen';
 comment on column helper.workflow_events.created_at is 'When it happened';
 comment on column helper.workflow_events.attempts is 'Times that it could not be delivered';
 comment on column helper.workflow_events.deliver_at is 'Not before this time; infinity: it was given up';
@@ -383,7 +385,7 @@ begin
       perform helper._start_run(
         event.workspace_id,
         v_trigger.workflow_id,
-        jsonb_build_object('kind', case when event.name is null then 'table' else 'event' end,
+        jsonb_strip_nulls(jsonb_build_object('origin', event.run_id)) || jsonb_build_object('kind', case when event.name is null then 'table' else 'event' end,
           'name', coalesce(event.name, v_trigger.relation::text), 'event', event.id, 'trigger', v_trigger.id,
           'at', to_char(event.created_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')),
         event.payload,
@@ -405,8 +407,8 @@ comment on function helper._deliver_event(helper.workflow_events) is 'Starts the
 -- With these pauses an event is given up after some ten minutes.
 create function helper._put_off_event(event helper.workflow_events, problem text) returns void
 language sql set search_path = pg_catalog, pg_temp as $$
-  insert into helper.workflow_events (workspace_id, id, name, trigger_id, payload, depth, created_at, attempts, deliver_at, problem)
-  values (event.workspace_id, event.id, event.name, event.trigger_id, event.payload, event.depth, event.created_at, event.attempts + 1,
+  insert into helper.workflow_events (workspace_id, id, name, trigger_id, payload, depth, run_id, created_at, attempts, deliver_at, problem)
+  values (event.workspace_id, event.id, event.name, event.trigger_id, event.payload, event.depth, event.run_id, event.created_at, event.attempts + 1,
     case when event.attempts + 1 >= 20 then 'infinity' else clock_timestamp() + least(interval '100 ms' * 2 ^ event.attempts, interval '1 min') end,
     left(_put_off_event.problem, 1000))
 $$;

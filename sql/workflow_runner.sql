@@ -137,6 +137,69 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function helper._next_of_key(uuid, uuid, text) is 'Has the run looked at that waited the longest for another of its workflow and key to end';
 
+-- A run over which runners ended again and again: nothing of it is looked at but its rows, as what is in them may be to
+-- blame. The steps that it was at have failed, so that somebody may have them tried again.
+create function helper._give_up_run(workspace uuid, run uuid, error jsonb) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_run helper.workflow_runs;
+  v_subject uuid;
+begin
+  select r.* into v_run
+  from helper.workflow_runs r
+  where r.workspace_id = workspace and r.id = run and r.finished_at is null
+  for no key update;
+  if not found then
+    return;
+  end if;
+  for v_subject in
+    delete from helper.workflow_waits w where w.workspace_id = workspace and w.run_id = run returning w.subject
+  loop
+    perform helper._cancel_call(c.workspace_id, c.id) from helper.function_calls c where c.workspace_id = workspace and c.id = v_subject;
+    perform helper._cancel_reply(m) from helper.messages m where m.workspace_id = workspace and m.id = v_subject;
+    perform helper._cancel_run(r.workspace_id, r.id)
+    from helper.workflow_runs r
+    where r.workspace_id = workspace and r.id = v_subject and r.finished_at is null;
+  end loop;
+  -- What it began each time was taken back each time: the first step that has no row and whose turn it was.
+  insert into helper.workflow_steps (workspace_id, run_id, step, status, attempt, error, started_at, finished_at)
+  select workspace, run, d.step ->> 'name', 'failed', 1, _give_up_run.error, clock_timestamp(), clock_timestamp()
+  from (
+    select e.step, e.n, coalesce(e.step -> 'needs', jsonb_agg(e.step -> 'name') over (order by e.n rows between 1 preceding and 1 preceding), '[]') as needs
+    from jsonb_array_elements(helper._definition(workspace, v_run.workflow_id, v_run.version) -> 'steps') with ordinality e (step, n)
+  ) d
+  where not exists (
+      select from helper.workflow_steps s
+      where s.workspace_id = workspace and s.run_id = run and s.item = -1 and s.step = d.step ->> 'name')
+    and not exists (
+      select from jsonb_array_elements_text(d.needs) n (name)
+      where not exists (
+        select from helper.workflow_steps s
+        where s.workspace_id = workspace and s.run_id = run and s.item = -1 and s.step = n.name and s.finished_at is not null))
+  order by d.n
+  limit 1;
+  update helper.workflow_steps s
+  set status = case
+      when s.status = 'pending' then 'cancelled'
+      when exists (
+        select from helper.function_calls c
+        where c.workspace_id = workspace and c.id = (s.waits_for ->> 'call')::uuid and c.status in ('running', 'uncertain')) then 'uncertain'
+      else 'failed'
+    end,
+    error = case when s.status = 'pending' then s.error else _give_up_run.error end,
+    wake_at = null,
+    finished_at = clock_timestamp()
+  where s.workspace_id = workspace and s.run_id = run and s.status in ('pending', 'ready', 'running', 'waiting');
+  update helper.workflow_runs r
+  set status = 'failed', error = _give_up_run.error, finished_at = clock_timestamp(), paused_at = null, key = null, holds = null
+  where r.workspace_id = workspace and r.id = run;
+  perform helper._next_of_key(workspace, v_run.workflow_id, coalesce(v_run.holds, v_run.key));
+  perform pg_notify('helper_runs', run::text || ' failed');
+end
+$$;
+comment on function helper._give_up_run(uuid, uuid, jsonb) is
+  'Ends a run that nothing can be done with: its open steps have failed, and what they wait for is called off';
+
 -- Runs of a workflow are in the order in which they were made, so that what is too old is at the beginning of an index,
 -- however many there are.
 create function helper._clean_runs(retention_minutes integer, most integer) returns bigint

@@ -214,13 +214,17 @@ declare
   v_run helper.workflow_runs := helper._run(run, 'admin');
   v_new uuid := helper.uuid_v7();
 begin
+  if helper._next_depth() > helper._deepest() then
+    raise exception using errcode = '53400', message = 'workflows start one another too deep',
+      detail = format('This run is the end of a chain of %s, each started by the one before.', helper._deepest());
+  end if;
   if v_run.finished_at is null then
     raise exception using errcode = '55000', message = 'the run has not ended', hint = 'Cancel it first with helper.cancel_run.';
   end if;
   insert into helper.workflow_runs (workspace_id, id, workflow_id, version, trigger, input, depth, priority, user_id, replay_of)
   values (v_run.workspace_id, v_new, v_run.workflow_id, v_run.version,
-    jsonb_build_object('kind', 'replay', 'run', v_run.id, 'from_step', from_step, 'trigger', v_run.trigger),
-    v_run.input, v_run.depth, v_run.priority, helper.current_user_id(), v_run.id);
+    helper._with_origin(jsonb_build_object('kind', 'replay', 'run', v_run.id, 'from_step', from_step, 'trigger', v_run.trigger)),
+    v_run.input, greatest(v_run.depth, helper._next_depth()), v_run.priority, helper.current_user_id(), v_run.id);
   if from_step is not null then
     insert into helper.workflow_steps
       (workspace_id, run_id, step, item, status, attempt, input, output, error, started_at, finished_at)
@@ -236,7 +240,7 @@ begin
 end
 $$;
 comment on function helper.replay_run(uuid, text) is
-  'Starts a new run of the same version with the same input and returns its id; from a step on, what came before is copied. For workspace admins. Errors: 22023 no such step, 42501, 42704, 55000 it has not ended';
+  'Starts a new run of the same version with the same input and returns its id; from a step on, what came before is copied. For workspace admins. Errors: 22023 no such step, 42501, 42704, 53400 too deep, 55000 it has not ended';
 
 create function helper.redrive_runs(workflow text, since timestamptz default '-infinity', workspace uuid default null) returns bigint
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$

@@ -69,7 +69,7 @@ language sql immutable set search_path = pg_catalog, pg_temp as $$
     ('nightly_reindex',
       'Has documents indexed again that failed',
       '{"timeout": "1 h", "steps": [
-        {"name": "reindex", "type": "sql", "timeout": "10 min",
+        {"name": "reindex", "type": "sql", "timeout": "1 min",
           "sql": "select helper.reindex(workspace => ($1 ->> ''workspace'')::uuid, only_failed => true) as documents",
           "parameters": {"workspace": "{{ run.workspace_id }}"}}],
         "output": {"documents": "{{ steps.reindex.output.rows[0].documents }}"}}',

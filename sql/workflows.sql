@@ -26,7 +26,7 @@ comment on column helper.workflows.version is 'Version that new runs have';
 comment on column helper.workflows.enabled is 'Whether runs are started; false: paused';
 comment on column helper.workflows.problem is 'Why it was paused, where nobody did so';
 comment on column helper.workflows.user_id is 'Its owner: who wrote the present version';
-comment on column helper.workflows.settings is 'What templates see as vars';
+comment on column helper.workflows.settings is 'What templates see as vars, in runs of versions that the workflow''s owner wrote';
 comment on column helper.workflows.created_at is 'When it was created';
 comment on column helper.workflows.updated_at is 'When it last changed';
 
@@ -38,6 +38,7 @@ create table helper.workflow_versions (
   user_id uuid not null,
   principal_role name not null,
   principal_claims jsonb,
+  settings jsonb not null default '{}',
   created_at timestamptz not null default clock_timestamp(),
   primary key (workspace_id, workflow_id, version),
   constraint workflow_versions_workflow_fkey foreign key (workspace_id, workflow_id) references helper.workflows on delete cascade
@@ -50,6 +51,7 @@ comment on column helper.workflow_versions.definition is 'The definition, as hel
 comment on column helper.workflow_versions.user_id is 'Who wrote it, as whom its runs act';
 comment on column helper.workflow_versions.principal_role is 'Role that its runs have';
 comment on column helper.workflow_versions.principal_claims is 'JWT claims that its runs have; JSON null when they were malformed';
+comment on column helper.workflow_versions.settings is 'What templates saw as vars when it was written; its runs see the workflow''s present ones while the workflow is its writer''s';
 comment on column helper.workflow_versions.created_at is 'When it was written';
 
 create table helper.workflow_runs (
@@ -91,7 +93,7 @@ comment on column helper.workflow_runs.id is 'Identifier, in order of creation';
 comment on column helper.workflow_runs.workflow_id is 'The workflow';
 comment on column helper.workflow_runs.version is 'Version of it that this is a run of';
 comment on column helper.workflow_runs.status is 'queued, running, waiting (all of it waits for somebody or a time), paused, succeeded, failed, cancelled or timed_out';
-comment on column helper.workflow_runs.trigger is 'What started it: kind (manual, schedule, event, table, webhook, workflow or replay), and more by kind';
+comment on column helper.workflow_runs.trigger is 'What started it: kind (manual, schedule, event, table, webhook, workflow or replay), origin (the run that led to it, where one did), and more by kind';
 comment on column helper.workflow_runs.input is 'What it was started with; of an event or webhook, its payload';
 comment on column helper.workflow_runs.output is 'What it came to';
 comment on column helper.workflow_runs.error is 'Why it failed: sqlstate, message, detail, hint, step';
@@ -305,9 +307,9 @@ begin
     updated_at = clock_timestamp()
   returning w.* into v_workflow;
   -- Who writes what is done answers for it: runs of this version act as they, whoever writes the next.
-  insert into helper.workflow_versions (workspace_id, workflow_id, version, definition, user_id, principal_role, principal_claims)
+  insert into helper.workflow_versions (workspace_id, workflow_id, version, definition, user_id, principal_role, principal_claims, settings)
   values (v_workspace, v_workflow.id, v_workflow.version, v_read -> 'definition',
-    helper.current_user_id(), helper.caller_role(), helper.caller_claims());
+    helper.current_user_id(), helper.caller_role(), helper.caller_claims(), v_workflow.settings);
   return v_workflow.id;
 end
 $$;
@@ -383,7 +385,7 @@ comment on function helper._deepest() is 'Workflows that may follow one another 
 create function helper._next_depth() returns integer
 language sql stable
 begin atomic
-  select coalesce(nullif(current_setting('helper_ai.workflow_depth', true), '')::integer, -1) + 1;
+  select helper._depth_here() + 1;
 end;
 comment on function helper._next_depth() is 'Depth of a run that is started here: one more than that of the run whose step this is; 0 outside of runs';
 
@@ -393,6 +395,12 @@ begin atomic
   select greatest(helper._next_depth() - 1, 0);
 end;
 comment on function helper._depth() is 'Depth of the run whose step this is; 0 outside of runs';
+
+create function helper._with_origin(trigger jsonb) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select jsonb_strip_nulls(jsonb_build_object('origin', helper._run_here())) || trigger
+$$;
+comment on function helper._with_origin(jsonb) is 'What starts a run, with the run whose step this is';
 
 create function helper._start_run(
   workspace uuid,
@@ -417,10 +425,13 @@ begin
   join helper.workflow_versions v on v.workspace_id = w.workspace_id and v.workflow_id = w.id and v.version = w.version
   where w.workspace_id = workspace and w.id = workflow and w.enabled;
   if not found then
-    return null;
+    -- Paused, which changes nothing about what was started before.
+    return (
+      select r.id from helper.workflow_runs r
+      where r.workspace_id = _start_run.workspace and r.workflow_id = _start_run.workflow and r.idempotency_key = _start_run.idempotency_key);
   end if;
   insert into helper.workflow_runs (workspace_id, workflow_id, version, trigger, input, bytes, idempotency_key, depth, priority, user_id)
-  values (workspace, workflow, v_version, trigger, coalesce(input, '{}'), octet_length(input::text), idempotency_key, depth, v_priority,
+  values (workspace, workflow, v_version, helper._with_origin(trigger), coalesce(input, '{}'), octet_length(input::text), idempotency_key, depth, v_priority,
     case when trigger ->> 'kind' in ('manual', 'replay') then helper.current_user_id() end)
   on conflict (workflow_id, idempotency_key) where idempotency_key is not null do nothing
   returning id into v_run;
@@ -435,7 +446,7 @@ begin
 end
 $$;
 comment on function helper._start_run(uuid, uuid, jsonb, jsonb, text, integer, timestamptz) is
-  'Starts a run and returns its id; null where the workflow is paused, the earlier run where the key is known';
+  'Starts a run and returns its id; the earlier run where the key is known, else null where the workflow is paused';
 
 create function helper._check_input(schema jsonb, input jsonb) returns void
 language c volatile parallel unsafe strict as 'MODULE_PATHNAME', 'check_input_wrapper';
@@ -456,12 +467,18 @@ begin
     raise exception using errcode = '22023', message = 'input is not a JSON object';
   end if;
   perform helper._check_size(input, 'input', 1048576);
+  if idempotency_key is not null and char_length(idempotency_key) not between 1 and 200 then
+    raise exception using errcode = '22023', message = 'idempotency_key has not between 1 and 200 characters';
+  end if;
+  select r.id into v_run
+  from helper.workflow_runs r
+  where r.workspace_id = v_workflow.workspace_id and r.workflow_id = v_workflow.id and r.idempotency_key = 'manual:' || run_workflow.idempotency_key;
+  if found then
+    return v_run;
+  end if;
   if helper._next_depth() > helper._deepest() then
     raise exception using errcode = '53400', message = 'workflows start one another too deep',
       detail = format('This run is the end of a chain of %s, each started by the one before.', helper._deepest());
-  end if;
-  if idempotency_key is not null and char_length(idempotency_key) not between 1 and 200 then
-    raise exception using errcode = '22023', message = 'idempotency_key has not between 1 and 200 characters';
   end if;
   perform helper._check_input(
     helper._definition(v_workflow.workspace_id, v_workflow.id, v_workflow.version) -> 'input', input);
@@ -472,7 +489,7 @@ begin
     raise exception using
       errcode = '55000',
       message = format('workflow "%s" is paused', workflow),
-      detail = v_workflow.problem,
+      detail = coalesce(v_workflow.problem, 'An admin of the workspace paused it.'),
       hint = 'An admin of the workspace resumes it with helper.resume_workflow.';
   end if;
   return v_run;

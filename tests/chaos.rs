@@ -119,7 +119,8 @@ fn definition() -> Value {
         { "name": "post", "type": "http", "tool": "post", "arguments": { "run": "{{ run.id }}" }, "on_error": "skip" },
         { "name": "say", "type": "complete", "needs": ["tool", "post"], "prompt": "Speak of run {{ run.id }}.",
           "retry": { "attempts": 20, "delay": "200 ms", "factor": 1.5, "most": "2 s" } },
-        { "name": "each", "type": "map", "over": "{{ input.items }}", "concurrency": 4,
+        { "name": "tell", "type": "complete", "needs": ["tool", "post"], "prompt": "Tell of run {{ run.id }}.", "on_error": "skip" },
+        { "name": "each", "type": "map", "needs": ["say"], "over": "{{ input.items }}", "concurrency": 4,
           "step": insert("map", json!({ "run": "{{ run.id }}", "item": "{{ item }}" })) },
         { "name": "approve", "type": "approval", "title": "Is {{ steps.say.output.text }} right?", "self_approval": true }
     ], "output": { "text": "{{ steps.say.output.text }}" } })
@@ -130,15 +131,24 @@ fn run_of(seen: &Seen) -> Option<String> {
     let body = String::from_utf8_lossy(&seen.body).into_owned();
     let from = match seen.path.as_str() {
         "/post" => body.find("\"run\":\"")? + 7,
-        _ => body.rfind("Speak of run ")? + 13,
+        _ => body.rfind(" of run ")? + 8,
     };
     body.get(from..from + 36).map(str::to_owned)
 }
 
+/// The step that a request is of.
+fn step_of(seen: &Seen) -> &'static str {
+    match String::from_utf8_lossy(&seen.body).contains("Tell of run ") {
+        _ if seen.path == "/post" => "post",
+        true => "tell",
+        false => "say",
+    }
+}
+
 /// Requests that were seen at the endpoint, or by the model, for each run.
-fn requests(server: &Server, is_post: bool) -> HashMap<String, usize> {
+fn requests(server: &Server, step: &str) -> HashMap<String, usize> {
     let mut requests = HashMap::new();
-    for seen in server.seen().iter().filter(|seen| (seen.path == "/post") == is_post) {
+    for seen in server.seen().iter().filter(|seen| step_of(seen) == step) {
         *requests.entry(run_of(seen).unwrap_or_default()).or_default() += 1;
     }
     requests
@@ -321,20 +331,41 @@ async fn every_run_ends_and_writes_once_whoever_is_killed() {
     assert_eq!(admin.one::<i64>(other, &[]).await, 0, "lines that were written twice, or by nobody");
     assert_eq!(lines, 12 * runs as i64);
 
-    // A model's reply counts once, though the model may have been asked again; so does an approval.
-    let once = "select count(*) from helper.messages m where m.role = 'assistant' and m.status = 'done'";
+    // A model's reply counts once, and each attempt asked the model once at most; so does an approval.
+    let once = "select (select count(*) from helper.messages m where m.role = 'assistant' and m.status = 'done') \
+        - (select count(*) from helper.workflow_steps s where s.step = 'tell' and s.status = 'succeeded')";
     assert_eq!(admin.one::<i64>(once, &[]).await, runs as i64);
-    let attempts = "select coalesce(sum(s.attempt), 0)::bigint from helper.workflow_steps s where s.step = 'say'";
+    let attempts = "select coalesce(sum(s.attempt), 0)::bigint from helper.workflow_steps s where s.step in ('say', 'tell')";
     let attempts: i64 = admin.one(attempts, &[]).await;
     let replies: i64 = admin.one("select count(*) from helper.messages m where m.role = 'assistant'", &[]).await;
     assert_eq!(replies, attempts);
-    let asked = requests(&server, false);
+    let asked = requests(&server, "say");
     assert_eq!(asked.len(), runs, "runs of which a model was asked");
+    let told = requests(&server, "tell");
+    let mut tells = BTreeMap::new();
+    let rows = admin
+        .query("select s.run_id::text, s.step, s.status, s.attempt from helper.workflow_steps s where s.step in ('say', 'tell')", &[])
+        .await
+        .unwrap();
+    for row in rows {
+        let (id, step, status, attempts): (String, String, String, i32) = (row.get(0), row.get(1), row.get(2), row.get(3));
+        let count = if step == "say" { &asked } else { &told }.get(&id).copied().unwrap_or_default();
+        let fits = match status.as_str() {
+            "succeeded" => (1..=attempts as usize).contains(&count),
+            "uncertain" => step == "tell" && count <= 1,
+            "failed" => step == "tell" && count <= 1,
+            _ => false,
+        };
+        assert!(fits, "{id}: {step} {status}, asked {count} times in {attempts} attempts");
+        if step == "tell" {
+            *tells.entry(status).or_insert(0) += 1;
+        }
+    }
     let approvals = "select count(*) from helper.function_calls c where c.function_name = 'workflow_approval' and c.status = 'succeeded'";
     assert_eq!(admin.one::<i64>(approvals, &[]).await, runs as i64);
 
     // What was posted was posted once; what may or may not have been is uncertain.
-    let posted = requests(&server, true);
+    let posted = requests(&server, "post");
     let mut posts = BTreeMap::new();
     let rows = admin
         .query("select s.run_id::text, s.status from helper.workflow_steps s where s.step = 'post'", &[])
@@ -354,8 +385,8 @@ async fn every_run_ends_and_writes_once_whoever_is_killed() {
     }
     nothing_left(&admin).await;
     println!(
-        "{runs} runs: {lines} lines, {} requests to the model for {replies} replies, {} posts ({posts:?}), {} approvals by us",
-        asked.values().sum::<usize>(),
+        "{runs} runs: {lines} lines, {} requests to the model for {replies} replies ({tells:?} without another attempt), {} posts ({posts:?}), {} approvals by us",
+        asked.values().chain(told.values()).sum::<usize>(),
         posted.values().sum::<usize>(),
         approved.load(Ordering::Relaxed)
     );

@@ -9,7 +9,7 @@ use crate::core::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Raised by one whenever a frame's meaning changes.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// The longest frame either side accepts, in bytes: a file of the largest allowed size and its envelope.
 pub const MAX_FRAME: usize = 272 * 1024 * 1024;
@@ -245,6 +245,8 @@ pub struct ChatCall {
     pub all_text: bool,
     /// Tokens of the reply at most; counted where it was to come in one piece and the provider may have made it for nobody.
     pub output_tokens: u64,
+    /// It is not sent again where a provider may be at it.
+    pub once: bool,
 }
 
 /// Texts to be embedded by a provider.
@@ -492,6 +494,8 @@ pub struct CallEnd {
     pub first_token_ms: Option<u64>,
     /// Requests that were sent.
     pub attempts: u32,
+    /// A provider has one of them and may do it, though nobody hears of it.
+    pub lost: bool,
     /// The provider's id of the reply or request.
     pub provider_request_id: Option<String>,
     /// Why it failed.

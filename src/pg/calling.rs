@@ -139,6 +139,7 @@ pub fn prepare(
         guessed_tokens,
         all_text,
         output_tokens: output.into(),
+        once: false,
     };
     Ok((call, reservation))
 }

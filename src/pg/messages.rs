@@ -195,7 +195,7 @@ pub fn fail(
     reply: pgrx::Uuid,
     text: &str,
     status: &str,
-    error: Option<&Error>,
+    error: Option<Value>,
     tool_calls: Option<Value>,
 ) -> Result<()> {
     owner::as_owner(|| {
@@ -206,7 +206,7 @@ pub fn fail(
                 reply.into(),
                 text.into(),
                 status.into(),
-                error.map(|error| JsonB(facts(error))).into(),
+                error.map(JsonB).into(),
                 tool_calls.map(JsonB).into(),
             ],
         )

@@ -4,7 +4,8 @@
 use crate::core::chat::{Event, Purpose, Said};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::prompt::marks::MarkFilter;
-use crate::core::wire::{CallEnd, Outcome, Reply, Request};
+use crate::core::wire::{CallEnd, ChatCall, Outcome, Reply, Request};
+use crate::core::workflow::row::Reason;
 use crate::pg::acting::{self, Errand, Turns};
 use crate::pg::asking::{self, Arguments, Question};
 use crate::pg::budget::Reservation;
@@ -13,6 +14,7 @@ use crate::pg::jobs::Job;
 use crate::pg::messages::{self, Stored};
 use crate::pg::prompting::{self, Draft, FOLDING_MS};
 use crate::pg::report::Reported;
+use crate::pg::session::Led;
 use crate::pg::{answering, calling, embedding, extracting, owner, spi};
 use pgrx::JsonB;
 use pgrx::prelude::*;
@@ -34,11 +36,24 @@ pub enum Next {
     Done,
 }
 
+/// Who asked, and what led to it.
+struct Asker {
+    role: String,
+    claims: Option<String>,
+    led: Led,
+}
+
+impl Asker {
+    /// Does something as they.
+    fn does<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.led.does(|| owner::as_principal(&self.role, self.claims.as_deref(), work))
+    }
+}
+
 /// A reply on its way.
 pub struct Replying {
     pub job: Job,
-    role: String,
-    claims: Option<String>,
+    asker: Asker,
     payload: Value,
     text: String,
     question: Option<Question>,
@@ -57,33 +72,39 @@ pub struct Replying {
     shown: String,
     written: usize,
     written_at: Instant,
+    /// A step of a workflow waits for it.
+    is_once: bool,
+    /// Requests of such a one that were sent and whose answers are not stored.
+    asked: u32,
 }
 
 impl Replying {
     /// Loads a job's question, as the owner; `None` where the reply is not wanted any more.
     pub fn load(job: Job) -> Result<Option<Replying>> {
         let found = spi::change(
-            "select j.principal_role::text, j.principal_claims::text, j.payload, q.content, q.id, r.id, r.conversation_id \
+            "select j.principal_role::text, j.principal_claims::text, j.depth, j.run_id, j.payload, q.content, q.id, r.id, \
+               r.conversation_id, j.asked_at is not null, \
+               exists (select from helper.workflow_waits w where w.workspace_id = r.workspace_id and w.subject = r.id) \
              from helper.jobs j \
              join helper.messages q on q.workspace_id = j.workspace_id and q.id = (j.payload ->> 'question_id')::uuid \
              join helper.messages r on r.workspace_id = j.workspace_id and r.id = (j.payload ->> 'message_id')::uuid \
              where j.workspace_id = $1 and j.id = $2 and r.status in ('pending', 'streaming')",
             &[job.workspace.into(), job.id.into()],
             |row| {
+                let led = Led { depth: row.get(3)?, run: row.opt(4)? };
                 Ok((
-                    row.get::<String>(1)?,
-                    row.opt::<String>(2)?,
-                    row.get::<JsonB>(3)?.0,
-                    row.get::<String>(4)?,
-                    Stored { question: row.get(5)?, reply: row.get(6)?, conversation: row.get(7)? },
+                    Asker { role: row.get(1)?, claims: row.opt(2)?, led },
+                    row.get::<JsonB>(5)?.0,
+                    row.get::<String>(6)?,
+                    Stored { question: row.get(7)?, reply: row.get(8)?, conversation: row.get(9)? },
+                    (row.get::<bool>(10)?, row.get::<bool>(11)?),
                 ))
             },
         )?
         .pop();
-        Ok(found.map(|(role, claims, payload, text, stored)| Replying {
+        Ok(found.map(|(asker, payload, text, stored, (is_asked, is_once))| Replying {
             job,
-            role,
-            claims,
+            asker,
             payload,
             text,
             question: None,
@@ -97,6 +118,8 @@ impl Replying {
             shown: String::new(),
             written: 0,
             written_at: Instant::now(),
+            is_once: is_once || is_asked,
+            asked: is_asked.into(),
         }))
     }
 
@@ -118,7 +141,7 @@ impl Replying {
     /// Reads the question again, as the person who asked; inside a transaction.
     pub fn begin(&mut self) -> Result<Next> {
         let text = |name: &str| self.payload.get(name).and_then(Value::as_str);
-        let question = owner::as_principal(&self.role, self.claims.as_deref(), || {
+        let question = self.asker.does(|| {
             asking::read(Arguments {
                 question: Some(&self.text),
                 conversation: Some(self.stored.conversation),
@@ -165,7 +188,7 @@ impl Replying {
             None
         };
         let stored = self.stored;
-        let drafted = owner::as_principal(&self.role, self.claims.as_deref(), || {
+        let drafted = self.asker.does(|| {
             let found = answering::look_up(question, vector)?;
             if question.chosen.is_none() {
                 let reply = extracting::compose(question, found.as_ref())?;
@@ -178,7 +201,8 @@ impl Replying {
             // Where there is no budget for it, it is done without the model.
             let folding = draft.folding(chosen).and_then(|chat| {
                 let who = answering::caller(question, &stored);
-                calling::prepare(who, "summary", chosen, chat, Some(FOLDING_MS)).ok()
+                let prepared = calling::prepare(who, "summary", chosen, chat, Some(FOLDING_MS)).ok();
+                prepared.map(|(call, reservation)| (ChatCall { once: self.is_once, ..call }, reservation))
             });
             Ok(Some((draft, folding)))
         })?;
@@ -205,7 +229,7 @@ impl Replying {
     fn prompted(&mut self, draft: Draft, summary: Option<String>) -> Result<Next> {
         let Some(question) = &self.question else { return Err(Error::bug("a reply has no question")) };
         let stored = self.stored;
-        let turns = owner::as_principal(&self.role, self.claims.as_deref(), || {
+        let turns = self.asker.does(|| {
             let chosen = question.chosen.as_ref().ok_or_else(calling::no_model)?;
             let prompt = answering::kept(question, &stored, draft.finish(question, chosen, summary))?;
             Ok(Turns::new(question, prompt))
@@ -222,13 +246,13 @@ impl Replying {
         };
         let mut chat = turns.chat();
         chat.stream = true;
-        let (call, reservation) = owner::as_principal(&self.role, self.claims.as_deref(), || {
+        let (call, reservation) = self.asker.does(|| {
             let chosen = question.chosen.as_ref().ok_or_else(calling::no_model)?;
             let who = answering::caller(question, &self.stored);
             calling::prepare(who, "ask", chosen, chat, question.tuning.timeout_ms)
         })?;
         self.reservation = Some(reservation);
-        Ok(Next::Ask(Box::new(Request::Chat(Box::new(call)))))
+        Ok(Next::Ask(Box::new(Request::Chat(Box::new(ChatCall { once: self.is_once, ..call })))))
     }
 
     /// Takes up a reply that has called tools before: the calls that were decided meanwhile, and those that a worker that is
@@ -236,7 +260,7 @@ impl Replying {
     fn go_on(&mut self, state: &Value) -> Result<Next> {
         let Some(question) = &self.question else { return Err(Error::bug("a reply has no question")) };
         let stored = self.stored;
-        let (turns, errands) = owner::as_principal(&self.role, self.claims.as_deref(), || {
+        let (turns, errands) = self.asker.does(|| {
             let chosen = question.chosen.as_ref().ok_or_else(calling::no_model)?;
             let history = messages::history(question.workspace, stored.conversation, stored.question)?;
             let draft = prompting::draft(question, chosen, history, acting::passages(state), false)?;
@@ -275,7 +299,7 @@ impl Replying {
             return Err(Error::bug("a reply has no question"));
         };
         let stored = self.stored;
-        owner::as_principal(&self.role, self.claims.as_deref(), || {
+        self.asker.does(|| {
             turns.fetched(question, errand, reply)?;
             turns.keep(question, &stored)
         })
@@ -287,7 +311,7 @@ impl Replying {
             return Err(Error::bug("a reply has no question"));
         };
         let stored = self.stored;
-        owner::as_principal(&self.role, self.claims.as_deref(), || {
+        self.asker.does(|| {
             turns.called(question.workspace, errand)?;
             turns.keep(question, &stored)
         })
@@ -381,7 +405,7 @@ impl Replying {
         // A transaction that fails is tried again with the turn as it was.
         let mut turns = before.clone();
         let stored = self.stored;
-        let errands = owner::as_principal(&self.role, self.claims.as_deref(), || {
+        let errands = self.asker.does(|| {
             if turns.heard(self.said.clone(), end.clone()) {
                 let errands = turns.act(question, &stored, true)?;
                 turns.keep(question, &stored)?;
@@ -391,6 +415,10 @@ impl Replying {
             answering::finish(question, &stored, &turns, &reply)?;
             Ok(None)
         })?;
+        if self.is_asked() {
+            self.note_asked(false)?;
+            self.asked = 0;
+        }
         self.turns = Some(turns);
         let Some(errands) = errands else { return Ok(Next::Done) };
         if !self.said.text().trim().is_empty() {
@@ -403,7 +431,52 @@ impl Replying {
     /// Stores why there is no reply, or no whole one, inside a transaction.
     pub fn fail(&self, status: &str, error: Option<&Error>) -> Result<()> {
         let calls = self.turns.as_ref().map(Turns::tool_calls);
-        messages::fail(self.job.workspace, self.stored.reply, &self.shown, status, error, calls)
+        let facts = error.map(messages::facts);
+        messages::fail(self.job.workspace, self.stored.reply, &self.shown, status, facts, calls)
+    }
+
+    /// Stores that nobody heard what the model said, which may have been asked, inside a transaction.
+    pub fn lose(&self, error: &Error) -> Result<()> {
+        let calls = self.turns.as_ref().map(Turns::tool_calls);
+        let mut facts = messages::facts(error);
+        facts["reason"] = Reason::Unanswered.name().into();
+        messages::fail(self.job.workspace, self.stored.reply, &self.shown, "error", Some(facts), calls)
+    }
+
+    /// Whether the model is asked once at most, as a step of a workflow waits for it.
+    pub fn is_once(&self) -> bool {
+        self.is_once
+    }
+
+    /// Whether it may have been asked, and what it said is not stored.
+    pub fn is_asked(&self) -> bool {
+        self.asked > 0
+    }
+
+    /// Whether a request has to be noted before it is sent.
+    pub fn notes(&self, request: &Request) -> bool {
+        self.is_once && matches!(request, Request::Chat(_))
+    }
+
+    /// Notes that the model is asked now, or that what it said is stored; inside a transaction.
+    pub fn note_asked(&self, is_asked: bool) -> Result<()> {
+        owner::as_owner(|| {
+            spi::run(
+                "update helper.jobs j set asked_at = case when $3 then clock_timestamp() end \
+                 where j.workspace_id = $1 and j.id = $2",
+                &[self.job.workspace.into(), self.job.id.into(), is_asked.into()],
+            )
+        })
+    }
+
+    /// It was noted that the model is asked.
+    pub fn asking(&mut self) {
+        self.asked += 1;
+    }
+
+    /// The request never left.
+    pub fn not_asked(&mut self) {
+        self.asked = self.asked.saturating_sub(1);
     }
 }
 

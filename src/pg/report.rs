@@ -44,21 +44,35 @@ pub struct Notes {
     who: &'static str,
     /// What was logged last, and when.
     told: Option<(String, Instant)>,
+    /// Since when what is logged is counted, and how much that was.
+    since: Instant,
+    count: u32,
 }
+
+/// Lines in a minute, however much each differs from the one before: what a function raises is whatever its author wants.
+const MOST_NOTES: u32 = 20;
 
 impl Notes {
     pub fn of(who: &'static str) -> Notes {
-        Notes { who, told: None }
+        Notes { who, told: None, since: Instant::now(), count: 0 }
     }
 
-    /// Logs an error, the same one once a minute.
+    /// Logs an error, the same one once a minute, and of others so many.
     pub fn note<T>(&mut self, outcome: Result<T>) -> Option<T> {
         let error = match outcome {
             Ok(value) => return Some(value),
             Err(error) => error,
         };
         if !self.told.as_ref().is_some_and(|(told, at)| *told == error.message && at.elapsed().as_secs() < 60) {
-            log!("helper_ai {}: {} ({})", self.who, error.message, error.kind.sqlstate());
+            if self.since.elapsed().as_secs() >= 60 {
+                (self.since, self.count) = (Instant::now(), 0);
+            }
+            self.count = self.count.saturating_add(1);
+            match self.count {
+                ..MOST_NOTES => log!("helper_ai {}: {} ({})", self.who, error.message, error.kind.sqlstate()),
+                MOST_NOTES => log!("helper_ai {}: more errors follow, which are not logged for a minute", self.who),
+                _ => {}
+            }
             self.told = Some((error.message, Instant::now()));
         }
         None

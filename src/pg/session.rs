@@ -3,7 +3,7 @@
 use crate::core::error::Result;
 use crate::pg::spi;
 use pgrx::prelude::*;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 
 /// Settings of the session.
 pub fn configure(name: &CStr) {
@@ -66,6 +66,44 @@ pub fn set_locally(name: &CStr, value: &CStr) {
             0,
             false,
         );
+    }
+}
+
+/// Which run of a workflow led to something, and how deep that is in.
+#[derive(Clone, Copy)]
+pub struct Led {
+    /// -1: none did.
+    pub depth: i32,
+    pub run: Option<pgrx::Uuid>,
+}
+
+impl Led {
+    /// Says so for what follows, until the transaction or the level of settings inside it ends.
+    pub fn set(self) {
+        let text = |value: String| CString::new(value).unwrap_or_default();
+        set_locally(c"helper_ai.workflow_depth", &text(self.depth.to_string()));
+        let run = self.run.map(|run| run.to_string()).unwrap_or_default();
+        set_locally(c"helper_ai.workflow_run", &text(run));
+    }
+
+    /// Does something that the run led to.
+    pub fn does<T>(self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        // SAFETY: plain getter; `Level` ends it on every way out.
+        let _level = Level(unsafe { pg_sys::NewGUCNestLevel() });
+        self.set();
+        work()
+    }
+}
+
+struct Level(i32);
+
+impl Drop for Level {
+    fn drop(&mut self) {
+        // An error of Postgres ends the level with the transaction that it aborts.
+        if !std::thread::panicking() {
+            // SAFETY: the level that was begun, and whatever is left of those inside.
+            unsafe { pg_sys::AtEOXact_GUC(false, self.0) };
+        }
     }
 }
 

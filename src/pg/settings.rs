@@ -19,6 +19,7 @@ pub static API_ROLES: GucSetting<Option<CString>> = GucSetting::<Option<CString>
 pub static WORKSPACE: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 pub static MAX_WEBHOOK_SIZE: GucSetting<i32> = GucSetting::<i32>::new(256);
 pub static WORKFLOW_DEPTH: GucSetting<i32> = GucSetting::<i32>::new(-1);
+pub static WORKFLOW_RUN: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
 pub static SQL_STEPS: GucSetting<bool> = GucSetting::<bool>::new(true);
 pub static JOB_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(7 * 24 * 60);
 pub static CALL_RETENTION: GucSetting<i32> = GucSetting::<i32>::new(365 * 24 * 60);
@@ -167,10 +168,18 @@ pub fn define() {
     GucRegistry::define_int_guc(
         c"helper_ai.workflow_depth",
         c"Workflows that led to this step, each started by an event of the one before.",
-        c"Set by the extension while a run's steps are done.",
+        c"Set by the extension while a run's steps are done, and what they have done later.",
         &WORKFLOW_DEPTH,
         -1,
         1000,
+        GucContext::Suset,
+        GucFlags::default(),
+    );
+    GucRegistry::define_string_guc(
+        c"helper_ai.workflow_run",
+        c"Run of a workflow that led to what is done.",
+        c"Set by the extension while a run's steps are done, and what they have done later.",
+        &WORKFLOW_RUN,
         GucContext::Suset,
         GucFlags::default(),
     );

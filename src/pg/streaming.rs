@@ -235,8 +235,8 @@ impl Stream {
             Some(turns) => (turns.words() + &said.text(), Some(turns.tool_calls())),
             None => (said.text(), None),
         };
-        messages::fail(self.question.workspace, self.stored.reply, &words, "error", Some(error), calls)?;
         let mut facts = messages::facts(error);
+        messages::fail(self.question.workspace, self.stored.reply, &words, "error", Some(facts.clone()), calls)?;
         facts["provider"] = provider.into();
         self.ready.push_back(("error", facts));
         self.ready.push_back(("done", done(&self.stored, "error", None)));

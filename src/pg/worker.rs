@@ -389,7 +389,7 @@ impl Worker {
         self.link = None;
         self.ledger = 0;
         for (_, reply) in std::mem::take(&mut self.replies) {
-            if reply.has_begun() {
+            if reply.has_begun() && !reply.is_asked() {
                 let error = Error::not_ready("the helper_ai gateway went away during the reply").hint("Ask again.");
                 self.reply_failed(&reply, &error);
             } else {

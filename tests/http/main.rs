@@ -96,6 +96,7 @@ fn call(routes: &[&Route]) -> ChatCall {
         guessed_tokens: 11,
         all_text: true,
         output_tokens: 70,
+        once: false,
     }
 }
 

@@ -2,6 +2,7 @@
 //! What is wrong is refused by its place in the JSON.
 
 use super::Span;
+use super::row::Place;
 use super::value::{Condition, Context, Template};
 use crate::core::error::Result;
 use serde_json::{Map, Value};
@@ -267,6 +268,15 @@ impl Definition {
     /// cannot be read, steps that do not exist or do not come before, names that are there twice, circles, sizes.
     pub fn read(definition: &Value) -> Result<Definition> {
         super::reader::read(definition)
+    }
+
+    /// Attempts of a step, or of an item of a `map`, in all.
+    pub fn attempts(&self, place: Place) -> u32 {
+        let Some(step) = self.steps.get(place.step) else { return 0 };
+        match (&step.kind, place.item) {
+            (StepKind::Map(each), Some(_)) => each.effort.retry.attempts,
+            _ => step.effort.retry.attempts,
+        }
     }
 
     /// The number of the step with a name.

@@ -3,7 +3,7 @@
 
 use super::Time;
 use super::definition::{Definition, OnError, Retry, StepKind, Until};
-use super::machine::{Action, Progress};
+use super::machine::{Action, Event, Progress};
 use super::row::{Failure, Place, Reason, Row, Run, RunStatus, StepStatus};
 use crate::core::error::{Error, Result};
 use serde_json::Value;
@@ -41,6 +41,41 @@ impl Progress<'_> {
         self.rows().filter_map(of_row).chain(self.run.deadline).min()
     }
 
+    /// Attempts whose time is over, with what they wait for: what is known to have come of that, [`Progress::apply`] is to
+    /// be told before [`Progress::next`] ends them at the same time.
+    pub fn expiring(&self, now: Time) -> Vec<Row> {
+        if self.run.status.is_end() || self.run.status == RunStatus::Paused {
+            return Vec::new();
+        }
+        let is_over = |row: &&Row| self.times_out_at(row.place).is_some_and(|at| at <= now);
+        self.waiting().filter(is_over).cloned().collect()
+    }
+
+    /// An attempt that took too long.
+    pub fn too_long() -> Failure {
+        Failure::timeout(Reason::Timeout, "step timed out")
+    }
+
+    /// Notes what had come all the same of an attempt that was cancelled. A `map` is as uncertain as one of its items is,
+    /// so that it is not tried again with others.
+    pub fn settle(&mut self, place: Place, attempt: u32, event: Event, now: Time) {
+        let is_cancelled = |row: &Row| row.status == StepStatus::Cancelled;
+        if !self.row(place).is_some_and(|row| row.attempt == attempt && is_cancelled(row)) {
+            return;
+        }
+        match event {
+            Event::Succeeded { output } => self.succeed(place, output, now),
+            Event::Uncertain { error } => {
+                let map = Place { item: None, ..place };
+                if place.item.is_some() && self.row(map).is_some_and(is_cancelled) {
+                    self.give_up(map, Failure { item: place.item, ..error.clone() }, now);
+                }
+                self.give_up(place, error, now);
+            }
+            Event::Failed { .. } | Event::Waiting { .. } => {}
+        }
+    }
+
     /// Ends waits and attempts whose time has come.
     pub(super) fn expire(&mut self, now: Time, random: &mut dyn FnMut() -> f64) {
         for place in self.places() {
@@ -60,7 +95,7 @@ impl Progress<'_> {
         let definition = self.definition;
         let kind = &definition.steps[place.step].kind;
         let kind = if place.item.is_some() { kind.each().unwrap_or(kind) } else { kind };
-        let error = Failure::timeout(Reason::Timeout, "step timed out");
+        let error = Self::too_long();
         match kind {
             StepKind::Approval { on_lapse, .. } => {
                 let error = Failure::timeout(Reason::Lapsed, "nobody decided in time");
@@ -74,7 +109,7 @@ impl Progress<'_> {
                     OnError::Fail | OnError::Goto(_) => self.fail(place, error, false, now, random),
                 }
             }
-            // It was handed over, and whether it is done there is not known.
+            // It was handed over, could not be taken back, and whether it is done there is not known.
             StepKind::Tool { .. } | StepKind::Http { .. } => self.give_up(place, error, now),
             StepKind::Map(_) => {
                 self.cancel_items(place.step, now);

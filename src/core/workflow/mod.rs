@@ -33,5 +33,8 @@ pub const MOST_DEFINITION: usize = 256 * 1024;
 /// Bytes of a rendered value at most, written as JSON.
 pub const MOST_RENDERED: usize = 1024 * 1024;
 
+/// How long a statement, or a search, may take at most: a runner does one thing at a time.
+pub const MOST_STATEMENT: Span = 60_000;
+
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use super::definition::{Concurrency, Definition, Each, Effort, OnError, Rate, Re
 use super::path::Reference;
 use super::read::{Object, nearest, wrong};
 use super::value::{Condition, Template};
-use super::{MOST_DEFINITION, MOST_STEPS};
+use super::{MOST_DEFINITION, MOST_STATEMENT, MOST_STEPS};
 use crate::core::error::Result;
 use serde_json::{Value, json};
 
@@ -173,7 +173,7 @@ fn draft<'v>(object: Object<'v>, names: &Names) -> Result<Draft<'v>> {
         Some(_) => return Err(wrong(&object.at("needs"), "is not an array")),
         None => None,
     };
-    let effort = effort(&object, Some(names))?;
+    let effort = effort(&object, kind, Some(names))?;
     Ok(Draft { kind: read_kind(kind, &object, Some(names))?, object, when, effort, needs })
 }
 
@@ -213,12 +213,12 @@ fn fields(kind: &str) -> &'static [&'static str] {
 }
 
 /// `names` are there for a step of its own: an inner one cannot go to another.
-fn effort(object: &Object, names: Option<&Names>) -> Result<Effort> {
-    Ok(Effort {
-        retry: retry(object)?,
-        timeout: object.interval("timeout")?,
-        on_error: on_error(object, "on_error", names)?,
-    })
+fn effort(object: &Object, kind: &str, names: Option<&Names>) -> Result<Effort> {
+    let timeout = object.interval("timeout")?;
+    if matches!(kind, "sql" | "search") && timeout.is_some_and(|timeout| timeout > MOST_STATEMENT) {
+        return Err(wrong(&object.at("timeout"), "is longer than the minute that a statement may take"));
+    }
+    Ok(Effort { retry: retry(object)?, timeout, on_error: on_error(object, "on_error", names)? })
 }
 
 fn retry(object: &Object) -> Result<Retry> {
@@ -418,7 +418,7 @@ fn map(object: &Object) -> Result<StepKind> {
     Ok(StepKind::Map(Each {
         over,
         name: name.to_owned(),
-        effort: effort(&inner, None)?,
+        effort: effort(&inner, kind, None)?,
         inner: Box::new(read_kind(kind, &inner, None)?),
         concurrency: object.whole("concurrency", 1..=1000)?.unwrap_or(5) as u32,
         most: object.whole("most", 1..=10_000)?.unwrap_or(1000) as u32,

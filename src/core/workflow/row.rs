@@ -118,6 +118,19 @@ pub enum Reason {
     Timeout,
     /// Nobody decided on the approval in time: `on_lapse` says what follows.
     Lapsed,
+    /// A model was asked, and nobody heard what it said.
+    Unanswered,
+}
+
+impl Reason {
+    /// As it is stored.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Timeout => "timeout",
+            Reason::Lapsed => "lapsed",
+            Reason::Unanswered => "unanswered",
+        }
+    }
 }
 
 /// An error of a step or of a run, as it is stored and as templates see it (`steps.NAME.error.message`).

@@ -197,6 +197,7 @@ impl Account {
             latency_ms: self.took.unwrap_or_else(|| self.began.elapsed()).as_millis() as u64,
             first_token_ms: self.heard.first.map(|first| first.duration_since(self.began).as_millis() as u64),
             attempts: self.sent.attempts.load(Ordering::Relaxed),
+            lost: self.outcome != Outcome::Succeeded && self.sent.at_stake.load(Ordering::Relaxed) > 0,
             provider_request_id: self.heard.id.take(),
             error: self.error.take(),
         };

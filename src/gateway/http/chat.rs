@@ -20,7 +20,7 @@ impl Providers {
     pub async fn chat(&self, call: ChatCall, sink: &Sink) -> CallEnd {
         let began = Instant::now();
         let deadline = deadline(began, call.timeout_ms);
-        let ChatCall { asker, routes, chat, timeout_ms, guessed_tokens, all_text, output_tokens } = call;
+        let ChatCall { asker, routes, chat, timeout_ms, guessed_tokens, all_text, output_tokens, once } = call;
         let workspace = asker.workspace;
         let whole_reply = if chat.stream { 0 } else { output_tokens };
         let guess = Guess { prompt: guessed_tokens, whole_reply, compares: all_text };
@@ -29,20 +29,21 @@ impl Providers {
         for route in &routes {
             account.goes_to(route);
             let chat = accepted(route, &chat);
-            let ask = Ask { route, chat: &chat, workspace, deadline, timeout_ms };
-            match self.ask(&ask, &mut account, sink).await {
+            let ask = Ask { route, chat: &chat, workspace, deadline, timeout_ms, once };
+            let lost = match self.ask(&ask, &mut account, sink).await {
                 Ok(()) => return account.close(Outcome::Succeeded, None).await,
                 Err(fault) => {
                     if let Some(id) = fault.request_id {
                         account.heard.set_id(&id);
                     }
                     error = Some(fault.error);
+                    fault.lost
                 }
-            }
+            };
             if account.heard.first.is_some() {
                 return account.close(Outcome::Interrupted, error).await;
             }
-            if Instant::now() >= deadline {
+            if Instant::now() >= deadline || once && lost {
                 break;
             }
         }
@@ -77,6 +78,7 @@ impl Providers {
             sent,
             backoff: self.backoff,
             patient: false,
+            once: ask.once,
         };
         let mut listener = Listener { provider, model, chat: ask.chat, heard, sink, events: Vec::new(), noted: 0 };
         exchange.run(&ready, &mut listener).await
@@ -112,6 +114,7 @@ struct Ask<'a> {
     workspace: [u8; 16],
     deadline: Instant,
     timeout_ms: u64,
+    once: bool,
 }
 
 /// Takes a reply's bytes and passes on what they say, all that came together in one frame.

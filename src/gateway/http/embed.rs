@@ -154,6 +154,7 @@ impl Providers {
             sent,
             backoff: self.backoff,
             patient: call.patient,
+            once: false,
         };
         let mut taker =
             Taker { kind: provider.kind, provider: &provider.name, model, expected: texts.len(), used: None };

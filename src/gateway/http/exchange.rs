@@ -54,6 +54,8 @@ pub struct Exchange<'a> {
     pub backoff: Duration,
     /// It waits for a provider that is left alone, rather than being refused.
     pub patient: bool,
+    /// It is not sent again where the provider may be at it.
+    pub once: bool,
 }
 
 impl Exchange<'_> {
@@ -76,7 +78,7 @@ impl Exchange<'_> {
             if self.patient && fault.left_alone && self.wait_out_cooling().await {
                 continue;
             }
-            if reader.shown() || !fault.again || repeated >= self.provider.max_retries {
+            if reader.shown() || !fault.again || (self.once && fault.lost) || repeated >= self.provider.max_retries {
                 return Err(fault);
             }
             let now = Instant::now();

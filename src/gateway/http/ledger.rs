@@ -160,6 +160,7 @@ mod tests {
             latency_ms: 0,
             first_token_ms: None,
             attempts: 0,
+            lost: false,
             provider_request_id: None,
             error: None,
         };

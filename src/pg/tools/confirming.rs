@@ -7,10 +7,14 @@ use super::subtransaction::Fault;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::tool;
 use crate::pg::report::Reported;
+use crate::pg::session::Led;
 use crate::pg::{owner, spi};
 use pgrx::prelude::*;
 use pgrx::{JsonB, Uuid};
 use serde_json::{Value, json};
+
+/// What a workflow's approval waits for: built in, so that nobody else's function has its name.
+pub const APPROVAL: &str = "workflow_approval";
 
 /// A call as somebody who approves or runs it needs it.
 pub struct Stored {
@@ -25,12 +29,14 @@ pub struct Stored {
     /// The tool is registered as it was when the call was made.
     pub is_same: bool,
     pub effect_hash: Option<Vec<u8>>,
+    /// What led to it.
+    pub led: Led,
 }
 
 /// Columns of [`Stored`], of a call `c`.
 pub const COLUMNS: &str = "c.workspace_id, c.id, c.function_name, c.arguments::text, c.status, c.in_queue, \
     c.user_id = helper.current_user_id() and c.principal_role = helper.caller_role(), \
-    exists (select from helper.functions f where f.id = c.function_id and f.updated_at = c.function_version), c.effect_hash";
+    exists (select from helper.functions f where f.id = c.function_id and f.updated_at = c.function_version), c.effect_hash, c.depth, c.run_id";
 
 impl Stored {
     pub fn read(row: &spi::Row) -> Result<Stored> {
@@ -44,6 +50,7 @@ impl Stored {
             is_own: row.opt(7)?.unwrap_or(false),
             is_same: row.get(8)?,
             effect_hash: row.opt(9)?,
+            led: Led { depth: row.get(10)?, run: row.opt(11)? },
         })
     }
 }
@@ -79,7 +86,7 @@ pub fn run(stored: &Stored, tool: &Tool) -> Result<()> {
         Some(hash) if tool.recheck => Mode::Recheck(hash),
         _ => Mode::Keep,
     };
-    let ran = running::run(tool, &stored.arguments, stored.workspace, mode)?;
+    let ran = stored.led.does(|| running::run(tool, &stored.arguments, stored.workspace, mode))?;
     if ran.outcome.is_ok() && !ran.is_kept {
         let facts = shown(&ran, true);
         move_call(stored.workspace, stored.id, &["running"], "awaiting_confirmation", &facts)?;
@@ -123,9 +130,17 @@ fn confirm_call(call: Option<Uuid>, effect: Option<&str>) -> Reported<JsonB> {
         // What the call is run against is what was seen, and is not moved while it has another by now.
         stored.effect_hash = Some(tool::unhex(effect).ok_or_else(|| Error::bad_argument("effect is not one"))?);
     }
-    let decided = json!({ "decided_by": caller()?.to_string(), "effect": effect }).to_string();
+    let is_approval = stored.name == APPROVAL;
+    let mut decided = json!({ "decided_by": caller()?.to_string(), "effect": effect });
+    if is_approval {
+        decided["result"] = json!({ "approved": true });
+    }
+    let decided = decided.to_string();
     let to = |state: &str| move_call(stored.workspace, stored.id, &["awaiting_confirmation"], state, &decided);
-    let moved = if stored.is_own && !stored.in_queue && stored.status == "awaiting_confirmation" {
+    let moved = if is_approval {
+        // There is nothing to run: the decision's own transaction wakes the run that waits for it.
+        to("succeeded")?
+    } else if stored.is_own && !stored.in_queue && stored.status == "awaiting_confirmation" {
         let tool = registry::find(stored.workspace, &stored.name)?;
         let moved = to("running")?;
         if moved {

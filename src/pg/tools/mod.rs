@@ -22,6 +22,7 @@ use crate::pg::{owner, spi};
 use pgrx::Uuid;
 
 pub use calling::text_of;
+pub use confirming::APPROVAL;
 pub use queued::{Queued, ToSend, called_off, cancel_queued, prepare_queued, run_queued, tried};
 pub use remote::{back_to_queue, ended, endpoint};
 pub use running::{guarded, is_inside_statement, stepping};

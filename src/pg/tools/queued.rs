@@ -60,7 +60,7 @@ fn find(workspace: Uuid, call: Uuid) -> Result<Found> {
                  where c.workspace_id = $1 and c.id = $2 and {WAITS} for update skip locked"
             ),
             &[workspace.into(), call.into()],
-            |row| Ok(Waiting { stored: Stored::read(row)?, role: row.get(10)?, claims: row.opt(11)? }),
+            |row| Ok(Waiting { stored: Stored::read(row)?, role: row.get(12)?, claims: row.opt(13)? }),
         )?
         .pop();
         if let Some(waiting) = found {
@@ -133,7 +133,8 @@ fn show(waiting: &Waiting) -> Result<()> {
         let tool = registry::find(stored.workspace, &stored.name)?;
         if stored.is_same && tool.target.is_some() {
             bind_waits(&tool)?;
-            confirming::preview(&tool, stored.workspace, stored.id, &stored.arguments)?;
+            let preview = || confirming::preview(&tool, stored.workspace, stored.id, &stored.arguments);
+            stored.led.does(preview)?;
         }
         Ok(())
     });

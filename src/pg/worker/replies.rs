@@ -7,7 +7,7 @@ use crate::pg::acting::Errand;
 use crate::pg::jobs::{self, MOST_ATTEMPTS, Wanted, claim, requeue};
 use crate::pg::replying::{Next, Replying};
 use crate::pg::session::durable;
-use crate::pg::transaction::{bare_transaction, transaction};
+use crate::pg::transaction::{bare_transaction, lasting_transaction, transaction};
 use crate::pg::{calling, owner, settings, spi};
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,8 @@ impl Worker {
             for job in jobs {
                 self.reply_turn = job.workspace;
                 match transaction(|| Replying::load(job.clone())) {
+                    // Who asked the model is gone, and with them what it said.
+                    Ok(Some(reply)) if reply.is_asked() => self.reply_lost(&reply, &unheard()),
                     Ok(Some(mut reply)) => {
                         let next = bare_transaction(|| reply.begin());
                         self.reply_on(Box::new(reply), next);
@@ -53,17 +55,31 @@ impl Worker {
 
     pub(super) fn reply_on(&mut self, mut reply: Box<Replying>, next: Result<Next>) {
         match next {
-            Ok(Next::Ask(request)) => match self.send(&request) {
-                Ok(Some(id)) => {
-                    reply.sent();
-                    self.replies.insert(id, reply);
+            Ok(Next::Ask(request)) => {
+                let is_noted = reply.notes(&request);
+                if is_noted {
+                    let noted = lasting_transaction(|| reply.note_asked(true));
+                    if self.note(noted).is_none() {
+                        return self.reply_again(&reply, 1.0);
+                    }
+                    reply.asking();
                 }
-                Ok(None) => {
-                    self.reply_again(&reply, 0.0);
-                    self.lost();
+                match self.send(&request) {
+                    Ok(Some(id)) => {
+                        reply.sent();
+                        self.replies.insert(id, reply);
+                    }
+                    // The end of it is not written, so that the gateway has not read it.
+                    Ok(None) => {
+                        if is_noted {
+                            reply.not_asked();
+                        }
+                        self.reply_again(&reply, 0.0);
+                        self.lost();
+                    }
+                    Err(error) => self.reply_failed(&reply, &error),
                 }
-                Err(error) => self.reply_failed(&reply, &error),
-            },
+            }
             Ok(Next::Fetch(errands)) => self.fetch(reply, errands),
             Ok(Next::Done) => self.finish(&reply.job, "succeeded", None),
             Err(error)
@@ -283,6 +299,7 @@ impl Worker {
                 self.unstored.push((reply, end));
                 self.next_look = self.next_look.min(Instant::now() + Duration::from_secs(1));
             }
+            Err(error) if reply.is_once() && end.lost => self.reply_lost(&reply, &error),
             Err(error) => self.reply_failed(&reply, &error),
         }
     }
@@ -294,15 +311,34 @@ impl Worker {
     }
 
     pub(super) fn reply_again(&mut self, reply: &Replying, seconds: f64) {
+        if reply.is_asked() {
+            return self.reply_lost(reply, &unheard());
+        }
         if reply.job.attempts >= MOST_ATTEMPTS {
             let error = Error::not_ready("the reply was tried too often").hint("The server log says more; ask again.");
             return self.reply_failed(reply, &error);
         }
-        let given = transaction(|| requeue(&reply.job, seconds, true));
+        let given = transaction(|| {
+            if reply.is_once() {
+                reply.note_asked(false)?;
+            }
+            requeue(&reply.job, seconds, true)
+        });
         if self.note(given).is_none() {
             self.owed.push(reply.job.clone());
         }
         self.next_look = self.next_look.min(Instant::now() + Duration::from_secs_f64(seconds));
+    }
+
+    /// Ends a reply whose model was asked and not heard; the step that waits for it decides whether it is asked again.
+    pub(super) fn reply_lost(&mut self, reply: &Replying, error: &Error) {
+        let failed = transaction(|| {
+            reply.lose(error)?;
+            jobs::end(&reply.job, "failed", Some(error))
+        });
+        if self.note(failed).is_none() {
+            self.owed.push(reply.job.clone());
+        }
     }
 
     pub(super) fn reply_failed(&mut self, reply: &Replying, error: &Error) {
@@ -372,6 +408,13 @@ impl Worker {
             }
         }
     }
+}
+
+/// What the model said was lost with whoever asked it.
+fn unheard() -> Error {
+    Error::not_ready("the model was asked, and nobody heard what it said")
+        .detail("The gateway, the worker or the server ended in between.")
+        .hint("Ask again, if it may be asked and paid twice.")
 }
 
 /// Whether another try may help; what is not configured stays so.

@@ -190,7 +190,9 @@ fn advance(
 fn do_steps(stored: &Stored, progress: &mut Progress, stepping: &mut Stepping, until: Instant) -> Result<bool> {
     let mut is_first = true;
     loop {
-        let actions = progress.next(now(), &mut random);
+        let at = now();
+        stepping.expire(progress, at)?;
+        let actions = progress.next(at, &mut random);
         if actions.is_empty() {
             return Ok(false);
         }
@@ -210,7 +212,9 @@ fn do_steps(stored: &Stored, progress: &mut Progress, stepping: &mut Stepping, u
                     }
                     progress.apply(place, attempt, stepping.kept(event), now(), random());
                 }
-                Action::CallOff { waits_for, .. } => stepping.call_off(&waits_for)?,
+                Action::CallOff { place, attempt, waits_for } => {
+                    stepping.call_off(progress, place, attempt, &waits_for)?;
+                }
             }
         }
     }
@@ -229,10 +233,10 @@ fn hold(
     if progress.hold(error.clone().into(), now()) {
         stored.pause_workflow(error)?;
     }
-    let stepping = Stepping::new(stored, definition)?;
+    let mut stepping = Stepping::new(stored, definition)?;
     for action in progress.next(now(), &mut random) {
-        if let Action::CallOff { waits_for, .. } = action {
-            stepping.call_off(&waits_for)?;
+        if let Action::CallOff { place, attempt, waits_for } = action {
+            stepping.call_off(progress, place, attempt, &waits_for)?;
         }
     }
     changes.of(stored, progress, HashMap::new(), false)
@@ -376,15 +380,8 @@ pub fn failed(marked: &Marked, most: i32, error: &Error) -> Result<()> {
     spi::run(
         "with gone as ( \
            delete from helper.workflow_queue q where q.workspace_id = $1 and q.id = $2 returning q.workspace_id, q.run_id \
-         ), ended as ( \
-           select r.workspace_id, r.id, coalesce(r.holds, r.key) as key \
-           from gone g join helper.workflow_runs r on r.workspace_id = g.workspace_id and r.id = g.run_id \
-           where r.finished_at is null for no key update of r \
          ) \
-         update helper.workflow_runs r \
-         set status = 'failed', error = $3::jsonb, finished_at = clock_timestamp(), key = null, holds = null \
-         from ended e where r.workspace_id = e.workspace_id and r.id = e.id \
-         returning helper._next_of_key(r.workspace_id, r.workflow_id, e.key)",
+         select helper._give_up_run(g.workspace_id, g.run_id, $3::jsonb) from gone g",
         &[workspace.into(), row.into(), error.into()],
     )
 }

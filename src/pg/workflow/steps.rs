@@ -7,8 +7,9 @@ use crate::core::prompt::json as json_in;
 use crate::core::workflow::definition::{Definition, StepKind};
 use crate::core::workflow::machine::{Event, Progress, Work};
 use crate::core::workflow::row::{Failure, Place, Reason, Row};
-use crate::core::workflow::{Span, Time};
-use crate::pg::tools::{Done, Fault, attempt, stepping};
+use crate::core::workflow::{MOST_STATEMENT, Span, Time};
+use crate::pg::session::Led;
+use crate::pg::tools::{APPROVAL, Done, Fault, attempt, stepping};
 use crate::pg::{completing, identity, owner, session, settings, spi};
 use pgrx::Uuid;
 use pgrx::datum::DatumWithOid;
@@ -19,8 +20,6 @@ use std::time::Duration;
 
 /// Milliseconds that a statement or a search may take whose step has no `timeout`.
 const TIME: Span = 30_000;
-/// A runner does one thing at a time: nobody's statement keeps it for longer, whatever the step's `timeout` says.
-const MOST_TIME: Span = 60_000;
 /// Times that a reply which does not fit its schema is sent back.
 const REPAIRS: u64 = 2;
 
@@ -71,15 +70,11 @@ fn id_in(value: &Value, name: &str) -> Option<Uuid> {
 }
 
 impl<'a> Stepping<'a> {
-    /// Says for what follows in this transaction which workspace and how deep the run is in.
+    /// Says for what follows in this transaction which workspace the run is in, and that it led to it.
     pub fn new(stored: &'a Stored, definition: &'a Definition) -> Result<Self> {
-        for (setting, value) in [
-            (c"helper_ai.workflow_depth", stored.depth.to_string()),
-            (c"helper_ai.workspace", stored.workspace.to_string()),
-        ] {
-            let value = CString::new(value).map_err(|_| Error::bug("a setting holds a NUL"))?;
-            session::set_locally(setting, &value);
-        }
+        Led { depth: stored.depth, run: Some(stored.id) }.set();
+        let workspace = CString::new(stored.workspace.to_string()).map_err(|_| Error::bug("a setting holds a NUL"))?;
+        session::set_locally(c"helper_ai.workspace", &workspace);
         Ok(Stepping { stored, definition, inputs: HashMap::new(), is_used: false, bytes: stored.bytes })
     }
 
@@ -98,7 +93,7 @@ impl<'a> Stepping<'a> {
 
     /// Begins an attempt, and ends it where it can be done at once.
     pub fn begin(&mut self, place: Place, attempt: u32, work: Work, time: Option<Span>) -> Result<Event> {
-        let time = Some(Duration::from_millis(time.unwrap_or(TIME).clamp(1, MOST_TIME) as u64));
+        let time = Some(Duration::from_millis(time.unwrap_or(TIME).clamp(1, MOST_STATEMENT) as u64));
         self.inputs.insert(place, input_of(&work).to_string());
         match work {
             Work::Sql { .. } if !settings::SQL_STEPS.get() => {
@@ -134,7 +129,7 @@ impl<'a> Stepping<'a> {
             Work::Tool { tool, arguments, is_http } => self.call(place, attempt, &tool, &arguments, is_http, time),
             Work::Approval { title, details, approver_role, self_approval, lapses_at } => {
                 let arguments = json!({ "title": title, "details": details });
-                let event = self.call(place, attempt, "workflow_approval", &arguments, false, time)?;
+                let event = self.call(place, attempt, APPROVAL, &arguments, false, time)?;
                 if let Event::Waiting { waits_for, .. } = &event
                     && let Some(call) = id_in(waits_for, "call")
                 {
@@ -352,6 +347,9 @@ impl<'a> Stepping<'a> {
             "done" => {}
             "error" => {
                 let error = stored_failure(parsed(error), "the reply failed");
+                if error.reason == Some(Reason::Unanswered) && row.attempt >= self.definition.attempts(row.place) {
+                    return Ok(Some(Event::Uncertain { error }));
+                }
                 let retryable = !matches!(error.sqlstate.get(..2), Some("22" | "42"));
                 return Ok(Some(Event::Failed { error, retryable }));
             }
@@ -510,14 +508,55 @@ impl<'a> Stepping<'a> {
         Ok(())
     }
 
-    /// Calls off what nobody asks for any more.
-    pub fn call_off(&self, waits_for: &Value) -> Result<()> {
-        let workspace = self.stored.workspace;
-        if let Some(call) = id_in(waits_for, "call") {
-            return owner::as_owner(|| {
-                spi::run("select helper._cancel_call($1, $2)", &[workspace.into(), call.into()])
-            });
+    /// Takes back what has taken too long, as far as it can be: a call that nobody has begun has done nothing, and what came
+    /// of one in its very last moment counts.
+    pub fn expire(&mut self, progress: &mut Progress, now: Time) -> Result<()> {
+        for row in progress.expiring(now) {
+            let Some(call) = row.waits_for.as_ref().and_then(|waits_for| id_in(waits_for, "call")) else { continue };
+            let is_approval = matches!(self.kind(row.place), Some(StepKind::Approval { .. }));
+            let event = match self.cancel_call(call)? {
+                true if is_approval => None,
+                true => Some(Event::Failed { error: Progress::too_long(), retryable: true }),
+                false => self.call_ended(call)?.filter(|event| !(is_approval && has_lapsed(event))),
+            };
+            if let Some(event) = event {
+                let event = self.kept(event);
+                progress.apply(row.place, row.attempt, event, now, super::random());
+            }
         }
+        Ok(())
+    }
+
+    /// Whether nothing will come of a call.
+    fn cancel_call(&self, call: Uuid) -> Result<bool> {
+        let cancelled = owner::as_owner(|| {
+            spi::change("select helper._cancel_call($1, $2)", &[self.stored.workspace.into(), call.into()], |row| {
+                row.get::<bool>(1)
+            })
+        })?;
+        Ok(cancelled == [true])
+    }
+
+    /// Calls off what an attempt waited for that was cancelled; what had come of it, or may have, is noted.
+    pub fn call_off(&mut self, progress: &mut Progress, place: Place, attempt: u32, waits_for: &Value) -> Result<()> {
+        let event = match id_in(waits_for, "call") {
+            None => return self.take_back(waits_for),
+            Some(call) if self.cancel_call(call)? => return Ok(()),
+            Some(call) => self.call_ended(call)?,
+        };
+        let event = event.unwrap_or_else(|| {
+            let mut error = Failure::new("57014", "the call was under way when the step was cancelled");
+            error.hint = Some("Look where it went whether it was done before it is tried again.".into());
+            Event::Uncertain { error }
+        });
+        let event = self.kept(event);
+        progress.settle(place, attempt, event, now());
+        Ok(())
+    }
+
+    /// Calls off a reply or a run that nobody asks for any more.
+    fn take_back(&self, waits_for: &Value) -> Result<()> {
+        let workspace = self.stored.workspace;
         if let Some(message) = id_in(waits_for, "message") {
             return owner::as_owner(|| {
                 spi::run(

@@ -77,7 +77,8 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
     let ids: Vec<Uuid> = rows.iter().map(|row| row.run).collect();
     let mut runs = spi::change(
         "select r.workspace_id, r.id, r.workflow_id, w.name, r.version, v.principal_role::text, \
-           v.principal_claims::text, r.status, r.input::text, r.trigger::text, r.depth, r.priority, w.settings::text, \
+           v.principal_claims::text, r.status, r.input::text, r.trigger::text, r.depth, r.priority, \
+           case when w.user_id = v.user_id then w.settings else v.settings end::text, \
            (extract(epoch from r.deadline) * 1000)::bigint, (extract(epoch from r.paused_at) * 1000)::bigint, \
            (extract(epoch from r.started_at) * 1000)::bigint, coalesce(r.holds, r.key), r.output::text, r.error::text, r.bytes \
          from ( \
