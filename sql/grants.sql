@@ -34,7 +34,7 @@ declare
     ['function_settings', 'select'],
     ['function_calls', 'select (workspace_id, id, function_id, function_name, user_id, conversation_id, message_id, tool_call_id, arguments, arguments_hash, status, in_queue, idempotency_key, preview, effect_hash, result, error, approver_role, self_approval, decided_by, decided_at, reason, lapses_at, created_at, started_at, finished_at)'],
     ['conversation_summaries', 'select'],
-    ['workflows', 'select (workspace_id, id, name, description, version, enabled, problem, user_id, settings, created_at, updated_at)'],
+    ['workflows', 'select (workspace_id, id, name, description, version, enabled, problem, user_id, settings, start_id, created_at, updated_at)'],
     ['workflow_versions', 'select (workspace_id, workflow_id, version, definition, user_id, created_at)'],
     ['workflow_runs', 'select'],
     ['workflow_steps', 'select'],

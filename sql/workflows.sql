@@ -12,6 +12,7 @@ create table helper.workflows (
   problem text,
   user_id uuid not null,
   settings jsonb not null default '{}' constraint workflows_settings_check check (jsonb_typeof(settings) = 'object'),
+  start_id uuid,
   created_at timestamptz not null default clock_timestamp(),
   updated_at timestamptz not null default clock_timestamp(),
   primary key (workspace_id, id),
@@ -27,6 +28,7 @@ comment on column helper.workflows.enabled is 'Whether runs are started; false: 
 comment on column helper.workflows.problem is 'Why it was paused, where nobody did so';
 comment on column helper.workflows.user_id is 'Its owner: who wrote the present version';
 comment on column helper.workflows.settings is 'What templates see as vars';
+comment on column helper.workflows.start_id is 'Schedule, event or endpoint that its definition had set up to start it';
 comment on column helper.workflows.created_at is 'When it was created';
 comment on column helper.workflows.updated_at is 'When it last changed';
 
@@ -228,7 +230,7 @@ create trigger workflow_queue_wake after insert on helper.workflow_queue
 create function helper._read_workflow(definition jsonb) returns jsonb
 language c volatile parallel safe as 'MODULE_PATHNAME', 'read_workflow_wrapper';
 comment on function helper._read_workflow(jsonb) is
-  'Checks a definition and returns it in our form: definition, trigger (where it spoke of one), uses_sql. Errors: 22023';
+  'Checks a definition and returns it in our form: definition, description and trigger (where it spoke of one, with its secret), uses_sql. Errors: 22023';
 
 create function helper.workflow_schema() returns jsonb
 language c immutable parallel safe as 'MODULE_PATHNAME', 'workflow_schema_wrapper';
@@ -292,11 +294,11 @@ begin
   insert into helper.workflows as w
     (workspace_id, name, description, enabled, user_id, settings)
   values
-    (v_workspace, _create_workflow.name, coalesce(options ->> 'description', ''), coalesce((options ->> 'enabled')::boolean, true),
+    (v_workspace, _create_workflow.name, coalesce(options ->> 'description', v_read ->> 'description', ''), coalesce((options ->> 'enabled')::boolean, true),
       helper.current_user_id(), coalesce(options -> 'settings', '{}'))
   on conflict (name, workspace_id) do update
   set version = w.version + 1,
-    description = coalesce(options ->> 'description', w.description),
+    description = coalesce(options ->> 'description', v_read ->> 'description', w.description),
     enabled = coalesce((options ->> 'enabled')::boolean, w.enabled),
     user_id = excluded.user_id,
     settings = coalesce(options -> 'settings', w.settings),
@@ -310,7 +312,7 @@ begin
   return v_workflow.id;
 end
 $$;
-comment on function helper._create_workflow(text, jsonb, uuid, jsonb) is 'Stores a workflow of the caller. Errors: 22023, 42501';
+comment on function helper._create_workflow(text, jsonb, uuid, jsonb) is 'Stores a workflow of the caller, with what its definition says of its start. Errors: 22023, 42501, 42710';
 
 create function helper.create_workflow(
   name text,
@@ -320,7 +322,7 @@ create function helper.create_workflow(
 ) returns uuid
 language c volatile parallel unsafe as 'MODULE_PATHNAME', 'create_workflow_wrapper';
 comment on function helper.create_workflow(text, jsonb, uuid, jsonb) is
-  'Creates a workflow, or a new version of it, and returns its id. It runs as who calls this. Options: description, settings (an object, seen by templates as vars), enabled. For workspace admins. Errors: 22023 naming the place in the definition, 42501';
+  'Creates a workflow, or a new version of it, and returns its id. It runs as who calls this. Options: description, settings (an object, seen by templates as vars), enabled. A definition in one of the application''s formats is started as its trigger_type says. For workspace admins. Errors: 22023 naming the place in the definition, 42501, 42710';
 
 create function helper.pause_workflow(workflow text, workspace uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -347,6 +349,9 @@ comment on function helper.resume_workflow(text, uuid) is
   'Has runs of a paused workflow started again. For workspace admins. Errors: 42501, 42704';
 
 create function helper.delete_workflow(workflow text, workspace uuid default null) returns void
+  if jsonb_typeof(v_read -> 'trigger') = 'object' then
+    perform helper._start_as_defined(v_workflow, v_read -> 'trigger');
+  end if;
 -- As for _enqueue: it may have many runs.
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 declare
