@@ -38,6 +38,7 @@ declare
     ['workflow_versions', 'select (workspace_id, workflow_id, version, definition, user_id, created_at)'],
     ['workflow_runs', 'select'],
     ['workflow_steps', 'select'],
+    ['workflow_limits', 'select'],
     ['workflow_activity', 'select'],
     ['workflow_step_activity', 'select'],
     ['workflow_waiting', 'select'],

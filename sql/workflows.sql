@@ -72,6 +72,7 @@ create table helper.workflow_runs (
   replay_of uuid,
   key text,
   holds text,
+  in_workspace text constraint workflow_runs_in_workspace_check check (in_workspace in ('waits', 'counts')),
   admitted_at timestamptz,
   bytes bigint not null default 0,
   deadline timestamptz,
@@ -103,6 +104,7 @@ comment on column helper.workflow_runs.user_id is 'Who started it by hand';
 comment on column helper.workflow_runs.replay_of is 'The run that it repeats';
 comment on column helper.workflow_runs.key is 'While it waits for its turn: runs of the workflow with the same key count together for its concurrency';
 comment on column helper.workflow_runs.holds is 'The same once it has begun, until it ends';
+comment on column helper.workflow_runs.in_workspace is 'Where the workspace has a limit: it waits for others of the workspace to end, or counts among those that go on';
 comment on column helper.workflow_runs.admitted_at is 'When it was let in, where only so many may begin in a time';
 comment on column helper.workflow_runs.bytes is 'What its input and its steps'' outputs take, as text';
 comment on column helper.workflow_runs.deadline is 'When it times out';
@@ -169,6 +171,37 @@ create index workflow_queue_turn_idx on helper.workflow_queue (workspace_id, pri
 create index workflow_queue_run_id_idx on helper.workflow_queue (run_id, workspace_id);
 create index workflow_queue_run_at_idx on helper.workflow_queue (run_at) where not is_due;
 
+create table helper.workflow_limits (
+  workspace_id uuid not null,
+  runs integer not null constraint workflow_limits_runs_check check (runs between 1 and 100000),
+  set_by uuid,
+  set_at timestamptz not null default clock_timestamp(),
+  primary key (workspace_id)
+);
+comment on table helper.workflow_limits is 'How many runs of a workspace go on at once, where that is limited';
+comment on column helper.workflow_limits.workspace_id is 'The workspace';
+comment on column helper.workflow_limits.runs is 'How many';
+comment on column helper.workflow_limits.set_by is 'Who set it';
+comment on column helper.workflow_limits.set_at is 'When it was set';
+
+create table helper.workflow_step_messages (
+  workspace_id uuid not null,
+  run_id uuid not null,
+  step text not null,
+  item integer not null,
+  attempt integer not null,
+  message_id uuid not null,
+  primary key (workspace_id, run_id, step, item, message_id),
+  constraint workflow_step_messages_run_fkey foreign key (workspace_id, run_id) references helper.workflow_runs on delete cascade
+);
+comment on table helper.workflow_step_messages is 'Replies that steps asked models for: of each attempt, and each time that one was sent back';
+comment on column helper.workflow_step_messages.workspace_id is 'The workspace';
+comment on column helper.workflow_step_messages.run_id is 'The run';
+comment on column helper.workflow_step_messages.step is 'The step''s name';
+comment on column helper.workflow_step_messages.item is 'Number of the item of a map, from 0; -1: the step itself';
+comment on column helper.workflow_step_messages.attempt is 'The attempt, from 1';
+comment on column helper.workflow_step_messages.message_id is 'The reply; no foreign key, as what it cost outlives it';
+
 create table helper.workflow_waits (
   workspace_id uuid not null,
   id uuid not null default helper.uuid_v7(),
@@ -199,6 +232,11 @@ alter table helper.workflow_steps enable row level security;
 -- No policies: for the extension alone.
 alter table helper.workflow_queue enable row level security;
 alter table helper.workflow_waits enable row level security;
+alter table helper.workflow_step_messages enable row level security;
+alter table helper.workflow_limits enable row level security;
+create policy workflow_limits_select_member on helper.workflow_limits for select
+  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
+comment on policy workflow_limits_select_member on helper.workflow_limits is 'Members see what limits their workspaces'' runs';
 create policy workflows_select_member on helper.workflows for select
   using (workspace_id = any ((select helper.my_workspaces('member'))::uuid[]));
 comment on policy workflows_select_member on helper.workflows is 'Members, and no viewers, see the workflows of their workspaces and their settings';
@@ -221,6 +259,8 @@ select pg_catalog.pg_extension_config_dump('helper.workflow_runs', '');
 select pg_catalog.pg_extension_config_dump('helper.workflow_steps', '');
 select pg_catalog.pg_extension_config_dump('helper.workflow_queue', '');
 select pg_catalog.pg_extension_config_dump('helper.workflow_waits', '');
+select pg_catalog.pg_extension_config_dump('helper.workflow_step_messages', '');
+select pg_catalog.pg_extension_config_dump('helper.workflow_limits', '');
 
 create trigger workflow_queue_wake after insert on helper.workflow_queue
   for each statement execute function helper._wake_runner();

@@ -61,6 +61,8 @@ pub struct Stored {
     /// What it counts together with other runs by; known once it was its turn or waits for it.
     key: Option<String>,
     /// Whether it has to wait for its turn.
+    /// How many runs of its workspace go on at once, where that is limited.
+    pub in_workspace: Option<i32>,
     is_limited: bool,
     /// What its input and its steps' outputs take, about.
     pub bytes: i64,
@@ -78,7 +80,8 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
         "select r.workspace_id, r.id, r.workflow_id, w.name, r.version, v.definition::text, v.principal_role::text, \
            v.principal_claims::text, r.status, r.input::text, r.trigger::text, r.depth, r.priority, w.settings::text, \
            (extract(epoch from r.deadline) * 1000)::bigint, (extract(epoch from r.paused_at) * 1000)::bigint, \
-           (extract(epoch from r.started_at) * 1000)::bigint, coalesce(r.holds, r.key), r.output::text, r.error::text, r.bytes \
+           (extract(epoch from r.started_at) * 1000)::bigint, coalesce(r.holds, r.key), r.output::text, r.error::text, r.bytes, \
+           (select l.runs from helper.workflow_limits l where l.workspace_id = $1) \
          from ( \
            select c.n, o.*, sum(o.bytes) over (order by c.n) - o.bytes as before \
            from unnest($2) with ordinality c (id, n) \
@@ -123,6 +126,7 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
                 taken_at: now(),
                 key: row.opt(18)?,
                 is_limited: false,
+                in_workspace: row.opt(22)?,
                 bytes: row.get(21)?,
                 steps: Vec::new(),
             })
@@ -132,7 +136,9 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
     for run in &mut runs {
         let definition = definitions::of(run.workflow, run.version, &run.definition)?;
         run.uses_sql = definitions::uses_sql(&definition);
-        run.is_limited = definition.concurrency.is_some() || definition.rate.is_some();
+        // One that another waits for has that one's place.
+        run.in_workspace = run.in_workspace.filter(|_| run.trigger["kind"] != "workflow");
+        run.is_limited = definition.concurrency.is_some() || definition.rate.is_some() || run.in_workspace.is_some();
     }
     Ok(runs)
 }
