@@ -166,7 +166,7 @@ comment on column helper.workflow_queue.priority is 'The run''s, with its sign c
 comment on column helper.workflow_queue.run_at is 'Not before this time; infinity: when another run of the workflow has ended';
 comment on column helper.workflow_queue.is_due is 'Its time has come: looks for work never come across those that sleep';
 comment on column helper.workflow_queue.attempts is 'Times that a runner ended over it';
-comment on column helper.workflow_queue.command is 'What is wanted: do (cancel, pause, resume or retry) and step; null: that it goes on';
+comment on column helper.workflow_queue.command is 'What is wanted: do (cancel, pause, resume, retry or redrive) and step; null: that it goes on';
 create index workflow_queue_turn_idx on helper.workflow_queue (workspace_id, priority, run_at, id) where is_due;
 create index workflow_queue_run_id_idx on helper.workflow_queue (run_id, workspace_id);
 create index workflow_queue_run_at_idx on helper.workflow_queue (run_at) where not is_due;
@@ -349,6 +349,9 @@ begin
   insert into helper.workflow_versions (workspace_id, workflow_id, version, definition, user_id, principal_role, principal_claims)
   values (v_workspace, v_workflow.id, v_workflow.version, v_read -> 'definition',
     helper.current_user_id(), helper.caller_role(), helper.caller_claims());
+  if jsonb_typeof(v_read -> 'trigger') = 'object' then
+    perform helper._start_as_defined(v_workflow, v_read -> 'trigger');
+  end if;
   return v_workflow.id;
 end
 $$;
@@ -389,9 +392,6 @@ comment on function helper.resume_workflow(text, uuid) is
   'Has runs of a paused workflow started again. For workspace admins. Errors: 42501, 42704';
 
 create function helper.delete_workflow(workflow text, workspace uuid default null) returns void
-  if jsonb_typeof(v_read -> 'trigger') = 'object' then
-    perform helper._start_as_defined(v_workflow, v_read -> 'trigger');
-  end if;
 -- As for _enqueue: it may have many runs.
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 declare

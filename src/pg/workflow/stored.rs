@@ -28,6 +28,7 @@ impl Command {
             ("pause", _) => drop(progress.pause(now)),
             ("resume", _) => drop(progress.resume(now)),
             // One that is not to be retried any more was retried by somebody else.
+            ("redrive", _) => drop(progress.redrive()),
             ("retry", Some(step)) => drop(progress.retry(step, now)),
             _ => return Err(Error::bug("a command that nobody knows")),
         }
@@ -60,9 +61,9 @@ pub struct Stored {
     pub is_readable: bool,
     /// What it counts together with other runs by; known once it was its turn or waits for it.
     key: Option<String>,
-    /// Whether it has to wait for its turn.
     /// How many runs of its workspace go on at once, where that is limited.
     pub in_workspace: Option<i32>,
+    /// Whether it has to wait for its turn.
     is_limited: bool,
     /// What its input and its steps' outputs take, about.
     pub bytes: i64,
@@ -125,8 +126,8 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
                 started_at: row.opt(17)?,
                 taken_at: now(),
                 key: row.opt(18)?,
-                is_limited: false,
                 in_workspace: row.opt(22)?,
+                is_limited: false,
                 bytes: row.get(21)?,
                 steps: Vec::new(),
             })
