@@ -359,9 +359,12 @@ impl Cluster {
         let heard = Arc::clone(&notices);
         let connection = tokio::spawn(async move {
             while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {
-                if let AsyncMessage::Notice(notice) = message {
-                    heard.lock().unwrap().push(format!("{}: {}", notice.severity(), notice.message()));
-                }
+                let told = match message {
+                    AsyncMessage::Notice(notice) => format!("{}: {}", notice.severity(), notice.message()),
+                    AsyncMessage::Notification(told) => format!("{}: {}", told.channel(), told.payload()),
+                    _ => continue,
+                };
+                heard.lock().unwrap().push(told);
             }
         });
         Ok(Session { client, connection, notices })
