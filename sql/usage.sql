@@ -30,6 +30,7 @@ create table helper.usage_records (
 create index usage_records_workspace_id_created_at_idx on helper.usage_records (workspace_id, created_at);
 create index usage_records_user_id_created_at_idx on helper.usage_records (user_id, created_at);
 create index usage_records_created_at_idx on helper.usage_records (created_at);
+create index usage_records_message_id_idx on helper.usage_records (message_id) where message_id is not null;
 comment on table helper.usage_records is 'Every call of a model, whole, failed, cancelled or broken off';
 comment on column helper.usage_records.workspace_id is 'Workspace that it is charged to';
 comment on column helper.usage_records.id is 'Identifier of the call';

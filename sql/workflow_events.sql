@@ -543,7 +543,8 @@ create trigger leads_tell after insert on helper.leads
 create function helper._tell_tags() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
-  perform helper._tell_event(new.workspace_id, 'tag_added', jsonb_build_object('contact_id', new.id, 'tag', t.tag))
+  perform helper._tell_event(new.workspace_id, 'tag_added', jsonb_build_object('contact_id', new.id, 'tag', t.tag,
+    'phone', new.phone, 'phone_number', new.phone, 'name', new.name))
   from (select unnest(new.tags) except select unnest(old.tags)) t (tag);
   return null;
 end
@@ -557,7 +558,9 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
   perform helper._tell_event(new.workspace_id, 'wa_message_received', jsonb_build_object(
     'message_id', new.id, 'thread_id', new.thread_id, 'kind', new.kind, 'text', new.body, 'sent_at', new.sent_at,
-    'contact_id', c.id, 'phone', c.phone, 'name', c.name, 'tags', c.tags))
+    'contact_id', c.id, 'phone', c.phone, 'name', c.name, 'tags', c.tags,
+    -- As the application's workflows name them.
+    'message', new.body, 'phone_number', c.phone))
   from helper.wa_threads t
   join helper.contacts c on c.workspace_id = t.workspace_id and c.id = t.contact_id
   where t.workspace_id = new.workspace_id and t.id = new.thread_id;

@@ -79,7 +79,7 @@ $$;
 comment on function helper._claim_runs(uuid, integer) is
   'Locks rows of the queue, and their runs, of the next workspace that has some to do; another runner leaves them alone';
 
-create function helper._admit_run(workspace uuid, workflow uuid, run uuid, key text, most integer, rate integer, per interval)
+create function helper._admit_run(workspace uuid, workflow uuid, run uuid, key text, most integer, rate integer, per interval, in_workspace integer)
 returns timestamptz
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
@@ -90,35 +90,60 @@ begin
   if not found then
     return clock_timestamp() + interval '50 ms';
   end if;
+  if in_workspace is not null then
+    perform from helper.workflow_limits l where l.workspace_id = workspace for no key update skip locked;
+    if not found then
+      return clock_timestamp() + interval '50 ms';
+    end if;
+  end if;
   update helper.workflow_runs r
   set key = _admit_run.key
   where r.workspace_id = workspace and r.id = run and r.key is distinct from _admit_run.key;
+  -- One that waits for its workspace has its place among those of its key already.
   if most is not null and most <= (
-    select count(*) from helper.workflow_runs r where r.workspace_id = workspace and r.workflow_id = workflow and r.holds = _admit_run.key)
+    select count(*)
+    from helper.workflow_runs r
+    where r.workspace_id = workspace and r.workflow_id = workflow and r.holds = _admit_run.key and r.id <> run)
   then
-    return 'infinity';
-  end if;
-  if rate is not null then
+    v_at := 'infinity';
+  elsif rate is not null then
     select r.admitted_at + per into v_at
     from helper.workflow_runs r
     where r.workspace_id = workspace and r.workflow_id = workflow and r.admitted_at > (select clock_timestamp() - per)
     order by r.admitted_at desc
     offset rate - 1
     limit 1;
+  end if;
+  if v_at is not null then
+    -- The turn in its workspace that it was given is another's.
+    update helper.workflow_runs r
+    set in_workspace = null
+    where r.workspace_id = workspace and r.id = run and r.in_workspace is not null;
     if found then
-      return v_at;
+      perform helper._next_of_workspace(workspace);
     end if;
+    return v_at;
+  end if;
+  if in_workspace <= (
+    select count(*) from helper.workflow_runs r where r.workspace_id = workspace and r.in_workspace = 'counts')
+  then
+    update helper.workflow_runs r
+    set key = null, holds = r.key, in_workspace = 'waits'
+    where r.workspace_id = workspace and r.id = run;
+    return 'infinity';
   end if;
   update helper.workflow_runs r
-  set started_at = clock_timestamp(), key = null, holds = r.key, admitted_at = case when rate is not null then clock_timestamp() end
+  set started_at = clock_timestamp(), key = null, holds = r.key, admitted_at = case when rate is not null then clock_timestamp() end,
+    in_workspace = case when _admit_run.in_workspace is not null then 'counts' end
   where r.workspace_id = workspace and r.id = run;
   return null;
 end
 $$;
-comment on function helper._admit_run(uuid, uuid, uuid, text, integer, integer, interval) is
-  'Lets a run begin (null), or says when it may: infinity when another of its key has ended';
+comment on function helper._admit_run(uuid, uuid, uuid, text, integer, integer, interval, integer) is
+  'Lets a run begin (null), or says when it may: infinity when another of its key, or of its workspace, has ended';
 create index workflow_runs_key_idx on helper.workflow_runs (workflow_id, key, priority desc, id) where key is not null;
 create index workflow_runs_holds_idx on helper.workflow_runs (workflow_id, holds) where holds is not null;
+create index workflow_runs_in_workspace_idx on helper.workflow_runs (workspace_id, in_workspace, priority desc, id) where in_workspace is not null;
 create index workflow_runs_admitted_at_idx on helper.workflow_runs (workflow_id, admitted_at) where admitted_at is not null;
 
 create function helper._next_of_key(workspace uuid, workflow uuid, key text) returns void
@@ -199,6 +224,82 @@ end
 $$;
 comment on function helper._give_up_run(uuid, uuid, jsonb) is
   'Ends a run that nothing can be done with: its open steps have failed, and what they wait for is called off';
+
+create function helper._next_of_workspace(workspace uuid, most bigint default 1) returns void
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+  update helper.workflow_queue q
+  set run_at = clock_timestamp(), is_due = true
+  where q.ctid = any (array(
+    select p.ctid
+    from helper.workflow_runs r
+    join helper.workflow_queue p on p.workspace_id = r.workspace_id and p.run_id = r.id and p.run_at = 'infinity'
+    where r.workspace_id = workspace and r.in_workspace = 'waits'
+    order by r.workspace_id, r.in_workspace, r.priority desc, r.id
+    limit most
+    for no key update of p skip locked))
+$$;
+comment on function helper._next_of_workspace(uuid, bigint) is 'Has the runs looked at that waited the longest for others of their workspace to end';
+
+-- However a run ends, and whoever ends it; where there is no limit, it is not called.
+create function helper._leave_workspace() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if tg_op = 'UPDATE' then
+    update helper.workflow_runs r
+    set in_workspace = case
+      when new.finished_at is null and new.trigger ->> 'kind' <> 'workflow'
+        and exists (select from helper.workflow_limits l where l.workspace_id = new.workspace_id) then 'counts'
+    end
+    where r.workspace_id = new.workspace_id and r.id = new.id;
+  end if;
+  if old.in_workspace = 'counts' then
+    -- Who is told just now to wait for this is seen to wait.
+    perform from helper.workflow_limits l where l.workspace_id = old.workspace_id for no key update;
+    perform helper._next_of_workspace(old.workspace_id);
+  end if;
+  return null;
+end
+$$;
+comment on function helper._leave_workspace() is
+  'Has a run that ended count no more for its workspace''s limit, and another have its turn; one that is tried again counts again';
+create trigger workflow_runs_leave_workspace after update of status on helper.workflow_runs
+  for each row
+  when (new.finished_at is not null and new.in_workspace is not null
+    or new.finished_at is null and old.finished_at is not null and new.started_at is not null)
+  execute function helper._leave_workspace();
+create trigger workflow_runs_leave_workspace_deleted after delete on helper.workflow_runs
+  for each row when (old.in_workspace = 'counts')
+  execute function helper._leave_workspace();
+
+create function helper.set_workflow_limit(runs integer, workspace uuid default null) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workspace constant uuid := helper._writable_workspace(workspace, 'admin');
+begin
+  if runs not between 1 and 100000 then
+    raise exception using errcode = '22023', message = 'runs is out of range', hint = 'Use 1 to 100000, or null for no limit.';
+  end if;
+  if runs is null then
+    delete from helper.workflow_limits l where l.workspace_id = v_workspace;
+    perform helper._next_of_workspace(v_workspace, null);
+    update helper.workflow_runs r
+    set in_workspace = null
+    where r.workspace_id = v_workspace and r.in_workspace is not null;
+  else
+    insert into helper.workflow_limits as l (workspace_id, runs, set_by)
+    values (v_workspace, set_workflow_limit.runs, helper.current_user_id())
+    on conflict (workspace_id) do update
+    set runs = excluded.runs, set_by = excluded.set_by, set_at = clock_timestamp();
+    update helper.workflow_runs r
+    set in_workspace = 'counts'
+    where r.workspace_id = v_workspace and r.started_at is not null and r.finished_at is null and r.trigger ->> 'kind' <> 'workflow'
+      and r.in_workspace is distinct from 'counts';
+    perform helper._next_of_workspace(v_workspace, runs);
+  end if;
+end
+$$;
+comment on function helper.set_workflow_limit(integer, uuid) is
+  'Limits how many runs of a workspace''s workflows go on at once, those that wait for something included, but not those that another one waits for; null lifts the limit. Others begin as these end, the most urgent first. For workspace admins. Errors: 22023, 42501, 42704';
 
 -- Runs of a workflow are in the order in which they were made, so that what is too old is at the beginning of an index,
 -- however many there are.

@@ -248,25 +248,37 @@ declare
   v_workflow helper.workflows := helper._workflow(workflow, workspace, 'admin');
   v_count bigint;
 begin
-  with failed as (
-    select r.workspace_id, r.id, s.step
+  with lost as (
+    select r.workspace_id, r.id
     from helper.workflow_runs r
-    join helper.workflow_steps s on s.workspace_id = r.workspace_id and s.run_id = r.id and s.item = -1 and s.status = 'failed'
+    left join helper.workflow_steps s
+      on s.workspace_id = r.workspace_id and s.run_id = r.id and s.item = -1 and s.step = r.error ->> 'step'
     where r.workflow_id = v_workflow.id
       and r.workspace_id = v_workflow.workspace_id
-      and r.status = 'failed'
+      and r.status in ('failed', 'timed_out')
       -- Rather a little more of the index than what a clock that was set back would leave out.
       and r.id >= helper.uuid_v7_at(since - interval '1 hour')
       and r.created_at >= since
+      -- A stop was meant, and of what may have been done already somebody decides: retry_step.
+      and s.status is distinct from 'succeeded'
+      and s.status is distinct from 'uncertain'
+      and not exists (
+        select
+        from helper.workflow_steps c
+        join helper.function_calls f on f.workspace_id = c.workspace_id and f.id = (c.waits_for ->> 'call')::uuid
+        where c.workspace_id = r.workspace_id
+          and c.run_id = r.id
+          and c.status = 'cancelled'
+          and f.status not in ('rejected', 'expired', 'cancelled'))
   ), woken as (
-    select f.id, helper._wake_run(f.workspace_id, f.id, jsonb_build_object('do', 'retry', 'step', f.step)) from failed f
+    select l.id, helper._wake_run(l.workspace_id, l.id, '{"do": "redrive"}') from lost l
   )
-  select count(distinct w.id) into v_count from woken w;
+  select count(*) into v_count from woken;
   return v_count;
 end
 $$;
 comment on function helper.redrive_runs(text, timestamptz, uuid) is
-  'Has the failed steps of a workflow''s failed runs tried again, and returns how many runs that are. For workspace admins. Errors: 42501, 42704';
+  'Has a workflow''s runs that failed or timed out go on from where they did, and returns how many that are; not those that a stop ended, nor those of which something may have been done already. For workspace admins. Errors: 42501, 42704';
 
 create function helper.run_status(run uuid) returns jsonb
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$

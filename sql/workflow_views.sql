@@ -32,8 +32,12 @@ create view helper.workflow_step_activity with (security_barrier) as
   left join lateral (
     select sum(coalesce(x.input_tokens, 0) + coalesce(x.output_tokens, 0)) as tokens, sum(x.cost) as cost
     from helper.usage_records x
-    where x.workspace_id = s.workspace_id and x.message_id = (s.waits_for ->> 'message')::uuid
-  ) u on s.waits_for ? 'message'
+    where x.workspace_id = s.workspace_id
+      and x.message_id in (
+        select m.message_id
+        from helper.workflow_step_messages m
+        where m.workspace_id = s.workspace_id and m.run_id = s.run_id and m.step = s.step and m.item = s.item)
+  ) u on true
   where s.workspace_id = any ((select helper.my_workspaces())::uuid[]);
 comment on view helper.workflow_step_activity is 'Steps of those runs: status, attempts, times, and the tokens and cost of model calls';
 comment on column helper.workflow_step_activity.workspace_id is 'The workspace';
@@ -46,7 +50,7 @@ comment on column helper.workflow_step_activity.error_code is 'SQLSTATE that it 
 comment on column helper.workflow_step_activity.started_at is 'When this attempt began';
 comment on column helper.workflow_step_activity.finished_at is 'When it ended';
 comment on column helper.workflow_step_activity.duration is 'How long this attempt took';
-comment on column helper.workflow_step_activity.tokens is 'Tokens that its model call took, both ways';
+comment on column helper.workflow_step_activity.tokens is 'Tokens that its model calls took, both ways: of all attempts, and of replies that were sent back';
 comment on column helper.workflow_step_activity.cost is 'What these cost';
 
 create view helper.workflow_waiting with (security_barrier) as

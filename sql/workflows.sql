@@ -12,6 +12,7 @@ create table helper.workflows (
   problem text,
   user_id uuid not null,
   settings jsonb not null default '{}' constraint workflows_settings_check check (jsonb_typeof(settings) = 'object'),
+  start_id uuid,
   created_at timestamptz not null default clock_timestamp(),
   updated_at timestamptz not null default clock_timestamp(),
   primary key (workspace_id, id),
@@ -27,6 +28,7 @@ comment on column helper.workflows.enabled is 'Whether runs are started; false: 
 comment on column helper.workflows.problem is 'Why it was paused, where nobody did so';
 comment on column helper.workflows.user_id is 'Its owner: who wrote the present version';
 comment on column helper.workflows.settings is 'What templates see as vars, in runs of versions that the workflow''s owner wrote';
+comment on column helper.workflows.start_id is 'Schedule, event or endpoint that its definition had set up to start it';
 comment on column helper.workflows.created_at is 'When it was created';
 comment on column helper.workflows.updated_at is 'When it last changed';
 
@@ -72,6 +74,7 @@ create table helper.workflow_runs (
   replay_of uuid,
   key text,
   holds text,
+  in_workspace text constraint workflow_runs_in_workspace_check check (in_workspace in ('waits', 'counts')),
   admitted_at timestamptz,
   bytes bigint not null default 0,
   deadline timestamptz,
@@ -104,6 +107,7 @@ comment on column helper.workflow_runs.user_id is 'Who started it by hand';
 comment on column helper.workflow_runs.replay_of is 'The run that it repeats';
 comment on column helper.workflow_runs.key is 'While it waits for its turn: runs of the workflow with the same key count together for its concurrency';
 comment on column helper.workflow_runs.holds is 'The same once it has begun, until it ends';
+comment on column helper.workflow_runs.in_workspace is 'Where the workspace has a limit: it waits for others of the workspace to end, or counts among those that go on';
 comment on column helper.workflow_runs.admitted_at is 'When it was let in, where only so many may begin in a time';
 comment on column helper.workflow_runs.bytes is 'What its input and its steps'' outputs take, as text';
 comment on column helper.workflow_runs.deadline is 'When it times out';
@@ -165,10 +169,41 @@ comment on column helper.workflow_queue.priority is 'The run''s, with its sign c
 comment on column helper.workflow_queue.run_at is 'Not before this time; infinity: when another run of the workflow has ended';
 comment on column helper.workflow_queue.is_due is 'Its time has come: looks for work never come across those that sleep';
 comment on column helper.workflow_queue.attempts is 'Times that a runner ended over it';
-comment on column helper.workflow_queue.command is 'What is wanted: do (cancel, pause, resume or retry) and step; null: that it goes on';
+comment on column helper.workflow_queue.command is 'What is wanted: do (cancel, pause, resume, retry or redrive) and step; null: that it goes on';
 create index workflow_queue_turn_idx on helper.workflow_queue (workspace_id, priority, run_at, id) where is_due;
 create index workflow_queue_run_id_idx on helper.workflow_queue (run_id, workspace_id);
 create index workflow_queue_run_at_idx on helper.workflow_queue (run_at) where not is_due;
+
+create table helper.workflow_limits (
+  workspace_id uuid not null,
+  runs integer not null constraint workflow_limits_runs_check check (runs between 1 and 100000),
+  set_by uuid,
+  set_at timestamptz not null default clock_timestamp(),
+  primary key (workspace_id)
+);
+comment on table helper.workflow_limits is 'How many runs of a workspace go on at once, where that is limited';
+comment on column helper.workflow_limits.workspace_id is 'The workspace';
+comment on column helper.workflow_limits.runs is 'How many';
+comment on column helper.workflow_limits.set_by is 'Who set it';
+comment on column helper.workflow_limits.set_at is 'When it was set';
+
+create table helper.workflow_step_messages (
+  workspace_id uuid not null,
+  run_id uuid not null,
+  step text not null,
+  item integer not null,
+  attempt integer not null,
+  message_id uuid not null,
+  primary key (workspace_id, run_id, step, item, message_id),
+  constraint workflow_step_messages_run_fkey foreign key (workspace_id, run_id) references helper.workflow_runs on delete cascade
+);
+comment on table helper.workflow_step_messages is 'Replies that steps asked models for: of each attempt, and each time that one was sent back';
+comment on column helper.workflow_step_messages.workspace_id is 'The workspace';
+comment on column helper.workflow_step_messages.run_id is 'The run';
+comment on column helper.workflow_step_messages.step is 'The step''s name';
+comment on column helper.workflow_step_messages.item is 'Number of the item of a map, from 0; -1: the step itself';
+comment on column helper.workflow_step_messages.attempt is 'The attempt, from 1';
+comment on column helper.workflow_step_messages.message_id is 'The reply; no foreign key, as what it cost outlives it';
 
 create table helper.workflow_waits (
   workspace_id uuid not null,
@@ -200,6 +235,11 @@ alter table helper.workflow_steps enable row level security;
 -- No policies: for the extension alone.
 alter table helper.workflow_queue enable row level security;
 alter table helper.workflow_waits enable row level security;
+alter table helper.workflow_step_messages enable row level security;
+alter table helper.workflow_limits enable row level security;
+create policy workflow_limits_select_member on helper.workflow_limits for select
+  using (workspace_id = any ((select helper.my_workspaces())::uuid[]));
+comment on policy workflow_limits_select_member on helper.workflow_limits is 'Members see what limits their workspaces'' runs';
 create policy workflows_select_member on helper.workflows for select
   using (workspace_id = any ((select helper.my_workspaces('member'))::uuid[]));
 comment on policy workflows_select_member on helper.workflows is 'Members, and no viewers, see the workflows of their workspaces and their settings';
@@ -222,6 +262,8 @@ select pg_catalog.pg_extension_config_dump('helper.workflow_runs', '');
 select pg_catalog.pg_extension_config_dump('helper.workflow_steps', '');
 select pg_catalog.pg_extension_config_dump('helper.workflow_queue', '');
 select pg_catalog.pg_extension_config_dump('helper.workflow_waits', '');
+select pg_catalog.pg_extension_config_dump('helper.workflow_step_messages', '');
+select pg_catalog.pg_extension_config_dump('helper.workflow_limits', '');
 
 create trigger workflow_queue_wake after insert on helper.workflow_queue
   for each statement execute function helper._wake_runner();
@@ -231,7 +273,7 @@ create trigger workflow_queue_wake after insert on helper.workflow_queue
 create function helper._read_workflow(definition jsonb) returns jsonb
 language c volatile parallel safe as 'MODULE_PATHNAME', 'read_workflow_wrapper';
 comment on function helper._read_workflow(jsonb) is
-  'Checks a definition and returns it in our form: definition, trigger (where it spoke of one), uses_sql. Errors: 22023';
+  'Checks a definition and returns it in our form: definition, description and trigger (where it spoke of one, with its secret), uses_sql. Errors: 22023';
 
 create function helper.workflow_schema() returns jsonb
 language c immutable parallel safe as 'MODULE_PATHNAME', 'workflow_schema_wrapper';
@@ -295,11 +337,11 @@ begin
   insert into helper.workflows as w
     (workspace_id, name, description, enabled, user_id, settings)
   values
-    (v_workspace, _create_workflow.name, coalesce(options ->> 'description', ''), coalesce((options ->> 'enabled')::boolean, true),
+    (v_workspace, _create_workflow.name, coalesce(options ->> 'description', v_read ->> 'description', ''), coalesce((options ->> 'enabled')::boolean, true),
       helper.current_user_id(), coalesce(options -> 'settings', '{}'))
   on conflict (name, workspace_id) do update
   set version = w.version + 1,
-    description = coalesce(options ->> 'description', w.description),
+    description = coalesce(options ->> 'description', v_read ->> 'description', w.description),
     enabled = coalesce((options ->> 'enabled')::boolean, w.enabled),
     user_id = excluded.user_id,
     settings = coalesce(options -> 'settings', w.settings),
@@ -310,10 +352,13 @@ begin
   insert into helper.workflow_versions (workspace_id, workflow_id, version, definition, user_id, principal_role, principal_claims, settings)
   values (v_workspace, v_workflow.id, v_workflow.version, v_read -> 'definition',
     helper.current_user_id(), helper.caller_role(), helper.caller_claims(), v_workflow.settings);
+  if jsonb_typeof(v_read -> 'trigger') = 'object' then
+    perform helper._start_as_defined(v_workflow, v_read -> 'trigger');
+  end if;
   return v_workflow.id;
 end
 $$;
-comment on function helper._create_workflow(text, jsonb, uuid, jsonb) is 'Stores a workflow of the caller. Errors: 22023, 42501';
+comment on function helper._create_workflow(text, jsonb, uuid, jsonb) is 'Stores a workflow of the caller, with what its definition says of its start. Errors: 22023, 42501, 42710';
 
 create function helper.create_workflow(
   name text,
@@ -323,7 +368,7 @@ create function helper.create_workflow(
 ) returns uuid
 language c volatile parallel unsafe as 'MODULE_PATHNAME', 'create_workflow_wrapper';
 comment on function helper.create_workflow(text, jsonb, uuid, jsonb) is
-  'Creates a workflow, or a new version of it, and returns its id. It runs as who calls this. Options: description, settings (an object, seen by templates as vars), enabled. For workspace admins. Errors: 22023 naming the place in the definition, 42501';
+  'Creates a workflow, or a new version of it, and returns its id. It runs as who calls this. Options: description, settings (an object, seen by templates as vars), enabled. A definition in one of the application''s formats is started as its trigger_type says. For workspace admins. Errors: 22023 naming the place in the definition, 42501, 42710';
 
 create function helper.pause_workflow(workflow text, workspace uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$

@@ -402,6 +402,15 @@ async fn a_standby_says_what_it_is_and_starts_to_work_when_it_is_promoted() {
     let session = cluster.admin().await;
     session.run("select helper.create_workspace('Test')").await;
     add_documents(&session, 3).await;
+    // Each second makes up for itself, however late somebody looks.
+    session
+        .run(
+            "select helper.create_workflow('tick', '{\"steps\": [{\"name\": \"n\", \"type\": \"sql\", \"sql\": \"select 1\"}]}'); \
+             select helper.schedule_workflow('tick', '* * * * * *', options => '{\"misfire\": \"backfill\", \"overlap\": \"allow\"}')",
+        )
+        .await;
+    let fired = "select count(*) from helper.workflow_runs";
+    until("a time to have come", async || (session.one::<i64>(fired, &[]).await > 0).then_some(())).await;
     drop(session);
     // A standby of nothing: it waits for what never comes.
     cluster.stop("fast");
@@ -412,14 +421,27 @@ async fn a_standby_says_what_it_is_and_starts_to_work_when_it_is_promoted() {
     cluster.up();
     let session = cluster.admin().await;
     assert!(session.one::<bool>("select pg_is_in_recovery()", &[]).await);
+    let before: i64 = session.one(fired, &[]).await;
     let begin = Instant::now();
     let error = session.error("select helper.embed('x')").await;
     assert_eq!(error.code(), NOT_READY, "{error:?}");
     assert_eq!(error.message(), "the helper_ai gateway does not run on a standby server");
     assert!(begin.elapsed() < Duration::from_secs(3), "it waited for what cannot come");
     assert_eq!(session.status().await["error"], error.message());
+    assert_eq!(session.one::<i64>(fired, &[]).await, before);
     assert!(session.one::<bool>("select pg_promote()", &[]).await);
     assert_eq!(session.one::<i64>("select helper.wait_indexed()", &[]).await, 3);
+    // What came due meanwhile is started once, and nothing of before again.
+    until("times to come on the server that was promoted", async || {
+        (session.one::<i64>(fired, &[]).await > before + 2).then_some(())
+    })
+    .await;
+    let each = "select count(*), count(distinct r.trigger ->> 'at'), \
+          1 + extract(epoch from max((r.trigger ->> 'at')::timestamptz) - min((r.trigger ->> 'at')::timestamptz))::bigint \
+        from helper.workflow_runs r";
+    let row = session.query_one(each, &[]).await.unwrap();
+    let (runs, times, seconds): (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!((times, seconds), (runs, runs));
 }
 
 #[tokio::test]

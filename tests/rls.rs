@@ -426,6 +426,8 @@ const TABLES: &[Table] = &[
     read_only("workflow_steps", WRITTEN),
     hidden("workflow_queue"),
     hidden("workflow_waits"),
+    hidden("workflow_step_messages"),
+    read_only("workflow_limits", ONE),
     Table {
         name: "workflow_activity",
         // Not how long those have taken that go on.
@@ -1246,6 +1248,13 @@ const FUNCTIONS: &[Function] = &[
         calls: &[
             ("helper.redrive_runs('broken')", [NO, UNKNOWN, NO, NO, Ok("1"), Ok("1")]),
             ("helper.redrive_runs('broken', workspace => '$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "set_workflow_limit",
+        calls: &[
+            ("helper.set_workflow_limit(50)", [NO, UNKNOWN, NO, NO, VOID, VOID]),
+            ("helper.set_workflow_limit(null, '$foreign')", FOREIGN),
         ],
     },
     Function {

@@ -345,7 +345,10 @@ async fn contacts_and_their_tags_are_told_where_somebody_listens() {
     let inputs = shop.delivered().await;
     assert_eq!(inputs.len(), 2);
     assert_eq!((&inputs[0]["name"], &inputs[0]["phone"]), (&json!("Ani"), &json!("+628125555002")));
-    assert_eq!(inputs[1], json!({ "contact_id": id, "tag": "vip" }));
+    assert_eq!(
+        inputs[1],
+        json!({ "contact_id": id, "tag": "vip", "phone": "+628125555002", "phone_number": "+628125555002", "name": "Ani" })
+    );
 }
 
 #[tokio::test]

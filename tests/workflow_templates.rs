@@ -260,3 +260,37 @@ async fn a_week_is_summed_up_in_words_where_there_is_a_language_model() {
     let asked = String::from_utf8(server.seen().pop().unwrap().body).unwrap();
     assert!(asked.contains("in English") && asked.contains("contacts added"), "{asked}");
 }
+
+#[tokio::test]
+async fn without_a_language_model_messages_are_sorted_by_their_words() {
+    let (_cluster, root, ann, workspace) = shop().await;
+    install(&ann, "auto_tag_messages").await;
+    ann.run(
+        "select helper.install_workflow('smart_notification', settings => '{\"words\": [\"on fire\", \"batal\"]}')",
+    )
+    .await;
+    let texts = ["Where is my ORDER? I paid already!", "Terima kasih, bagus", "The shop is on-fire", "Afire, orderly"];
+    receive(&root, &workspace, &texts).await;
+    let told = runs(&ann, "auto_tag_messages", 4, &["succeeded"]).await;
+    for run in &told {
+        assert_eq!((step(run, "classify"), step(run, "guess")), ("failed", "succeeded"), "{run:#}");
+    }
+    let tags: Value = ann
+        .one(
+            "select jsonb_object_agg(m.body, t.tags) from helper.wa_messages m join helper.wa_threads t on t.id = m.thread_id",
+            &[],
+        )
+        .await;
+    let expected = json!({
+        texts[0]: ["order", "payment", "question"], texts[1]: ["praise"], texts[2]: [], texts[3]: []
+    });
+    assert_eq!(tags, expected);
+    let told = runs(&ann, "smart_notification", 4, &["waiting", "succeeded"]).await;
+    assert_eq!(told.iter().filter(|run| step(run, "notify") == "skipped").count(), 3);
+    let call: String =
+        ann.one("select c.id::text from helper.function_calls c where c.status = 'awaiting_confirmation'", &[]).await;
+    ann.run(&format!("select helper.confirm('{call}')")).await;
+    runs(&ann, "smart_notification", 4, &["succeeded"]).await;
+    let body: String = ann.one("select n.body from helper.notifications n", &[]).await;
+    assert_eq!(body, texts[2]);
+}

@@ -93,6 +93,7 @@ async fn furnish(
             "select helper.create_template('greeting', 'UTILITY', 'id', 'Halo {{name}}'); \
              select helper.create_workspace_note('Wifi', 'The password is long.'); \
              select helper.invite_team_member('invited@example.com'); \
+             select helper.set_workflow_limit(1000); \
              select helper.set_function('create_note', limits => '{\"user_per_day\": 1000}')",
         )
         .await;

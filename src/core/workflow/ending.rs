@@ -298,6 +298,25 @@ impl Progress<'_> {
         Ok(())
     }
 
+    /// Another attempt of all that a run failed or timed out by: of the steps that failed it, and of those that were
+    /// cancelled with it. It has its whole time again. `false`: it ended otherwise, or as it was meant to.
+    pub fn redrive(&mut self) -> bool {
+        let is_lost = matches!(self.run.status, RunStatus::Failed | RunStatus::TimedOut);
+        if !is_lost || (0..self.slots.len()).any(|step| self.stop(step).is_some()) {
+            return false;
+        }
+        let failed: Vec<bool> = (0..self.slots.len()).map(|step| self.has_failed(step)).collect();
+        for (step, has_failed) in failed.into_iter().enumerate() {
+            match self.slots[step].row.status {
+                StepStatus::Failed if has_failed => self.open_again(step, StepStatus::Ready),
+                StepStatus::Cancelled => self.open_again(step, StepStatus::Pending),
+                _ => {}
+            }
+        }
+        self.run = Run { status: RunStatus::Running, ..Run::queued() };
+        true
+    }
+
     /// A step from its start; the items of a `map` that succeeded are kept.
     fn open_again(&mut self, step: usize, status: StepStatus) {
         let mut places = vec![Place { step, item: None }];

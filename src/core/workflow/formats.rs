@@ -12,10 +12,11 @@
 //! - `delay`: `delay_seconds` becomes `wait`, `for`.
 //!
 //! In both, `{{ event.x }}` becomes `{{ input.x }}`, as does `{{ x }}` that names nothing else. `trigger_type` and
-//! `trigger_config` are no part of a definition: they are handed back. A run has 300 s and a call three retries, as there.
+//! `trigger_config` are no part of a definition: they are handed back, to be set up. A run has 300 s and a call three retries, as there.
 
 use super::path;
 use super::read::{Object, wrong};
+use super::start;
 use crate::core::error::Result;
 use serde_json::{Map, Value, json};
 
@@ -24,7 +25,9 @@ use serde_json::{Map, Value, json};
 pub struct Translated {
     /// In our format.
     pub definition: Value,
-    /// `{"type": "schedule" | "webhook" | "event" | "manual", "config": {...}}`, for whoever makes triggers of it.
+    /// What it says that it is for, or its name.
+    pub about: Option<String>,
+    /// What is to start it, for whoever makes triggers of it.
     pub trigger: Option<Value>,
 }
 
@@ -66,7 +69,8 @@ pub fn translate(definition: &Value) -> Result<Option<Translated>> {
         }
     }
     let definition = json!({"timeout": "300 s", "steps": translated});
-    Ok(Some(Translated { definition, trigger: trigger(&object)? }))
+    let about = object.text("description")?.or(object.text("name")?).map(str::to_owned);
+    Ok(Some(Translated { definition, about, trigger: start::read(&object)? }))
 }
 
 /// Names for steps: what stands in a field, as far as a name can have it, and each only once.
@@ -195,14 +199,19 @@ fn expression(step: Object, variables: &Variables) -> Result<Value> {
     };
     condition.only(&[&["field", "operator", "value"]])?;
     let field = format!("$.{}", ours(condition.need_text("field")?, variables));
+    compared(&condition, &field).map(Value::String)
+}
+
+/// `operator` and `value` of a condition as an expression over a field.
+pub(super) fn compared(condition: &Object, field: &str) -> Result<String> {
     let known = ["equals", "not_equals", "greater_than", "less_than", "contains", "exists"];
     let operator = condition.one_of("operator", &known)?.unwrap_or("equals");
     let value = || match condition.need("value")? {
         Value::Array(_) | Value::Object(_) => Err(wrong(&condition.at("value"), "is neither a text nor a number")),
         other => Ok(other.to_string()),
     };
-    Ok(Value::String(match operator {
-        "exists" => field,
+    Ok(match operator {
+        "exists" => field.to_owned(),
         "contains" => {
             let text = condition.need_text("value")?;
             // In a pattern (RFC 9485) these are more than themselves.
@@ -210,13 +219,14 @@ fn expression(step: Object, variables: &Variables) -> Result<Value> {
                 .chars()
                 .flat_map(|c| (r"\.*+?()[]{}|^$-".contains(c)).then_some('\\').into_iter().chain([c]))
                 .collect();
-            format!("search({field}, {})", json!(literal))
+            // Within a text, or an element of a list.
+            format!("(search({field}, {}) || {field}[?@ == {}])", json!(literal), json!(text))
         }
         "not_equals" => format!("{field} != {}", value()?),
         "greater_than" => format!("{field} > {}", value()?),
         "less_than" => format!("{field} < {}", value()?),
         _ => format!("{field} == {}", value()?),
-    }))
+    })
 }
 
 /// A path of ours for one of theirs.
@@ -257,24 +267,4 @@ fn rewritten_text(text: &str, variables: &Variables) -> String {
         rest = &inner[end..];
     }
     made + rest
-}
-
-/// What a definition says of its trigger.
-fn trigger(object: &Object) -> Result<Option<Value>> {
-    let nested = object.object("trigger")?;
-    let kind = object.text("trigger_type")?.or_else(|| nested.get("type").and_then(Value::as_str));
-    let Some(kind) = kind else { return Ok(None) };
-    let mut config = object.object("trigger_config")?;
-    config.extend(nested.iter().filter(|(name, _)| *name != "type").map(|(name, value)| (name.clone(), value.clone())));
-    let (kind, event) = match kind {
-        "schedule" | "scheduled" => ("schedule", None),
-        "webhook" | "event" | "manual" => (kind, None),
-        "message_received" => ("event", Some("wa_message_received")),
-        "tag_added" => ("event", Some("tag_added")),
-        other => return Err(wrong("trigger_type", format!("\"{other}\" is not a trigger"))),
-    };
-    if let Some(event) = event {
-        config.insert("event_type".into(), json!(event));
-    }
-    Ok(Some(json!({"type": kind, "config": config})))
 }

@@ -11,6 +11,7 @@ mod path;
 mod read;
 mod reader;
 pub mod row;
+mod start;
 mod time;
 pub mod value;
 mod work;

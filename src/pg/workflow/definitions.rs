@@ -64,15 +64,15 @@ pub fn uses_sql(definition: &Definition) -> bool {
 #[pg_extern(sql = false, volatile, parallel_safe)]
 fn read_workflow(definition: Option<JsonB>) -> Reported<JsonB> {
     let JsonB(given) = definition.ok_or_else(|| Error::bad_argument("definition is null"))?;
-    let (ours, trigger) = match formats::translate(&given)? {
-        Some(translated) => (translated.definition, translated.trigger),
-        None => (given, None),
+    let (ours, about, trigger) = match formats::translate(&given)? {
+        Some(translated) => (translated.definition, translated.about, translated.trigger),
+        None => (given, None, None),
     };
     let read = Definition::read(&ours)?;
     if let Some(schema) = &read.input {
         completing::check(&schema.to_string(), "null")?;
     }
-    Ok(JsonB(json!({ "definition": ours, "trigger": trigger, "uses_sql": uses_sql(&read) })))
+    Ok(JsonB(json!({ "definition": ours, "description": about, "trigger": trigger, "uses_sql": uses_sql(&read) })))
 }
 
 /// `helper.create_workflow`. Not in SQL alone: a security definer function, an index or a policy of somebody else's that a

@@ -319,7 +319,7 @@ fn take_turn(stored: &Stored, definition: &Definition) -> Result<Admitted> {
     let at = owner::as_owner(|| {
         spi::change(
             "select a.at = 'infinity', (extract(epoch from nullif(a.at, 'infinity')) * 1000)::bigint \
-             from helper._admit_run($1, $2, $3, $4, $5, $6, pg_catalog.make_interval(secs => $7)) a (at)",
+             from helper._admit_run($1, $2, $3, $4, $5, $6, pg_catalog.make_interval(secs => $7), $8) a (at)",
             &[
                 stored.workspace.into(),
                 stored.workflow.into(),
@@ -328,6 +328,7 @@ fn take_turn(stored: &Stored, definition: &Definition) -> Result<Admitted> {
                 most.into(),
                 rate.map(|(limit, _)| limit).into(),
                 rate.map(|(_, per)| seconds(per)).into(),
+                stored.in_workspace.into(),
             ],
             |row| Ok((row.opt::<bool>(1)?, row.opt::<i64>(2)?)),
         )

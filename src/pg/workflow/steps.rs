@@ -95,6 +95,7 @@ impl<'a> Stepping<'a> {
     pub fn begin(&mut self, place: Place, attempt: u32, work: Work, time: Option<Span>) -> Result<Event> {
         let time = Some(Duration::from_millis(time.unwrap_or(TIME).clamp(1, MOST_STATEMENT) as u64));
         self.inputs.insert(place, input_of(&work).to_string());
+        let for_it = (place, attempt);
         match work {
             Work::Sql { .. } if !settings::SQL_STEPS.get() => {
                 Ok(failed(Error::not_ready("sql steps are switched off").into()))
@@ -139,7 +140,8 @@ impl<'a> Stepping<'a> {
             }
             Work::Ask { question, mode, knowledge, model, options } => {
                 let options = Value::Object(options);
-                self.ask(None, &question, mode, knowledge.unwrap_or(true), model, &options, json!({ "kind": "ask" }))
+                let kind = json!({ "kind": "ask" });
+                self.ask(for_it, None, &question, mode, knowledge.unwrap_or(true), model, &options, kind)
             }
             Work::Complete { prompt, system, schema, model, options } => {
                 let mut text = String::new();
@@ -156,7 +158,7 @@ impl<'a> Stepping<'a> {
                     }
                     None => json!({ "kind": "complete" }),
                 };
-                self.ask(None, &text, None, false, model, &Value::Object(options), kind)
+                self.ask(for_it, None, &text, None, false, model, &Value::Object(options), kind)
             }
             Work::Workflow { workflow, input } => self.sub_run(place, attempt, &workflow, &input),
             Work::Event { name, matching, until } => {
@@ -295,6 +297,7 @@ impl<'a> Stepping<'a> {
     #[allow(clippy::too_many_arguments)]
     fn ask(
         &mut self,
+        for_it: (Place, u32),
         conversation: Option<Uuid>,
         question: &str,
         mode: Option<String>,
@@ -320,10 +323,29 @@ impl<'a> Stepping<'a> {
             Ok(message) => {
                 let message =
                     message.and_then(|id| identity::uuid(&id)).ok_or_else(|| Error::bug("a reply has no id"))?;
+                self.asked(for_it, message)?;
                 self.waiting("message", message, &kind)
             }
             Err(fault) => Ok(failed(fault)),
         }
+    }
+
+    /// Notes for whom a model was asked: what it costs is shown with the step.
+    fn asked(&self, (place, attempt): (Place, u32), message: Uuid) -> Result<()> {
+        owner::as_owner(|| {
+            spi::run(
+                "insert into helper.workflow_step_messages (workspace_id, run_id, step, item, attempt, message_id) \
+                 values ($1, $2, $3, $4, $5, $6)",
+                &[
+                    self.stored.workspace.into(),
+                    self.stored.id.into(),
+                    self.definition.steps[place.step].name.as_str().into(),
+                    place.item.map_or(-1, |item| item as i32).into(),
+                    (attempt as i32).into(),
+                    message.into(),
+                ],
+            )
+        })
     }
 
     /// What became of a reply; `None` while it goes on.
@@ -407,7 +429,7 @@ impl<'a> Stepping<'a> {
         let again =
             format!("That reply does not fit the JSON Schema. {problem} Reply again, with the corrected JSON alone.");
         let kind = json!({ "kind": "complete_json", "repairs": repairs + 1 });
-        self.ask(Some(conversation), &again, None, false, model, &json!({}), kind)
+        self.ask((row.place, row.attempt), Some(conversation), &again, None, false, model, &json!({}), kind)
     }
 
     fn kind(&self, place: Place) -> Option<&StepKind> {

@@ -28,6 +28,7 @@ impl Command {
             ("pause", _) => drop(progress.pause(now)),
             ("resume", _) => drop(progress.resume(now)),
             // One that is not to be retried any more was retried by somebody else.
+            ("redrive", _) => drop(progress.redrive()),
             ("retry", Some(step)) => drop(progress.retry(step, now)),
             _ => return Err(Error::bug("a command that nobody knows")),
         }
@@ -59,6 +60,8 @@ pub struct Stored {
     pub is_readable: bool,
     /// What it counts together with other runs by; known once it was its turn or waits for it.
     key: Option<String>,
+    /// How many runs of its workspace go on at once, where that is limited.
+    pub in_workspace: Option<i32>,
     /// Whether it has to wait for its turn.
     is_limited: bool,
     /// What its input and its steps' outputs take, about.
@@ -80,7 +83,8 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
            v.principal_claims::text, r.status, r.input::text, r.trigger::text, r.depth, r.priority, \
            case when w.user_id = v.user_id then w.settings else v.settings end::text, \
            (extract(epoch from r.deadline) * 1000)::bigint, (extract(epoch from r.paused_at) * 1000)::bigint, \
-           (extract(epoch from r.started_at) * 1000)::bigint, coalesce(r.holds, r.key), r.output::text, r.error::text, r.bytes \
+           (extract(epoch from r.started_at) * 1000)::bigint, coalesce(r.holds, r.key), r.output::text, r.error::text, r.bytes, \
+           (select l.runs from helper.workflow_limits l where l.workspace_id = $1) \
          from ( \
            select c.n, o.*, sum(o.bytes) over (order by c.n) - o.bytes as before \
            from unnest($2) with ordinality c (id, n) \
@@ -123,6 +127,7 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
                 started_at: row.opt(16)?,
                 taken_at: now(),
                 key: row.opt(17)?,
+                in_workspace: row.opt(21)?,
                 is_limited: false,
                 bytes: row.get(20)?,
                 has_steps: false,
@@ -134,7 +139,9 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
     for run in &mut runs {
         let definition = definitions::of(run.workspace, run.workflow, run.version)?;
         run.uses_sql = definitions::uses_sql(&definition);
-        run.is_limited = definition.concurrency.is_some() || definition.rate.is_some();
+        // One that another waits for has that one's place.
+        run.in_workspace = run.in_workspace.filter(|_| run.trigger["kind"] != "workflow");
+        run.is_limited = definition.concurrency.is_some() || definition.rate.is_some() || run.in_workspace.is_some();
     }
     Ok(runs)
 }

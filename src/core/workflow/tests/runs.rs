@@ -276,3 +276,35 @@ fn a_replay_copies_what_does_not_come_after_the_step() {
     assert_eq!((kept("a"), kept("b"), kept("c"), kept("d")), (vec![], vec![0], vec![0, 1], vec![0, 1]));
     assert_eq!(replayed(&definition, rows, "x").unwrap_err().message, "step \"x\" does not exist");
 }
+
+#[test]
+fn a_run_is_redriven_from_where_it_failed_or_timed_out_and_not_where_a_stop_was_meant() {
+    let definition = Definition::read(&json!({"timeout": "10 s", "steps": [
+        sql("a"), sql("b"), {"name": "handled", "type": "sql", "sql": "select 1", "needs": [], "on_error": "skip"}]}))
+    .unwrap();
+    let mut progress = start(&definition);
+    next(&mut progress, 0);
+    progress.apply(at(0), 1, fails(false), 0, 0.0);
+    progress.apply(at(2), 1, fails(false), 0, 0.0);
+    assert!(!progress.redrive());
+    next(&mut progress, 0);
+    assert_eq!((progress.run().status, statuses(&progress)), (RunStatus::Failed, vec![Failed, Cancelled, Failed]));
+    assert!(progress.redrive());
+    assert_eq!(statuses(&progress), [Ready, Pending, Failed]);
+    assert_eq!(next(&mut progress, 20_000).len(), 1);
+    progress.apply(at(0), 2, gives(json!(1)), 20_000, 0.0);
+    next(&mut progress, 20_000);
+    progress.apply(at(1), 1, waits(), 20_000, 0.0);
+    progress.next(30_000, &mut || 0.5);
+    assert_eq!((progress.run().status, statuses(&progress)), (RunStatus::TimedOut, vec![Succeeded, Cancelled, Failed]));
+    assert!(progress.redrive());
+    next(&mut progress, 40_000);
+    progress.apply(at(1), 2, gives(json!(2)), 40_000, 0.0);
+    next(&mut progress, 40_000);
+    assert_eq!((progress.run().status, progress.redrive()), (RunStatus::Succeeded, false));
+
+    let definition = read(json!([{"name": "no", "type": "stop", "status": "failed"}]));
+    let mut progress = start(&definition);
+    next(&mut progress, 0);
+    assert_eq!((progress.run().status, progress.redrive()), (RunStatus::Failed, false));
+}
