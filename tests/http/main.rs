@@ -15,7 +15,7 @@ mod socket;
 mod tls;
 mod tools;
 
-use helper_ai::core::chat::{Chat, Event, Kind, Message, Purpose, Role, Usage};
+use helper_ai::core::chat::{Abilities, Chat, Event, Kind, Message, Purpose, Role, Usage};
 use helper_ai::core::wire::{
     self, Asker, CallEnd, ChatCall, Credential, EmbedCall, Frames, Item, Outcome, Prices, Provider, Record, Route, Tag,
 };
@@ -62,6 +62,7 @@ fn route(kind: Kind, server: &Server) -> Route {
         prices: Prices { input: 1_000_000, cached: 0, cache_written: 0, output: 2_000_000 },
         tokens_percent: 100,
         temperature: true,
+        abilities: Abilities::default(),
     }
 }
 
