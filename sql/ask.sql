@@ -16,13 +16,13 @@ create type helper.reply as (
 comment on type helper.reply is 'What helper.answer returns';
 comment on column helper.reply.answer is 'The answer, with marks such as [1]';
 comment on column helper.reply.citations is 'For each mark: number, source_id, chunk_id, title, heading, quote, start_offset, end_offset, score; the quote is the document''s characters between the offsets';
-comment on column helper.reply.grounded is 'False: the documents do not answer';
+comment on column helper.reply.grounded is 'False: the documents do not answer; null: a value of a mode with a schema, of which nobody can tell';
 comment on column helper.reply.conversation_id is 'The conversation, made if none was given';
 comment on column helper.reply.message_id is 'The answer''s message';
 comment on column helper.reply.status is 'done, or awaiting_confirmation: the reply goes on by itself when its calls of tools are decided, see helper.confirm';
 comment on column helper.reply.provider is 'Who answered: local extracts sentences and is no language model';
 comment on column helper.reply.model is 'The provider''s model';
-comment on column helper.reply.usage is 'input_tokens, output_tokens, cost';
+comment on column helper.reply.usage is 'input_tokens, output_tokens, cost; stop: why it ended (end, length: it was cut short, tool_calls)';
 comment on column helper.reply.tool_calls is 'Tools that the model called, in order: id, function, arguments, status (done, error, awaiting_confirmation), call (its id in function_calls), error';
 
 create function helper.answer(

@@ -18,7 +18,7 @@ comment on table helper.conversations is 'Conversations with the assistant, each
 comment on column helper.conversations.workspace_id is 'Workspace whose documents it is about';
 comment on column helper.conversations.id is 'Identifier, in order of creation; never chosen by a caller';
 comment on column helper.conversations.user_id is 'Who holds it and alone sees it';
-comment on column helper.conversations.title is 'What people call it; null until named';
+comment on column helper.conversations.title is 'What people call it; made of the first question where it has none by then';
 comment on column helper.conversations.metadata is 'The application''s own facts, an object';
 comment on column helper.conversations.message_count is 'Messages in it';
 comment on column helper.conversations.created_at is 'When it was begun';
@@ -60,7 +60,7 @@ comment on column helper.messages.status is 'pending: not begun; streaming; awai
 comment on column helper.messages.grounded is 'Whether the documents answer, for replies that were asked from them';
 comment on column helper.messages.provider is 'Provider that replied';
 comment on column helper.messages.model is 'Model that replied';
-comment on column helper.messages.usage is 'What the reply took, as the provider counted it';
+comment on column helper.messages.usage is 'What the reply took, as the provider counted it, and stop: why it ended (end, length: it was cut short, tool_calls)';
 comment on column helper.messages.error is 'Why it failed: sqlstate, message, detail, hint';
 comment on column helper.messages.tool_calls is 'Tools that the model called, in order: id, function, arguments, status, call (its id in function_calls, where it is there), error';
 comment on column helper.messages.mode is 'Mode that the reply was asked in';
@@ -99,18 +99,44 @@ comment on column helper.message_citations.quote is 'The passage as it was';
 comment on column helper.message_citations.title is 'Title of the document as it was';
 comment on column helper.message_citations.score is 'How well the passage fitted the question';
 
+-- What goes with a question goes with the questions after it too, as long as its turn is sent.
+create table helper.message_attachments (
+  workspace_id uuid not null,
+  id uuid not null default helper.uuid_v7(),
+  message_id uuid not null,
+  ordinal integer not null constraint message_attachments_ordinal_check check (ordinal > 0),
+  name text,
+  mime_type text not null,
+  content bytea not null constraint message_attachments_content_check check (octet_length(content) between 1 and 33554432),
+  primary key (workspace_id, id),
+  constraint message_attachments_ordinal_key unique (workspace_id, message_id, ordinal),
+  constraint message_attachments_message_fkey foreign key (workspace_id, message_id) references helper.messages (workspace_id, id) on delete cascade
+);
+-- Pictures and documents are compressed already.
+alter table helper.message_attachments alter content set storage external;
+comment on table helper.message_attachments is 'Pictures and documents that went with questions, written by the extension alone; they are searched by nobody, as documents of add_file are';
+comment on column helper.message_attachments.workspace_id is 'Workspace of the message';
+comment on column helper.message_attachments.id is 'Identifier';
+comment on column helper.message_attachments.message_id is 'The question';
+comment on column helper.message_attachments.ordinal is 'Its place among the question''s attachments, from 1';
+comment on column helper.message_attachments.name is 'Its name, where it was given one';
+comment on column helper.message_attachments.mime_type is 'Its type, such as image/png, as the caller gave it';
+comment on column helper.message_attachments.content is 'Its bytes, at most 32 MB';
+
 select pg_catalog.pg_extension_config_dump('helper.conversations', '');
 select pg_catalog.pg_extension_config_dump('helper.messages', '');
 select pg_catalog.pg_extension_config_dump('helper.message_citations', '');
+select pg_catalog.pg_extension_config_dump('helper.message_attachments', '');
 
 create trigger conversations_touch before update on helper.conversations
   for each row execute function helper._touch();
 
--- Citations look at messages and knowledge_sources, messages at conversations, and these at membership: never back.
+-- Citations look at messages and knowledge_sources, attachments at messages, messages at conversations, and these at membership: never back.
 
 alter table helper.conversations enable row level security;
 alter table helper.messages enable row level security;
 alter table helper.message_citations enable row level security;
+alter table helper.message_attachments enable row level security;
 
 create policy conversations_select_holder on helper.conversations for select
   using (user_id = (select helper.current_user_id()) and workspace_id = any ((select helper.my_workspaces())::uuid[]));
@@ -147,6 +173,15 @@ create policy message_citations_select_holder on helper.message_citations for se
   );
 comment on policy message_citations_select_holder on helper.message_citations is 'Citations are seen by whoever sees the reply and, now, the document';
 
+create policy message_attachments_select_holder on helper.message_attachments for select
+  using (
+    exists (
+      select from helper.messages m
+      where m.workspace_id = message_attachments.workspace_id and m.id = message_attachments.message_id
+    )
+  );
+comment on policy message_attachments_select_holder on helper.message_attachments is 'Attachments are seen by whoever sees the question';
+
 -- The functions that follow act for the caller alone, also where row-level security is bypassed.
 
 create function helper.create_conversation(title text default null, workspace uuid default null) returns uuid
@@ -167,7 +202,7 @@ begin
 end
 $$;
 comment on function helper.create_conversation(text, uuid) is
-  'Begins a private conversation of the caller and returns its id; a blank title leaves it unnamed. Errors: 22023, 42501, 42704 as current_workspace';
+  'Begins a private conversation of the caller and returns its id; a blank title leaves it unnamed until its first question. Errors: 22023, 42501, 42704 as current_workspace';
 
 create function helper.rename_conversation(id uuid, title text) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -317,6 +352,11 @@ begin
           'provider', m.provider,
           'model', m.model,
           'created_at', m.created_at,
+          'attachments', coalesce(
+            (select jsonb_agg(jsonb_build_object('name', a.name, 'mime_type', a.mime_type) order by a.ordinal)
+             from helper.message_attachments a
+             where a.workspace_id = m.workspace_id and a.message_id = m.id),
+            '[]'),
           'citations', coalesce(
             (select jsonb_agg(
                jsonb_build_object(
@@ -340,6 +380,11 @@ begin
   select string_agg(
     pg_catalog.format(E'## %s, %s UTC\n\n%s\n', initcap(m.role), to_char(m.created_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI'), m.content)
       || coalesce(
+        (select E'\n' || string_agg(pg_catalog.format(E'Attached: %s\n', coalesce(a.name || ' (' || a.mime_type || ')', a.mime_type)), '' order by a.ordinal)
+         from helper.message_attachments a
+         where a.workspace_id = m.workspace_id and a.message_id = m.id),
+        '')
+      || coalesce(
         (select E'\n' || string_agg(
            pg_catalog.format(E'[%s] %s', s.ordinal, s.title)
              || coalesce(E'\n\n> ' || replace(s.quote, E'\n', E'\n> '), '')
@@ -358,4 +403,4 @@ begin
 end
 $$;
 comment on function helper.export_conversation(uuid, text) is
-  'A conversation of the caller as markdown (what user and assistant said) or json (everything), with the citations whose documents the caller sees. Errors: 22023 unknown format, 42704 not a conversation of the caller';
+  'A conversation of the caller as markdown (what user and assistant said) or json (everything but the bytes of attachments), with the citations whose documents the caller sees. Errors: 22023 unknown format, 42704 not a conversation of the caller';

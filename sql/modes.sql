@@ -106,6 +106,7 @@ create table helper.conversation_summaries (
   covers_to uuid not null,
   message_count integer not null,
   made_by text not null,
+  seal text not null,
   updated_at timestamptz not null default clock_timestamp(),
   primary key (workspace_id, conversation_id),
   constraint conversation_summaries_conversation_fkey foreign key (workspace_id, conversation_id)
@@ -118,6 +119,7 @@ comment on column helper.conversation_summaries.content is 'The summary';
 comment on column helper.conversation_summaries.covers_to is 'The last message that it covers';
 comment on column helper.conversation_summaries.message_count is 'Messages that it covers';
 comment on column helper.conversation_summaries.made_by is 'Provider and model, or local';
+comment on column helper.conversation_summaries.seal is 'What its frame in a prompt bears and nobody else knows: kept, so that prompts begin with the same bytes and are found in the cache of the provider';
 comment on column helper.conversation_summaries.updated_at is 'When it was made';
 alter table helper.conversation_summaries enable row level security;
 create policy conversation_summaries_select_holder on helper.conversation_summaries for select
@@ -126,10 +128,11 @@ create policy conversation_summaries_select_holder on helper.conversation_summar
 comment on policy conversation_summaries_select_holder on helper.conversation_summaries is 'Who sees a conversation sees its summary';
 select pg_catalog.pg_extension_config_dump('helper.conversation_summaries', '');
 
-create function helper._set_summary(workspace uuid, conversation uuid, content text, covers_to uuid, made_by text) returns void
+create function helper._set_summary(workspace uuid, conversation uuid, content text, covers_to uuid, made_by text, seal text default null) returns void
 language sql volatile set search_path = pg_catalog, pg_temp as $$
-  insert into helper.conversation_summaries (workspace_id, conversation_id, content, covers_to, message_count, made_by)
-  select workspace, conversation, _set_summary.content, _set_summary.covers_to, count(*), _set_summary.made_by
+  insert into helper.conversation_summaries (workspace_id, conversation_id, content, covers_to, message_count, made_by, seal)
+  select workspace, conversation, _set_summary.content, _set_summary.covers_to, count(*), _set_summary.made_by,
+    coalesce(_set_summary.seal, substr(replace(gen_random_uuid()::text, '-', ''), 17))
   from helper.messages m
   where m.workspace_id = workspace and m.conversation_id = conversation and m.id <= _set_summary.covers_to
   on conflict (workspace_id, conversation_id) do update
@@ -137,15 +140,20 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
     covers_to = excluded.covers_to,
     message_count = excluded.message_count,
     made_by = excluded.made_by,
+    seal = excluded.seal,
     updated_at = clock_timestamp()
 $$;
-comment on function helper._set_summary(uuid, uuid, text, uuid, text) is 'Keeps the summary of a conversation up to a message';
+comment on function helper._set_summary(uuid, uuid, text, uuid, text, text) is 'Keeps the summary of a conversation up to a message';
 
+-- A word says the more of a conversation the fewer of the caller's others have it; those that nearly all have say hardly
+-- anything, whatever the language.
 create function helper.related_conversations(conversation uuid, k integer default 5)
 returns table (id uuid, title text, score real, last_message_at timestamptz)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_workspace uuid;
+  v_me uuid := helper.current_user_id();
+  v_lexemes text[];
   v_query tsquery;
 begin
   if k is null or k not between 1 and 100 then
@@ -153,34 +161,51 @@ begin
   end if;
   select c.workspace_id into v_workspace
   from helper.conversations c
-  where c.id = conversation and c.user_id = helper.current_user_id();
+  where c.id = conversation and c.user_id = v_me;
   if not found then
     raise exception using errcode = '42704', message = format('conversation "%s" does not exist', conversation);
   end if;
-  -- Any of the words that the conversation's questions use and that few others do.
-  select string_agg(quote_literal(w.lexeme), ' | ')::tsquery into v_query
+  -- No more than bound the work: of a long conversation the words that come most often.
+  select array_agg(w.lexeme), string_agg(quote_literal(w.lexeme), ' | ')::tsquery into v_lexemes, v_query
   from (
     select t.lexeme
     from helper.messages m
     cross join unnest(m.search_vector) t
-    where m.workspace_id = v_workspace and m.conversation_id = conversation and m.role = 'user' and char_length(t.lexeme) > 3
+    where m.workspace_id = v_workspace and m.conversation_id = conversation and m.role = 'user' and char_length(t.lexeme) > 1
     group by t.lexeme
     order by count(*) desc, char_length(t.lexeme) desc, t.lexeme
-    limit 24
+    limit 256
   ) w;
   return query
-    select c.id, c.title, sum(ts_rank(m.search_vector, v_query, 1))::real, c.last_message_at
-    from helper.conversations c
-    join helper.messages m on m.workspace_id = c.workspace_id and m.conversation_id = c.id
-    where c.workspace_id = v_workspace
-      and c.user_id = helper.current_user_id()
-      and c.id <> conversation
-      and m.role in ('user', 'assistant')
-      and m.search_vector @@ v_query
-    group by c.workspace_id, c.id, c.title, c.last_message_at
+    with mine as materialized (
+      select c.id, c.title, c.last_message_at
+      from helper.conversations c
+      where c.workspace_id = v_workspace
+        and c.user_id = v_me
+        and c.message_count > 0
+    ), used as materialized (
+      select c.id, t.lexeme, count(*) as messages
+      from mine c
+      join helper.messages m on m.workspace_id = v_workspace and m.conversation_id = c.id
+      cross join unnest(m.search_vector) t
+      where m.role in ('user', 'assistant')
+        and m.search_vector @@ v_query
+        and t.lexeme = any (v_lexemes)
+      group by c.id, t.lexeme
+    ), rarity as (
+      select u.lexeme, ln(1 + ((select count(*) from mine) - count(*) + 0.5) / (count(*) + 0.5)) as weight
+      from used u
+      group by u.lexeme
+    )
+    select c.id, c.title, sum(r.weight * u.messages * 2.2 / (u.messages + 1.2))::real, c.last_message_at
+    from used u
+    join rarity r on r.lexeme = u.lexeme
+    join mine c on c.id = u.id
+    where c.id <> conversation
+    group by c.id, c.title, c.last_message_at
     order by 3 desc, 4 desc
     limit related_conversations.k;
 end
 $$;
 comment on function helper.related_conversations(uuid, integer) is
-  'The caller''s other conversations in the same workspace that speak of the same things, the closest first. Errors: 22023, 42704';
+  'The caller''s other conversations in the same workspace that speak of the same things, the closest first: by the words that they share, the rarer among all of the caller''s conversations the weightier. Errors: 22023, 42704';

@@ -95,6 +95,14 @@ begin
           message = 'another reply is under way in the conversation',
           hint = 'Wait for it, cancel it with helper.cancel, or leave out the option busy.';
       end if;
+      -- One snapshot never sees it end.
+      if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+        raise exception using
+          errcode = '55000',
+          message = 'another reply is under way in the conversation',
+          detail = format('A transaction of isolation level %s cannot wait for it.', upper(current_setting('transaction_isolation'))),
+          hint = 'Ask in a transaction of isolation level READ COMMITTED, or again in a new one.';
+      end if;
       -- No lock is held meanwhile, or the reply could not be written.
       perform pg_sleep(0.02);
     end loop;

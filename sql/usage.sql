@@ -285,6 +285,35 @@ end
 $$;
 comment on function helper._record(jsonb) is 'Stores records of calls, a JSON array';
 
+-- What is used of what all share is told to administrators alone, as row-level security tells it of the budgets.
+create function helper.budget_status(workspace uuid default null)
+returns table (id uuid, workspace_id uuid, user_id uuid, each_user boolean, unit text, period text, amount numeric, used numeric, remaining numeric, renews_at timestamptz)
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_workspace uuid := helper.current_workspace(workspace);
+  v_me uuid := helper.current_user_id();
+  v_is_admin boolean := v_workspace = any (helper.my_workspaces('admin'));
+  v_is_administrator boolean := (
+    select pg_has_role(helper.caller_role(), d.datdba, 'MEMBER')
+    from pg_database d
+    where d.datname = current_database());
+begin
+  return query
+    select b.id, b.workspace_id, b.user_id, b.each_user, b.unit, b.period, b.amount, u.used, greatest(b.amount - u.used, 0),
+      (p.began + ('1 ' || b.period)::interval) at time zone 'UTC'
+    from helper.budgets b
+    cross join lateral (select date_trunc(b.period, clock_timestamp() at time zone 'UTC') as began) p
+    cross join lateral (select helper._used(b.id, v_me, p.began at time zone 'UTC') as used) u
+    where case
+      when b.workspace_id = v_workspace then v_is_admin or b.user_id is null or b.user_id = v_me
+      when b.workspace_id is null then v_is_administrator or b.each_user or b.user_id = v_me
+    end
+    order by b.id;
+end
+$$;
+comment on function helper.budget_status(uuid) is
+  'Budgets of a workspace, and for all of them, that the caller sees: what is recorded as used of each in its day or month, and what remains; of each person''s budget what the caller used. Calls under way are not in it. Errors: 42501, 42704';
+
 create function helper.usage(workspace uuid default null, since timestamptz default null, until timestamptz default null) returns jsonb
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -314,6 +343,9 @@ begin
       'latency_ms', jsonb_build_object(
         'p50', percentile_cont(0.5) within group (order by u.latency_ms),
         'p95', percentile_cont(0.95) within group (order by u.latency_ms)),
+      'first_token_ms', jsonb_build_object(
+        'p50', percentile_cont(0.5) within group (order by u.first_token_ms),
+        'p95', percentile_cont(0.95) within group (order by u.first_token_ms)),
       'by_day', coalesce((select jsonb_agg(to_jsonb(d) order by d.day) from (
         select (x.created_at at time zone 'UTC')::date as day, count(*) as requests, sum(x.input_tokens) as input_tokens,
           sum(x.output_tokens) as output_tokens, sum(x.cost) as cost
@@ -322,7 +354,9 @@ begin
         select x.provider, x.model, count(*) as requests, count(*) filter (where x.status = 'failed') as failed,
           sum(x.input_tokens) as input_tokens, sum(x.output_tokens) as output_tokens, sum(x.cost) as cost,
           percentile_cont(0.5) within group (order by x.latency_ms) as latency_p50,
-          percentile_cont(0.95) within group (order by x.latency_ms) as latency_p95
+          percentile_cont(0.95) within group (order by x.latency_ms) as latency_p95,
+          percentile_cont(0.5) within group (order by x.first_token_ms) as first_token_p50,
+          percentile_cont(0.95) within group (order by x.first_token_ms) as first_token_p95
         from u x group by 1, 2) d), '[]'),
       'by_purpose', coalesce((select jsonb_agg(to_jsonb(d) order by d.purpose) from (
         select x.purpose, count(*) as requests, sum(x.input_tokens) as input_tokens, sum(x.output_tokens) as output_tokens, sum(x.cost) as cost
@@ -332,10 +366,10 @@ begin
         from u x group by 1) d), '[]'),
       'budgets', coalesce((select jsonb_agg(jsonb_build_object(
           'workspace_id', b.workspace_id, 'unit', b.unit, 'period', b.period, 'amount', b.amount, 'each_user', b.each_user,
-          'user_id', b.user_id) order by b.id)
-        from helper.budgets b where b.workspace_id = v_workspace or b.workspace_id is null), '[]'))
+          'user_id', b.user_id, 'used', b.used, 'left', b.remaining, 'renews_at', b.renews_at) order by b.id)
+        from helper.budget_status(v_workspace) b), '[]'))
     from u);
 end
 $$;
 comment on function helper.usage(uuid, timestamptz, timestamptz) is
-  'What a workspace used between two times (since the month began, unless given): totals, by_day, by_model, by_purpose, by_user, budgets; an admin''s covers everyone, a member''s their own calls. Errors: 42501, 42704';
+  'What a workspace used between two times (since the month began, unless given): totals, latency and time to the first word, by_day, by_model, by_purpose, by_user, and budgets with what is used and left of each now; an admin''s covers everyone, a member''s their own calls. Errors: 42501, 42704';

@@ -180,6 +180,7 @@ const TABLES: &[Table] = &[
     },
     read_only("messages", HELD),
     read_only("message_citations", CITED),
+    read_only("message_attachments", CITED),
     read_only("knowledge_sources", MEMBERS),
     read_only("knowledge_chunks", MEMBERS),
     read_only("attached_tables", MEMBERS),
@@ -229,7 +230,23 @@ const TABLES: &[Table] = &[
     read_only("usage_records", USED),
     read_only("budgets", BOUND),
     read_only("modes", SHARED),
-    read_only("conversation_summaries", HELD),
+    Table {
+        name: "conversation_summaries",
+        // Not the seal, which nobody who writes into a prompt may know.
+        readable: &[
+            "workspace_id",
+            "conversation_id",
+            "content",
+            "covers_to",
+            "message_count",
+            "made_by",
+            "updated_at",
+        ],
+        select: HELD,
+        updatable: &[],
+        update: NOBODY,
+        delete: NOBODY,
+    },
     Table {
         name: "functions",
         // Not where endpoints and their keys are.
@@ -703,6 +720,10 @@ async fn rows_are_inserted_where_they_belong_and_nowhere_else() {
             denied(),
         ),
         ("update helper.message_citations set quote = 'Forged'", denied()),
+        (
+            "insert into helper.message_attachments (workspace_id, message_id, ordinal, mime_type, content) values ('$ws', '$reply', 9, 'image/png', 'x')",
+            denied(),
+        ),
         ("insert into helper.jobs (workspace_id, kind, principal_role) values ('$ws', 'index', 'postgres')", denied()),
         (
             "insert into helper.job_queue (workspace_id, kind, job_id) select j.workspace_id, j.kind, j.id from helper.jobs j",
@@ -1572,6 +1593,16 @@ const FUNCTIONS: &[Function] = &[
             ("helper.usage() ->> 'requests'", [NO, UNKNOWN, Ok("1"), Ok("1"), Ok("4"), Ok("4")]),
             ("jsonb_array_length(helper.usage('$ws') -> 'by_user')", [NO, UNKNOWN, Ok("1"), Ok("1"), Ok("4"), Ok("4")]),
             ("helper.usage('$foreign')", FOREIGN),
+        ],
+    },
+    Function {
+        name: "budget_status",
+        calls: &[
+            (
+                "(select count(*) from helper.budget_status('$ws')) = (select count(*) from helper.budgets b where b.workspace_id = '$ws' or b.workspace_id is null)",
+                [NO, UNKNOWN, T, T, T, T],
+            ),
+            ("helper.budget_status('$foreign')", FOREIGN),
         ],
     },
     Function {

@@ -71,6 +71,46 @@ pub struct SystemPart {
     pub cache: bool,
 }
 
+/// What a model can take; also what a question has in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abilities {
+    /// Tools that it may call.
+    pub tools: bool,
+    /// Pictures.
+    pub images: bool,
+    /// Documents, such as PDFs.
+    pub documents: bool,
+}
+
+impl Default for Abilities {
+    /// All: what nobody says that a model cannot take, it is sent.
+    fn default() -> Self {
+        Abilities { tools: true, images: true, documents: true }
+    }
+}
+
+impl Abilities {
+    /// What parts of a question, and whether it has tools, need.
+    pub fn needed<'a>(tools: bool, parts: impl IntoIterator<Item = &'a Part>) -> Abilities {
+        let mut needs = Abilities { tools, images: false, documents: false };
+        for part in parts {
+            needs.images |= matches!(part, Part::Image(_));
+            needs.documents |= matches!(part, Part::Document { .. });
+        }
+        needs
+    }
+
+    /// The first of these needs that is not among them, in words.
+    pub fn lacks(self, needs: Abilities) -> Option<&'static str> {
+        let pairs = [
+            (self.tools, needs.tools, "calls tools"),
+            (self.images, needs.images, "takes images"),
+            (self.documents, needs.documents, "takes documents"),
+        ];
+        pairs.into_iter().find(|(can, needed, _)| *needed && !can).map(|(.., what)| what)
+    }
+}
+
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
@@ -248,6 +288,20 @@ pub enum Stop {
     Filtered,
     /// The provider wants to be called again with what it said so far.
     Pause,
+}
+
+impl Stop {
+    /// What replies call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stop::End => "end",
+            Stop::Length => "length",
+            Stop::ToolCalls => "tool_calls",
+            Stop::Refusal => "refusal",
+            Stop::Filtered => "filtered",
+            Stop::Pause => "pause",
+        }
+    }
 }
 
 /// Tokens of a call.

@@ -4,7 +4,7 @@
 //! send [`Hello`] first; a gateway of another version answers with its own hello and closes. Many requests can be under
 //! way on one connection; each ends with exactly one `End` or `Error`. Closing the connection cancels all of them.
 
-use crate::core::chat::{Chat, Event, Kind, Purpose, Usage};
+use crate::core::chat::{Abilities, Chat, Event, Kind, Purpose, Usage};
 use crate::core::error::{Error, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -200,6 +200,9 @@ pub struct Route {
     pub temperature: bool,
     /// How much it is told to reason where it may call tools.
     pub tool_effort: Option<String>,
+    /// What it can take, by which the database alone chooses.
+    #[serde(skip)]
+    pub abilities: Abilities,
 }
 
 impl Route {

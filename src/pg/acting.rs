@@ -2,7 +2,7 @@
 //! with what they gave, until it says its last words or a call waits for somebody's approval.
 
 use crate::core::agent::{Agent, Limits, State};
-use crate::core::chat::{Chat, Said, Tool, ToolCall, ToolChoice};
+use crate::core::chat::{Chat, Said, Stop, Tool, ToolCall, ToolChoice};
 use crate::core::error::{Error, Result};
 use crate::core::wire::{CallEnd, Reply as Told, Request, ToolReply};
 use crate::pg::asking::Question;
@@ -11,7 +11,7 @@ use crate::pg::messages::{Reply, Stored};
 use crate::pg::prompting::{self, Prompt};
 use crate::pg::searching::Passage;
 use crate::pg::tools::{self, Outcome};
-use crate::pg::{owner, spi};
+use crate::pg::{completing, owner, spi};
 use pgrx::{JsonB, Uuid};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -233,10 +233,37 @@ impl Turns {
         .collect()
     }
 
+    /// The JSON value that it came to, where the mode wants one that fits its schema.
+    fn value(&self, question: &Question) -> Result<Option<String>> {
+        if question.mode.output_schema.is_none() || self.is_awaiting() {
+            return Ok(None);
+        }
+        // Words before a call of a tool are none of it.
+        completing::value_of(&self.said.text()).map(|value| Some(value.to_owned()))
+    }
+
+    /// What has to be asked of the gateway before the reply is one: whether its value fits.
+    pub fn check(&self, question: &Question) -> Result<Option<Request>> {
+        let (Some(value), Some(schema)) = (self.value(question)?, &question.mode.output_schema) else {
+            return Ok(None);
+        };
+        Ok(Some(Request::CheckJson { schema: schema.to_string(), value }))
+    }
+
+    /// The same for a session, which waits for the answer.
+    pub fn fits(&self, question: &Question) -> Result<()> {
+        let Some(request) = self.check(question)? else { return Ok(()) };
+        completing::checked(&request).and_then(|problems| completing::unfit(&problems).map_or(Ok(()), Err))
+    }
+
     /// The reply as it stands.
     pub fn reply(&self, question: &Question) -> Result<Reply> {
         let end = self.total.as_ref().ok_or_else(|| Error::bug("a reply without a turn"))?;
-        let mut reply = prompting::reply(question, self.words().trim_end(), &self.passages, end);
+        let value = self.value(question)?;
+        let words = value.unwrap_or_else(|| self.words().trim_end().to_owned());
+        let mut reply = prompting::reply(question, &words, &self.passages, end);
+        let stop = if self.is_awaiting() { Some(Stop::ToolCalls) } else { self.said.stop };
+        reply.usage["stop"] = stop.map(Stop::name).into();
         reply.tool_calls = self.tool_calls();
         Ok(reply)
     }

@@ -63,8 +63,8 @@ pub fn prompt(question: &Question, stored: &Stored, passages: Vec<Passage>) -> R
 
 /// A prompt whose new summary, if it has one, is kept for the questions to come.
 pub fn kept(question: &Question, stored: &Stored, prompt: Prompt) -> Result<Prompt> {
-    if let Some((content, covers_to, by)) = &prompt.summary {
-        messages::summarised(question.workspace, stored.conversation, content, *covers_to, by)?;
+    if let Some((summary, covers_to, by)) = &prompt.summary {
+        messages::summarised(question.workspace, stored.conversation, summary, *covers_to, by)?;
     }
     Ok(prompt)
 }
@@ -85,6 +85,9 @@ fn respond(arguments: Arguments) -> Result<(Stored, Reply, &'static str)> {
     loop {
         let (call, reservation) = calling::prepare(who, "ask", chosen, turns.chat(), question.tuning.timeout_ms)?;
         let (said, end) = calling::run(call, reservation, |_: &Event| Ok(()))?;
+        if let Some(error) = calling::refused(&said, &end) {
+            return Err(error);
+        }
         if !turns.heard(said, end) {
             break;
         }
@@ -94,6 +97,7 @@ fn respond(arguments: Arguments) -> Result<(Stored, Reply, &'static str)> {
             break;
         }
     }
+    turns.fits(&question)?;
     let reply = turns.reply(&question)?;
     let status = finish(&question, &stored, &turns, &reply)?;
     Ok((stored, reply, status))

@@ -1,6 +1,6 @@
 //! A question as a caller puts it: its arguments and options read, its conversation, mode and model found.
 
-use crate::core::chat::Part;
+use crate::core::chat::{Abilities, Part};
 use crate::core::error::{Error, Kind, Result};
 use crate::pg::acting::{self, Bounds};
 use crate::pg::calling::Tuning;
@@ -105,6 +105,10 @@ pub fn read(arguments: Arguments) -> Result<Question> {
         question.option(&name, value)?;
     }
     question.offer(wanted)?;
+    if !question.tools.is_empty() || !question.attachments.is_empty() {
+        let needs = Abilities::needed(!question.tools.is_empty(), &question.attachments);
+        question.chosen = routes::choose_able(workspace, "chat", arguments.model.or(model.as_deref()), needs)?;
+    }
     if question.chosen.is_none() {
         if !question.attachments.is_empty() {
             return Err(Error::bad_argument("the local provider reads no attachments")
@@ -209,6 +213,11 @@ impl Question {
         found.sort_by(|a, b| a.name.cmp(&b.name));
         found.dedup_by(|a, b| a.name == b.name);
         Ok(found)
+    }
+
+    /// Whether marks in its reply stand for documents.
+    pub fn cites(&self) -> bool {
+        self.knowledge && self.mode.output_schema.is_none()
     }
 
     /// What is searched for.

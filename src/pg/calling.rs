@@ -1,12 +1,12 @@
 //! A call of a language model: budgets first, then the gateway, then what it took. The gateway's record of it reaches
 //! `usage_records` by the worker, whatever becomes of the caller's transaction.
 
-use crate::core::chat::{Chat, Event, Message, Output, Part, Role, Said, SystemPart, Usage};
+use crate::core::chat::{Abilities, Chat, Event, Message, Output, Part, Role, Said, Stop, SystemPart, Usage};
 use crate::core::error::{Error, Kind, Result};
-use crate::core::prompt::window::estimate;
+use crate::core::prompt::window::{attached, estimate};
 use crate::core::wire::{Asker, CallEnd, ChatCall, Item, Reply, Request};
 use crate::pg::budget::{self, Reservation};
-use crate::pg::routes::Chosen;
+use crate::pg::routes::{self, Chosen};
 use crate::pg::{gateway, identity};
 use pgrx::pg_sys;
 use serde_json::{Value, json};
@@ -81,15 +81,13 @@ fn tokens_of(chat: &Chat) -> u64 {
         Part::ToolCall(call) => estimate(&call.arguments) + 16,
         Part::ToolResult { content, .. } => estimate(content) + 16,
         Part::Thinking { text, .. } => estimate(text),
-        // What providers say a picture or a page takes at most.
-        Part::Image(_) => 1600,
-        Part::Document { media, .. } => (media.data.len() / 64) as u32,
+        Part::Image(_) | Part::Document { .. } => attached(part),
     };
-    let said: u32 = chat.messages.iter().flat_map(|message| &message.parts).map(part).sum();
+    let said: u64 = chat.messages.iter().flat_map(|message| &message.parts).map(|each| u64::from(part(each))).sum();
     let told: u32 = chat.system.iter().map(|system| estimate(&system.text)).sum();
     let tools: u32 = chat.tools.iter().map(|tool| estimate(&tool.parameters) + estimate(&tool.description) + 8).sum();
     let form = if let Output::Schema { schema, .. } = &chat.output { estimate(schema) } else { 0 };
-    u64::from(said + told + tools + form) + 4 * chat.messages.len() as u64
+    said + u64::from(told + tools + form) + 4 * chat.messages.len() as u64
 }
 
 /// Sets aside what a call may take and makes it ready to be sent.
@@ -100,13 +98,15 @@ pub fn prepare(
     mut chat: Chat,
     timeout_ms: Option<u64>,
 ) -> Result<(ChatCall, Reservation)> {
+    let needs = Abilities::needed(!chat.tools.is_empty(), chat.messages.iter().flat_map(|message| &message.parts));
+    let routes = routes::able(&chosen.routes, needs)?;
     let guessed_tokens = tokens_of(&chat);
     let all_text = chat.tools.is_empty()
         && !chat.messages.iter().flat_map(|message| &message.parts).any(|part| !matches!(part, Part::Text(_)));
     let output_limit = if chosen.output == 0 { REPLY } else { chosen.output };
     let output = chat.max_output_tokens.unwrap_or(output_limit.min(REPLY));
     let mut reservation = budget::reserve(caller.workspace, caller.user, || {
-        let most = chosen.routes.iter().map(|route| {
+        let most = routes.iter().map(|route| {
             let input = route.corrected(guessed_tokens + guessed_tokens / 4);
             (input + u64::from(output), budget::most_cost(&route.prices, input, output.into()))
         });
@@ -115,7 +115,7 @@ pub fn prepare(
     if reservation.is_bound() {
         // What was not set aside cannot be said.
         chat.max_output_tokens = Some(output);
-        if let Some(route) = chosen.routes.first() {
+        if let Some(route) = routes.first() {
             let whole_reply = if chat.stream { 0 } else { output.into() };
             reservation.takes(route.corrected(guessed_tokens), whole_reply, route.prices);
         }
@@ -133,7 +133,7 @@ pub fn prepare(
             message: caller.message.map(bytes),
             purpose: purpose.to_owned(),
         },
-        routes: chosen.routes.clone(),
+        routes,
         chat,
         timeout_ms: timeout_ms.unwrap_or(chosen.timeout_ms),
         guessed_tokens,
@@ -171,6 +171,24 @@ pub fn run(
         Some(error) => Err(error),
         None => Ok((said, *end)),
     }
+}
+
+/// Why what was said is no reply: the model declined, a filter ended it, or its first word did not fit. One that was cut
+/// short is a reply.
+pub fn refused(said: &Said, end: &CallEnd) -> Option<Error> {
+    let (why, hint) = match said.stop? {
+        Stop::Refusal => ("the model declined to answer", "Ask in other words, or ask another model."),
+        Stop::Filtered => {
+            ("the provider's filter ended the reply", "Ask in other words, or ask the model of another provider.")
+        }
+        Stop::Length if said.text().trim().is_empty() && said.tool_calls().next().is_none() => (
+            "the reply reached the limit of tokens before its first word",
+            "Allow it more with the option max_tokens: reasoning counts.",
+        ),
+        _ => return None,
+    };
+    let detail = format!("Provider \"{}\", model \"{}\".", end.provider, end.model);
+    Some(Error::new(Kind::Provider, why).detail(detail).hint(hint))
 }
 
 /// A reply that does not belong to the question.

@@ -1,6 +1,6 @@
 //! `helper.complete` and `helper.complete_json`: a language model asked once, with no documents and no conversation.
 
-use crate::core::chat::{Chat, Media, Message, Output, Part, Role, Said, Stop};
+use crate::core::chat::{Abilities, Chat, Media, Message, Output, Part, Role, Said};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::prompt::json;
 use crate::core::wire::{CallEnd, Problem, Reply, Request};
@@ -17,6 +17,12 @@ use serde_json::Value;
 
 /// Times that a reply which does not fit its schema is sent back.
 const REPAIRS: usize = 2;
+
+/// Longest attachments of a question together, in bytes: about what providers take in one request.
+const ATTACHED: usize = 32 * 1024 * 1024;
+
+/// What helps where none fits.
+const SIMPLER: &str = "Make the schema simpler or use a stronger model.";
 
 /// Longest prompt, in bytes.
 const LONGEST: usize = 16 * 1024 * 1024;
@@ -62,7 +68,8 @@ fn read(
         }
     }
     let workspace = searching::workspace(workspace)?;
-    let chosen = routes::choose(workspace, "chat", model)?.ok_or_else(calling::no_model)?;
+    let needs = Abilities::needed(false, chat.messages.iter().flat_map(|message| &message.parts));
+    let chosen = routes::choose_able(workspace, "chat", model, needs)?.ok_or_else(calling::no_model)?;
     tuning.apply(&mut chat);
     let caller = Caller { workspace, user: identity::current_user(), conversation: None, message: None };
     Ok(Completion { caller, chosen, chat, tuning })
@@ -73,6 +80,7 @@ pub fn attachments(value: &Value) -> Result<Vec<Part>> {
     let wrong =
         || Error::bad_argument("option \"attachments\" is not a list of objects with mime_type and data in base64");
     let list = value.as_array().ok_or_else(wrong)?;
+    let mut left = ATTACHED;
     list.iter()
         .map(|item| {
             let text = |name: &str| item.get(name).and_then(Value::as_str);
@@ -81,6 +89,11 @@ pub fn attachments(value: &Value) -> Result<Vec<Part>> {
             if data.is_empty() {
                 return Err(wrong());
             }
+            left = left.checked_sub(data.len()).ok_or_else(|| {
+                Error::new(Kind::OverLimit, "attachments are too large")
+                    .detail(format!("All of a question together may have {ATTACHED} bytes."))
+                    .hint("Attach less, or store documents with helper.add_file.")
+            })?;
             let media = Media { mime_type, data };
             Ok(if media.mime_type.starts_with("image/") {
                 Part::Image(media)
@@ -108,16 +121,12 @@ impl Completion {
     }
 }
 
-/// The words of a reply; one that was refused or cut short is an error where it has none.
+/// The words of a reply; one that was refused is an error.
 fn words(said: &Said, end: &CallEnd) -> Result<String> {
-    let text = said.text();
-    let why = match said.stop {
-        Some(Stop::Refusal) => "the model declined to answer",
-        Some(Stop::Filtered) => "the provider's filter ended the reply",
-        Some(Stop::Length) if text.is_empty() => "the reply reached the limit of tokens before its first word",
-        _ => return Ok(text),
-    };
-    Err(Error::new(Kind::Provider, why).detail(format!("Provider \"{}\", model \"{}\".", end.provider, end.model)))
+    match calling::refused(said, end) {
+        Some(error) => Err(error),
+        None => Ok(said.text()),
+    }
 }
 
 /// `helper.complete`.
@@ -188,14 +197,31 @@ fn fitting(completion: &Completion, chat: &mut Chat, schema: &Value) -> Result<V
     }
     let problem = problems.into_iter().next();
     let (path, message) = problem.map(|problem| (problem.path, problem.message)).unwrap_or_default();
-    Err(Error::new(Kind::Provider, "the reply does not fit the schema")
-        .detail(format!("After {REPAIRS} repairs, at \"{path}\": {message}."))
-        .hint("Make the schema simpler or use a stronger model."))
+    Err(misfit(&format!("After {REPAIRS} repairs, at \"{path}\": {message}.")))
+}
+
+/// The JSON value in words that have to fit a schema.
+pub fn value_of(words: &str) -> Result<&str> {
+    json::find(words).ok_or_else(|| misfit("The reply is not JSON."))
+}
+
+/// The error of a value with such problems; `None` where it has none.
+pub fn unfit(problems: &[Problem]) -> Option<Error> {
+    problems.first().map(|problem| misfit(&format!("At \"{}\": {}.", problem.path, problem.message)))
+}
+
+fn misfit(detail: &str) -> Error {
+    Error::new(Kind::Provider, "the reply does not fit the schema").detail(detail).hint(SIMPLER)
 }
 
 /// What is wrong with a value, by a schema.
 pub fn check(schema: &str, value: &str) -> Result<Vec<Problem>> {
-    match gateway::ask_again(&Request::CheckJson { schema: schema.to_owned(), value: value.to_owned() })? {
+    checked(&Request::CheckJson { schema: schema.to_owned(), value: value.to_owned() })
+}
+
+/// The same of a question that is ready to be asked.
+pub fn checked(question: &Request) -> Result<Vec<Problem>> {
+    match gateway::ask_again(question)? {
         Reply::Checked(problems) => Ok(problems),
         _ => Err(calling::another()),
     }

@@ -25,14 +25,14 @@ const SUMMARY: usize = 1200;
 
 fn reply(text: String, citations: Vec<Citation>) -> Reply {
     Reply {
-        grounded: !citations.is_empty(),
+        grounded: Some(!citations.is_empty()),
         text,
         citations,
         provider: "local".into(),
         model: "extractive".into(),
         // It reads no prompt and writes no tokens.
         tool_calls: json!([]),
-        usage: json!({ "input_tokens": 0, "output_tokens": 0, "cost": 0 }),
+        usage: json!({ "input_tokens": 0, "output_tokens": 0, "cost": 0, "stop": "end" }),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Messages of conversations: read for a prompt, written by the extension after a check.
 
-use crate::core::chat::Role;
+use crate::core::chat::{Media, Part, Role};
 use crate::core::error::{Error, Result};
 use crate::core::prompt::summary;
 use crate::pg::asking::Question;
@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 
 /// Earlier messages that are looked at for a prompt.
 const MOST: i64 = 400;
+
+/// Bytes of earlier attachments that are sent again, the latest first.
+const AGAIN: i64 = 12 * 1024 * 1024;
 
 /// A part of a document that a reply rests on.
 pub struct Citation {
@@ -44,7 +47,8 @@ impl Citation {
 /// A whole reply.
 pub struct Reply {
     pub text: String,
-    pub grounded: bool,
+    /// Whether the documents answer; `None` where that cannot be told.
+    pub grounded: Option<bool>,
     pub citations: Vec<Citation>,
     pub provider: String,
     pub model: String,
@@ -66,12 +70,21 @@ pub struct Turn {
     /// Its last message.
     pub last: pgrx::Uuid,
     pub said: Vec<(Role, String)>,
+    /// What went with its question.
+    pub attached: Vec<Part>,
+}
+
+/// What was said before the turns that are sent.
+pub struct Summary {
+    pub content: String,
+    /// Of its frame: the same each time, so that what begins with it is found in the provider's cache.
+    pub seal: String,
 }
 
 /// What was said before, and the summary of what was said before that.
 #[derive(Default)]
 pub struct History {
-    pub summary: Option<String>,
+    pub summary: Option<Summary>,
     pub turns: Vec<Turn>,
 }
 
@@ -105,12 +118,12 @@ pub fn take_turn(question: &Question, may_queue: bool) -> Result<Stored> {
 
 /// Stores a question and the place of its reply, whose turn it is.
 pub fn store(question: &Question, stored: &Stored, status: &str) -> Result<()> {
+    let title = Some(summary::title(&question.text)).filter(|title| !title.trim().is_empty());
     if question.conversation.is_none() {
-        let title = Some(summary::title(&question.text)).filter(|title| !title.trim().is_empty());
         // As the caller, so that policies of the application's own are heard.
         spi::run(
             "insert into helper.conversations (workspace_id, id, user_id, title) values ($1, $2, $3, $4)",
-            &[question.workspace.into(), stored.conversation.into(), question.user.into(), title.into()],
+            &[question.workspace.into(), stored.conversation.into(), question.user.into(), title.clone().into()],
         )?;
     }
     let provider = question.chosen.as_ref().map_or("local", |chosen| &chosen.routes[0].provider.name);
@@ -119,6 +132,7 @@ pub fn store(question: &Question, stored: &Stored, status: &str) -> Result<()> {
         spi::change(
             "with held as ( \
                update helper.conversations c set message_count = c.message_count + 2, \
+                 title = case when c.message_count = 0 then coalesce(c.title, $12) else c.title end, \
                  last_message_at = case when $11 then c.last_message_at else clock_timestamp() end \
                where c.workspace_id = $1 and c.id = $2 and c.user_id = $3 returning 1 \
              ) \
@@ -140,14 +154,58 @@ pub fn store(question: &Question, stored: &Stored, status: &str) -> Result<()> {
                 question.mode.name.as_str().into(),
                 // What an index holds stays as it was inserted a moment ago.
                 question.conversation.is_none().into(),
+                title.into(),
             ],
             |row| row.get::<bool>(1),
         )
     })?;
     match rows.len() {
-        2 => Ok(()),
+        2 => attach(question, stored),
         _ => Err(Error::unknown_object(format!("conversation \"{}\" does not exist", stored.conversation))),
     }
+}
+
+/// Keeps what goes with a question, for the questions to come.
+fn attach(question: &Question, stored: &Stored) -> Result<()> {
+    for (part, ordinal) in question.attachments.iter().zip(1_i32..) {
+        let (Part::Image(media) | Part::Document { media, .. }) = part else { continue };
+        let name = question.asked["options"]["attachments"][ordinal as usize - 1]["name"].as_str();
+        owner::as_owner(|| {
+            spi::run(
+                "insert into helper.message_attachments (workspace_id, message_id, ordinal, name, mime_type, content) \
+                 values ($1, $2, $3, $4, $5, $6)",
+                &[
+                    question.workspace.into(),
+                    stored.question.into(),
+                    ordinal.into(),
+                    name.map(|name| name.chars().take(500).collect::<String>()).into(),
+                    media.mime_type.as_str().into(),
+                    media.data.as_slice().into(),
+                ],
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// What went with questions, as far as it is not too much; as the owner.
+fn attached(workspace: pgrx::Uuid, questions: &[pgrx::Uuid]) -> Result<Vec<(pgrx::Uuid, Part)>> {
+    spi::change(
+        "select a.message_id, a.name, a.mime_type, a.content from ( \
+           select x.*, sum(octet_length(x.content)) over (order by x.message_id desc, x.ordinal) as upto \
+           from helper.message_attachments x where x.workspace_id = $1 and x.message_id = any ($2)) a \
+         where a.upto <= $3 order by a.message_id, a.ordinal",
+        &[workspace.into(), questions.to_vec().into(), AGAIN.into()],
+        |row| {
+            let media = Media { mime_type: row.get(3)?, data: row.get(4)? };
+            let part = if media.mime_type.starts_with("image/") {
+                Part::Image(media)
+            } else {
+                Part::Document { name: row.opt::<String>(2)?.unwrap_or_else(|| "document".into()), media }
+            };
+            Ok((row.get::<pgrx::Uuid>(1)?, part))
+        },
+    )
 }
 
 /// Puts a whole reply into its place.
@@ -227,9 +285,9 @@ pub fn facts(error: &Error) -> Value {
 pub fn history(workspace: pgrx::Uuid, conversation: pgrx::Uuid, before: pgrx::Uuid) -> Result<History> {
     owner::as_owner(|| {
         let summary = spi::change(
-            "select s.content, s.covers_to from helper.conversation_summaries s where s.workspace_id = $1 and s.conversation_id = $2",
+            "select s.content, s.covers_to, s.seal from helper.conversation_summaries s where s.workspace_id = $1 and s.conversation_id = $2",
             &[workspace.into(), conversation.into()],
-            |row| Ok((row.get::<String>(1)?, row.get::<pgrx::Uuid>(2)?)),
+            |row| Ok((Summary { content: row.get(1)?, seal: row.get(3)? }, row.get::<pgrx::Uuid>(2)?)),
         )?
         .pop();
         let covered = summary.as_ref().map_or(pgrx::Uuid::from_bytes([0; 16]), |(_, covered)| *covered);
@@ -242,6 +300,9 @@ pub fn history(workspace: pgrx::Uuid, conversation: pgrx::Uuid, before: pgrx::Uu
             &[workspace.into(), conversation.into(), before.into(), covered.into(), MOST.into()],
             |row| Ok((row.get::<pgrx::Uuid>(1)?, row.get::<bool>(2)?, row.get::<String>(3)?)),
         )?;
+        let questions: Vec<pgrx::Uuid> =
+            rows.iter().filter(|(_, is_question, _)| *is_question).map(|(id, ..)| *id).collect();
+        let mut attached = attached(workspace, &questions)?;
         let mut turns: Vec<Turn> = Vec::new();
         for (id, is_question, text) in rows.into_iter().rev() {
             let role = if is_question { Role::User } else { Role::Assistant };
@@ -250,10 +311,13 @@ pub fn history(workspace: pgrx::Uuid, conversation: pgrx::Uuid, before: pgrx::Uu
                     turn.last = id;
                     turn.said.push((role, text));
                 }
-                _ => turns.push(Turn { last: id, said: vec![(role, text)] }),
+                _ => {
+                    let with = attached.extract_if(.., |(of, _)| *of == id).map(|(_, part)| part).collect();
+                    turns.push(Turn { last: id, said: vec![(role, text)], attached: with });
+                }
             }
         }
-        Ok(History { summary: summary.map(|(content, _)| content), turns })
+        Ok(History { summary: summary.map(|(summary, _)| summary), turns })
     })
 }
 
@@ -261,14 +325,22 @@ pub fn history(workspace: pgrx::Uuid, conversation: pgrx::Uuid, before: pgrx::Uu
 pub fn summarised(
     workspace: pgrx::Uuid,
     conversation: pgrx::Uuid,
-    content: &str,
+    summary: &Summary,
     covers_to: pgrx::Uuid,
     by: &str,
 ) -> Result<()> {
+    let Summary { content, seal } = summary;
     owner::as_owner(|| {
         spi::run(
-            "select helper._set_summary($1, $2, $3, $4, $5)",
-            &[workspace.into(), conversation.into(), content.into(), covers_to.into(), by.into()],
+            "select helper._set_summary($1, $2, $3, $4, $5, $6)",
+            &[
+                workspace.into(),
+                conversation.into(),
+                content.as_str().into(),
+                covers_to.into(),
+                by.into(),
+                seal.as_str().into(),
+            ],
         )
     })
 }

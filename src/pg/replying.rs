@@ -4,7 +4,7 @@
 use crate::core::chat::{Event, Purpose, Said};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::prompt::marks::MarkFilter;
-use crate::core::wire::{CallEnd, ChatCall, Outcome, Reply, Request};
+use crate::core::wire::{CallEnd, ChatCall, Outcome, Problem, Reply, Request};
 use crate::core::workflow::row::Reason;
 use crate::pg::acting::{self, Errand, Turns};
 use crate::pg::asking::{self, Arguments, Question};
@@ -12,10 +12,10 @@ use crate::pg::budget::Reservation;
 use crate::pg::embedder::{Asking, Call, Embedder};
 use crate::pg::jobs::Job;
 use crate::pg::messages::{self, Stored};
-use crate::pg::prompting::{self, Draft, FOLDING_MS};
+use crate::pg::prompting::{self, Draft, FOLDING_MS, Sketch};
 use crate::pg::report::Reported;
 use crate::pg::session::Led;
-use crate::pg::{answering, calling, embedding, extracting, owner, spi};
+use crate::pg::{answering, calling, completing, embedding, extracting, owner, spi};
 use pgrx::JsonB;
 use pgrx::prelude::*;
 use serde_json::Value;
@@ -60,6 +60,8 @@ pub struct Replying {
     stored: Stored,
     /// The question on its way to the embedder, and what came of it.
     pub call: Call,
+    /// The prompt, while its texts are counted.
+    sketch: Option<Sketch>,
     /// The prompt, while the model sums up what falls out of its window.
     draft: Option<Draft>,
     /// What the model said and called so far.
@@ -68,6 +70,9 @@ pub struct Replying {
     reservation: Option<Reservation>,
     filter: Option<MarkFilter>,
     said: Said,
+    /// The end of the last turn, while the gateway is asked whether its value fits the schema; and what it said.
+    to_check: Option<CallEnd>,
+    problems: Option<Vec<Problem>>,
     /// What of it may be shown, and how many bytes of that are stored.
     shown: String,
     written: usize,
@@ -110,11 +115,14 @@ impl Replying {
             question: None,
             stored,
             call: Call::new(Embedder::local()),
+            sketch: None,
             draft: None,
             turns: None,
             reservation: None,
             filter: None,
             said: Said::default(),
+            to_check: None,
+            problems: None,
             shown: String::new(),
             written: 0,
             written_at: Instant::now(),
@@ -175,7 +183,7 @@ impl Replying {
         Ok(Next::Ask(Box::new(self.call.ask(&asking, inputs)?)))
     }
 
-    /// Looks documents up and plans the prompt, as the person who asked; inside a transaction.
+    /// Looks documents up and begins the prompt, as the person who asked; inside a transaction.
     pub fn embedded(&mut self) -> Result<Next> {
         let Some(question) = &self.question else { return Err(Error::bug("a reply has no question")) };
         let vector = if question.knowledge {
@@ -188,7 +196,7 @@ impl Replying {
             None
         };
         let stored = self.stored;
-        let drafted = self.asker.does(|| {
+        let sketched = self.asker.does(|| {
             let found = answering::look_up(question, vector)?;
             if question.chosen.is_none() {
                 let reply = extracting::compose(question, found.as_ref())?;
@@ -197,24 +205,45 @@ impl Replying {
             }
             let chosen = question.chosen.as_ref().ok_or_else(calling::no_model)?;
             let history = messages::history(question.workspace, stored.conversation, stored.question)?;
-            let draft = prompting::draft(question, chosen, history, answering::passages_of(found), false)?;
+            let sketch = prompting::sketch(question, chosen, history, answering::passages_of(found));
+            let counting = sketch.counting(chosen);
+            Ok(Some((sketch, counting)))
+        })?;
+        match sketched {
+            None => Ok(Next::Done),
+            Some((sketch, None)) => self.plan(sketch, None),
+            Some((sketch, Some(counting))) => {
+                self.sketch = Some(sketch);
+                Ok(Next::Ask(Box::new(counting)))
+            }
+        }
+    }
+
+    /// Takes the tokens of the prompt's texts; inside a transaction.
+    pub fn counted(&mut self, counts: Vec<u32>) -> Result<Next> {
+        let Some(sketch) = self.sketch.take() else { return Err(calling::another()) };
+        self.plan(sketch, Some(counts))
+    }
+
+    /// Plans the prompt, as the person who asked.
+    fn plan(&mut self, sketch: Sketch, counts: Option<Vec<u32>>) -> Result<Next> {
+        let Some(question) = &self.question else { return Err(Error::bug("a reply has no question")) };
+        let stored = self.stored;
+        let (draft, folding) = self.asker.does(|| {
+            let chosen = question.chosen.as_ref().ok_or_else(calling::no_model)?;
+            let draft = sketch.plan(chosen, counts)?;
             // Where there is no budget for it, it is done without the model.
             let folding = draft.folding(chosen).and_then(|chat| {
                 let who = answering::caller(question, &stored);
                 let prepared = calling::prepare(who, "summary", chosen, chat, Some(FOLDING_MS)).ok();
                 prepared.map(|(call, reservation)| (ChatCall { once: self.is_once, ..call }, reservation))
             });
-            Ok(Some((draft, folding)))
+            Ok((draft, folding))
         })?;
-        match drafted {
-            None => Ok(Next::Done),
-            Some((draft, None)) => self.prompted(draft, None),
-            Some((draft, Some((call, reservation)))) => {
-                self.draft = Some(draft);
-                self.reservation = Some(reservation);
-                Ok(Next::Ask(Box::new(Request::Chat(Box::new(call)))))
-            }
-        }
+        let Some((call, reservation)) = folding else { return self.prompted(draft, None) };
+        self.draft = Some(draft);
+        self.reservation = Some(reservation);
+        Ok(Next::Ask(Box::new(Request::Chat(Box::new(call)))))
     }
 
     /// Takes the end of the summary; what the model did not sum up is summed up without it. Inside a transaction.
@@ -222,7 +251,8 @@ impl Replying {
         self.settle(end);
         let said = std::mem::take(&mut self.said);
         let Some(draft) = self.draft.take() else { return Err(Error::bug("a reply has no prompt")) };
-        self.prompted(draft, end.error.is_none().then(|| said.text()))
+        let told = end.error.is_none() && calling::refused(&said, end).is_none();
+        self.prompted(draft, told.then(|| said.text()))
     }
 
     /// Finishes the prompt, as the person who asked.
@@ -263,7 +293,7 @@ impl Replying {
         let (turns, errands) = self.asker.does(|| {
             let chosen = question.chosen.as_ref().ok_or_else(calling::no_model)?;
             let history = messages::history(question.workspace, stored.conversation, stored.question)?;
-            let draft = prompting::draft(question, chosen, history, acting::passages(state), false)?;
+            let draft = prompting::sketch(question, chosen, history, acting::passages(state)).plan(chosen, None)?;
             let prompt = answering::kept(question, &stored, draft.finish(question, chosen, None))?;
             let mut turns = Turns::new(question, prompt);
             turns.restore(state)?;
@@ -399,22 +429,39 @@ impl Replying {
         if end.outcome == Outcome::Cancelled {
             return Err(Error::new(Kind::Cancelled, "the reply was cancelled"));
         }
+        if let Some(error) = calling::refused(&self.said, end) {
+            return Err(error);
+        }
         let (Some(question), Some(before)) = (&self.question, &self.turns) else {
             return Err(Error::bug("a reply has no question"));
         };
         // A transaction that fails is tried again with the turn as it was.
         let mut turns = before.clone();
         let stored = self.stored;
+        let mut check = None;
         let errands = self.asker.does(|| {
             if turns.heard(self.said.clone(), end.clone()) {
                 let errands = turns.act(question, &stored, true)?;
                 turns.keep(question, &stored)?;
                 return Ok(Some(errands));
             }
+            match (turns.check(question)?, &self.problems) {
+                (Some(request), None) => {
+                    check = Some(request);
+                    return Ok(None);
+                }
+                (Some(_), Some(problems)) => completing::unfit(problems).map_or(Ok(()), Err)?,
+                (None, _) => {}
+            }
             let reply = turns.reply(question)?;
             answering::finish(question, &stored, &turns, &reply)?;
             Ok(None)
         })?;
+        if let Some(request) = check {
+            // The same turn is taken again with what came of it.
+            self.to_check = Some(end.clone());
+            return Ok(Next::Ask(Box::new(request)));
+        }
         if self.is_asked() {
             self.note_asked(false)?;
             self.asked = 0;
@@ -426,6 +473,12 @@ impl Replying {
         }
         self.said = Said::default();
         self.acted(errands)
+    }
+
+    /// Takes what is wrong with the value that it came to; the end of its turn is to be taken again.
+    pub fn checked(&mut self, problems: Vec<Problem>) -> Option<CallEnd> {
+        self.problems = Some(problems);
+        self.to_check.take()
     }
 
     /// Stores why there is no reply, or no whole one, inside a transaction.

@@ -1,6 +1,6 @@
 //! Who may answer a call: the provider and model that it names, or the ones that are set for its purpose.
 
-use crate::core::chat::Kind;
+use crate::core::chat::{Abilities, Kind};
 use crate::core::error::{Error, Result};
 use crate::core::wire::{Credential, Prices, Provider, Route};
 use crate::pg::kept::Kept;
@@ -36,12 +36,53 @@ const COLUMNS: &str = "r.provider_id, r.provider, r.kind, r.base_url, r.credenti
 type Wanted = ([u8; 16], String, Option<String>);
 
 thread_local! {
-    static CHOSEN: Kept<Wanted, Option<Chosen>> = Kept::new();
+    static CHOSEN: Kept<Wanted, Option<Vec<Chosen>>> = Kept::new();
 }
 
 /// The models for a purpose in a workspace: the one that is named (`model`, or `provider/model`), else those that are set;
 /// `None` where that is the local one.
 pub fn choose(workspace: pgrx::Uuid, purpose: &str, model: Option<&str>) -> Result<Option<Chosen>> {
+    choose_able(workspace, purpose, model, Abilities { tools: false, images: false, documents: false })
+}
+
+/// The same, of those that can take what a question has in it.
+pub fn choose_able(
+    workspace: pgrx::Uuid,
+    purpose: &str,
+    model: Option<&str>,
+    needs: Abilities,
+) -> Result<Option<Chosen>> {
+    let Some(found) = known(workspace, purpose, model)? else { return Ok(None) };
+    let mut lacking = None;
+    let mut able = found.into_iter().filter(|chosen| {
+        let lacks = chosen.routes.first().and_then(|route| route.abilities.lacks(needs));
+        lacking = lacking.or(lacks);
+        lacks.is_none()
+    });
+    let first = able.next();
+    let others: Vec<Chosen> = able.collect();
+    let Some(mut chosen) = first else { return Err(unable(lacking.unwrap_or("answers"))) };
+    chosen.routes.extend(others.into_iter().flat_map(|other| other.routes));
+    Ok(Some(chosen))
+}
+
+/// Routes whose models can take what a call has in it.
+pub fn able(routes: &[Route], needs: Abilities) -> Result<Vec<Route>> {
+    let able: Vec<Route> = routes.iter().filter(|route| route.abilities.lacks(needs).is_none()).cloned().collect();
+    match routes.first().and_then(|route| route.abilities.lacks(needs)) {
+        Some(lacks) if able.is_empty() => Err(unable(lacks)),
+        _ => Ok(able),
+    }
+}
+
+fn unable(what: &str) -> Error {
+    Error::bad_argument(format!("no model that may answer {what}")).hint(
+        "Leave them out, choose another model with model => ..., or correct what is known of it with helper.set_model.",
+    )
+}
+
+/// All that there are, each with its own route alone.
+fn known(workspace: pgrx::Uuid, purpose: &str, model: Option<&str>) -> Result<Option<Vec<Chosen>>> {
     let named = match model {
         Some("local" | "extractive" | "local/extractive") => return Ok(None),
         None | Some("auto" | "") => None,
@@ -51,7 +92,7 @@ pub fn choose(workspace: pgrx::Uuid, purpose: &str, model: Option<&str>) -> Resu
     CHOSEN.with(|chosen| chosen.get(wanted, || find(workspace, purpose, named)))
 }
 
-fn find(workspace: pgrx::Uuid, purpose: &str, named: Option<&str>) -> Result<Option<Chosen>> {
+fn find(workspace: pgrx::Uuid, purpose: &str, named: Option<&str>) -> Result<Option<Vec<Chosen>>> {
     let mut found = owner::as_owner(|| match named {
         // One plan with both conditions would look through every model of the catalog for a default.
         Some(model) => read(
@@ -87,9 +128,8 @@ fn find(workspace: pgrx::Uuid, purpose: &str, named: Option<&str>) -> Result<Opt
     }
     // One that is not ready, disabled or for want of its key say, is left out where another can take its place.
     let at = found.iter().position(Result::is_ok).unwrap_or(0);
-    let mut chosen = found.remove(at)?;
-    chosen.routes.extend(found.into_iter().flatten().flat_map(|other| other.routes));
-    Ok(Some(chosen))
+    let first = found.remove(at)?;
+    Ok(Some(std::iter::once(first).chain(found.into_iter().flatten()).collect()))
 }
 
 /// A provider's model by its identity, as the owner; `None` where there is none that may be asked.
@@ -129,6 +169,7 @@ fn read(sql: &str, args: &[pgrx::datum::DatumWithOid], purpose: &str) -> Result<
         let Some(kind) = Kind::named(&kind) else { return Err(Error::bug("a provider of unknown kind")) };
         let output = size(10)?.unwrap_or(0);
         let model_options = row.get::<JsonB>(16)?.0;
+        let can = |name: &str| model_options.get(name).and_then(Value::as_bool).unwrap_or(true);
         let route = Route {
             provider: Provider {
                 id: *row.get::<pgrx::Uuid>(1)?.as_bytes(),
@@ -151,8 +192,9 @@ fn read(sql: &str, args: &[pgrx::datum::DatumWithOid], purpose: &str) -> Result<
             output_limit: output,
             prices: Prices { input: price(12)?, cached: price(13)?, cache_written: price(14)?, output: price(15)? },
             tokens_percent: (row.get::<f32>(17)? * 100.0).round() as u32,
-            temperature: model_options.get("temperature").and_then(Value::as_bool).unwrap_or(true),
+            temperature: can("temperature"),
             tool_effort: model_options.get("tool_effort").and_then(Value::as_str).map(str::to_owned),
+            abilities: Abilities { tools: can("tools"), images: can("images"), documents: can("documents") },
         };
         let chosen = Chosen {
             window: size(9)?.unwrap_or(WINDOW),

@@ -1,7 +1,7 @@
 //! `helper.ask_stream`: each step of a reply is a row, sent to the client as soon as it is there.
 
 use crate::core::chat::{Event, Said};
-use crate::core::error::{Error, Result};
+use crate::core::error::{Error, Kind, Result};
 use crate::core::prompt::marks::MarkFilter;
 use crate::core::wire::{CallEnd, Item, Reply as Told, Request};
 use crate::pg::acting::Turns;
@@ -182,9 +182,10 @@ impl Stream {
         flush();
         let UnderWay { reservation, said, .. } = call;
         reservation.settle(end.usage.input + end.usage.output, end.cost_nanos);
-        if let Some(error) = end.error.clone() {
+        if let Some(error) = end.error.clone().or_else(|| calling::refused(&said, &end)) {
             return self.fail(&said, Some(end.provider), &error);
         }
+        let provider = end.provider.clone();
         let Some(turns) = &mut self.turns else { return Ok(()) };
         let has_words = !said.text().trim().is_empty();
         if turns.heard(said, end) {
@@ -200,7 +201,11 @@ impl Stream {
             self.step = Next::Act;
             return Ok(());
         }
-        self.close()
+        match turns.fits(&self.question) {
+            Ok(()) => self.close(),
+            Err(error) if error.kind == Kind::Provider => self.fail(&Said::default(), Some(provider), &error),
+            Err(error) => Err(error),
+        }
     }
 
     fn act(&mut self) -> Result<()> {

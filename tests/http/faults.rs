@@ -93,6 +93,8 @@ async fn faults_of(kind: Kind) {
         let name = format!("{kind:?}: {name}: {end:?}");
         assert_eq!(server.count() - before, requests as usize, "{name}");
         assert_eq!((end.attempts, sqlstate(&end), end.outcome), (requests, state, outcome), "{name}");
+        // Whatever it is, something can be done about it.
+        assert!(end.error.as_ref().is_some_and(|error| error.hint.is_some()), "{name} {:?}", end.error);
         assert_eq!(text(&events).is_empty(), outcome == Outcome::Failed, "{name}");
         if outcome == Outcome::Interrupted {
             assert_eq!(text(&events), "Grüße ", "{name}");
@@ -151,6 +153,7 @@ async fn a_reply_that_drips_ends_with_the_calls_time() {
     let (events, end) = chat(&room, ChatCall { timeout_ms: 300, ..call(&[&route]) }).await;
     assert!(!text(&events).is_empty());
     assert_eq!((sqlstate(&end), end.outcome), ("57014", Outcome::Interrupted));
+    assert!(end.error.as_ref().unwrap().hint.as_ref().unwrap().contains("timeout_ms"));
     assert!(end.usage.output > 0 && end.estimated);
 }
 

@@ -15,7 +15,8 @@ async fn a_provider_that_keeps_failing_is_left_alone() {
     assert_eq!(server.count(), 5);
     let (_, end) = chat(&room, call(&[&route_1])).await;
     assert_eq!((server.count(), end.attempts, sqlstate(&end)), (5, 0, "38000"));
-    assert!(end.error.unwrap().detail.unwrap().contains("seconds"));
+    let error = end.error.unwrap();
+    assert!(error.detail.unwrap().contains("seconds") && error.hint.is_some());
     let state = room.states().into_iter().find(|state| state.id == route_1.provider.id).unwrap();
     assert_eq!((state.circuit.as_str(), state.requests, state.errors), ("open", 5, 5));
     assert!(state.retry_seconds.is_some_and(|seconds| seconds <= 5) && state.last_error.is_some());

@@ -15,7 +15,7 @@ mod socket;
 mod tls;
 mod tools;
 
-use helper_ai::core::chat::{Chat, Event, Kind, Message, Purpose, Role, Usage};
+use helper_ai::core::chat::{Abilities, Chat, Event, Kind, Message, Purpose, Role, Usage};
 use helper_ai::core::wire::{
     self, Asker, CallEnd, ChatCall, Credential, EmbedCall, Frames, Item, Outcome, Prices, Provider, Record, Route, Tag,
 };
@@ -63,6 +63,7 @@ fn route(kind: Kind, server: &Server) -> Route {
         tokens_percent: 100,
         temperature: true,
         tool_effort: None,
+        abilities: Abilities::default(),
     }
 }
 

@@ -79,6 +79,8 @@ pub struct Say {
     pub bare: bool,
     /// Numbers in an embedding, where the request does not say how many.
     pub dimensions: usize,
+    /// Why it ends, in the protocol's own word, where that is not its usual one.
+    pub stop: Option<&'static str>,
     /// How a stream ends early, after so many words.
     pub broken: Option<(usize, Break)>,
 }
@@ -95,6 +97,7 @@ impl Default for Say {
             tools: Vec::new(),
             bare: false,
             dimensions: 8,
+            stop: None,
             broken: None,
         }
     }

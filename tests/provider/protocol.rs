@@ -197,7 +197,7 @@ impl Protocol {
                 }
                 let mut reply = json!({
                     "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": model,
-                    "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": finish(&tools)}],
+                    "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": say.stop.unwrap_or(finish(&tools))}],
                 });
                 if say.usage {
                     reply["usage"] = openai_usage(input, output);
@@ -215,17 +215,19 @@ impl Protocol {
                 }
                 json!({
                     "id": "msg_1", "type": "message", "role": "assistant", "model": model, "content": content,
-                    "stop_reason": stop_reason(&tools), "stop_sequence": null,
+                    "stop_reason": say.stop.unwrap_or(stop_reason(&tools)), "stop_sequence": null,
                     "usage": {
                         "input_tokens": input, "output_tokens": output,
                         "cache_creation_input_tokens": say.cache_written, "cache_read_input_tokens": 0,
                     },
                 })
             }
-            Protocol::Gemini => gemini(&text, &tools, Some("STOP"), say.usage.then_some((input, output))),
+            Protocol::Gemini => {
+                gemini(&text, &tools, Some(say.stop.unwrap_or("STOP")), say.usage.then_some((input, output)))
+            }
             Protocol::Ollama => {
                 let mut reply = ollama(model, &text, &tools);
-                ollama_end(&mut reply, say.usage.then_some((input, output)));
+                ollama_end(&mut reply, say, say.usage.then_some((input, output)));
                 reply
             }
         }
@@ -307,7 +309,7 @@ impl Protocol {
                         after.extend(sse("", &chunk(json!({"tool_calls": [call]}), Value::Null)));
                     }
                 }
-                after.extend(sse("", &chunk(json!({}), json!(finish(&tools)))));
+                after.extend(sse("", &chunk(json!({}), json!(say.stop.unwrap_or(finish(&tools))))));
                 if say.bare {
                     return Parts { before: b": ping\r\n\r\n".to_vec(), words, after: lines(after) };
                 }
@@ -351,7 +353,7 @@ impl Protocol {
                 }
                 after.extend(sse(
                     "message_delta",
-                    &json!({"type": "message_delta", "delta": {"stop_reason": stop_reason(&tools), "stop_sequence": null},
+                    &json!({"type": "message_delta", "delta": {"stop_reason": say.stop.unwrap_or(stop_reason(&tools)), "stop_sequence": null},
                         "usage": {"output_tokens": output}}),
                 ));
                 after.extend(sse("message_stop", &json!({"type": "message_stop"})));
@@ -359,7 +361,7 @@ impl Protocol {
             }
             Protocol::Gemini => {
                 let words = words(&text).iter().map(|word| sse("", &gemini(word, &[], None, None))).collect();
-                after.extend(sse("", &gemini("", &tools, Some("STOP"), usage)));
+                after.extend(sse("", &gemini("", &tools, Some(say.stop.unwrap_or("STOP")), usage)));
                 Parts { before: Vec::new(), words, after }
             }
             Protocol::Ollama => {
@@ -369,7 +371,7 @@ impl Protocol {
                 if !tools.is_empty() {
                     after.extend(line(&ollama(model, "", &tools)));
                 }
-                ollama_end(&mut last, usage);
+                ollama_end(&mut last, say, usage);
                 after.extend(line(&last));
                 Parts { before: Vec::new(), words, after }
             }
@@ -420,9 +422,9 @@ fn ollama(model: &Value, text: &str, tools: &[(String, String)]) -> Value {
     json!({"model": model, "created_at": "2026-01-01T00:00:00Z", "message": message, "done": false})
 }
 
-fn ollama_end(reply: &mut Value, usage: Option<(usize, usize)>) {
+fn ollama_end(reply: &mut Value, say: &Say, usage: Option<(usize, usize)>) {
     reply["done"] = json!(true);
-    reply["done_reason"] = json!("stop");
+    reply["done_reason"] = json!(say.stop.unwrap_or("stop"));
     if let Some((input, output)) = usage {
         reply["prompt_eval_count"] = json!(input);
         reply["eval_count"] = json!(output);

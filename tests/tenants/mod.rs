@@ -299,7 +299,10 @@ impl World {
                         "insert into helper.usage_records (workspace_id, id, user_id, purpose, provider, model, status) \
                          values ('{workspace}', helper.uuid_v7(), '{person}', 'ask', 'own', 'model-{tenant}', 'succeeded'); \
                          select helper._set_summary('{workspace}', '{0}', 'Summary of {role}.', m.id, 'local') \
-                         from helper.messages m where m.conversation_id = '{0}'",
+                         from helper.messages m where m.conversation_id = '{0}'; \
+                         insert into helper.message_attachments (workspace_id, message_id, ordinal, name, mime_type, content) \
+                         select m.workspace_id, m.id, 1, 'Picture of {role}', 'image/png', 'x' \
+                         from helper.messages m where m.conversation_id = '{0}' and m.role = 'user' limit 1",
                         conversations[role]
                     ))
                     .await;

@@ -1,7 +1,14 @@
 //! What fits in a model's window: counts of tokens come in, what to send goes out.
 
+use crate::core::chat::Part;
 use crate::core::error::{Error, Kind, Result};
 use std::ops::Range;
+
+/// What providers say that a picture, or a page, takes at most.
+const PICTURE: u32 = 1600;
+
+/// Bytes of a document for a token: a page of text and pictures has about a hundred thousand.
+const BYTES: usize = 64;
 
 /// How much a model takes and gives, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +61,9 @@ pub fn plan(room: Room, need: Need) -> Result<Plan> {
                  kept for its reply.",
                 need.fixed, room.window, room.output
             ))
-            .hint("Shorten the question, allow the reply fewer tokens, or choose a model with a larger window."));
+            .hint(
+                "Shorten the question, attach less, allow the reply fewer tokens, or choose a model with a larger window.",
+            ));
     };
     let mut plan = Plan { passages: 0, first_turn: need.turns.len(), summary: false };
     let mut wants_summary = need.summary > 0;
@@ -161,6 +170,19 @@ pub fn estimate(text: &str) -> u32 {
     u32::try_from((tokens + last.tokens(count)).max(1)).unwrap_or(u32::MAX)
 }
 
+/// About how many tokens a picture or document has; 0 for other parts. A document's grow with its size, and one that is
+/// text has those of its words.
+pub fn attached(part: &Part) -> u32 {
+    match part {
+        Part::Image(_) => PICTURE,
+        Part::Document { media, .. } if media.mime_type.starts_with("text/") => {
+            estimate(&String::from_utf8_lossy(&media.data)).saturating_add(16)
+        }
+        Part::Document { media, .. } => u32::try_from(media.data.len() / BYTES).unwrap_or(u32::MAX).max(PICTURE),
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,6 +247,17 @@ mod tests {
         }
         assert_eq!(folds, 10);
         assert_eq!(fold_from(2, 30), Some(2..30));
+    }
+
+    #[test]
+    fn a_document_takes_more_the_larger_it_is() {
+        let document = |mime_type: &str, bytes: usize| {
+            let media = crate::core::chat::Media { mime_type: mime_type.into(), data: vec![b'x'; bytes] };
+            attached(&Part::Document { name: "d".into(), media })
+        };
+        assert_eq!((document("application/pdf", 1000), document("application/pdf", 6_400_000)), (1600, 100_000));
+        assert!(document("text/plain", 40_000) >= 10_000 && document("text/plain", 10) < 100);
+        assert_eq!(attached(&Part::Text("word".into())), 0);
     }
 
     #[test]

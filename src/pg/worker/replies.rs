@@ -268,6 +268,14 @@ impl Worker {
                     self.reply_on(reply, next);
                 }
                 Ok(Reply::Chat(end)) => self.reply_ended(reply, *end),
+                Ok(Reply::Counts(counts)) => {
+                    let next = bare_transaction(|| reply.counted(counts));
+                    self.reply_on(reply, next);
+                }
+                Ok(Reply::Checked(problems)) => match reply.checked(problems) {
+                    Some(end) => self.reply_ended(reply, end),
+                    None => self.reply_failed(&reply, &calling::another()),
+                },
                 Ok(_) => self.reply_failed(&reply, &calling::another()),
                 Err(error) => self.reply_failed(&reply, &error),
             },
