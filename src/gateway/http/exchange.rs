@@ -201,7 +201,8 @@ impl Exchange<'_> {
         let seconds = left.as_secs_f64().ceil().max(1.0);
         let error =
             Error::new(kind, format!("provider \"{}\" is left alone after repeated failures", self.provider.name))
-                .detail(format!("It is tried again in {seconds} seconds."));
+                .detail(format!("It is tried again in {seconds} seconds."))
+                .hint("Ask again then; view helper.provider_status shows how the provider is.");
         Fault { left_alone: true, ..Fault::from(error) }
     }
 }
@@ -216,7 +217,9 @@ pub fn jitter(first: Duration, repeated: u32) -> Duration {
 }
 
 fn silent(to: Addressee<'_>, what: &str) -> Fault {
-    let error = Error::new(Kind::Provider, format!("{to} {what}")).detail("Nothing came in time.");
+    let error = Error::new(Kind::Provider, format!("{to} {what}"))
+        .detail("Nothing came in time.")
+        .hint("Try again later, or give it more time with helper.set_provider(options => ...).");
     Fault { lost: true, ..Fault::passing(error) }
 }
 
@@ -254,7 +257,8 @@ impl Body<'_> {
 
     fn too_long(&self) -> Fault {
         let error = Error::new(Kind::OverLimit, format!("reply of {} is too long", self.to))
-            .detail(format!("Allowed are {} bytes.", self.most));
+            .detail(format!("Allowed are {} bytes.", self.most))
+            .hint("Ask for less, or raise max_reply_bytes of the provider with helper.set_provider.");
         Fault { health: Health::Well, lost: true, ..Fault::from(error) }
     }
 }

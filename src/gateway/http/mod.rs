@@ -124,4 +124,5 @@ fn too_slow(to: Addressee<'_>, timeout_ms: u64) -> Error {
     let turn = if matches!(to, Addressee::Provider(_)) { ", with the time to wait for a turn" } else { "" };
     Error::new(crate::core::error::Kind::Cancelled, format!("call of {to} took too long"))
         .detail(format!("Allowed are {timeout_ms} ms{turn}."))
+        .hint("Try again later, or allow it more time with timeout_ms.")
 }
