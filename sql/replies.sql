@@ -140,7 +140,9 @@ create function helper._end_reply(
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_conversation uuid;
+  v_before text;
 begin
+  select m.content into v_before from helper.messages m where m.workspace_id = workspace and m.id = message;
   update helper.messages m
   set content = _end_reply.content,
     status = _end_reply.status,
@@ -163,7 +165,9 @@ begin
     if _end_reply.status <> 'awaiting_confirmation' and _end_reply.tool_calls is distinct from '[]' then
       delete from helper.reply_states s where s.workspace_id = workspace and s.message_id = message;
     end if;
-    perform helper._tell(v_conversation, message, _end_reply.status, null);
+    -- With the words since it was last written.
+    perform helper._tell(v_conversation, message, _end_reply.status,
+      case when starts_with(_end_reply.content, v_before) then nullif(substr(_end_reply.content, char_length(v_before) + 1), '') end);
   end if;
 end
 $$;

@@ -14,29 +14,32 @@ use std::time::Duration;
 
 #[tokio::test]
 async fn a_budget_for_ten_calls_gives_a_hundred_sessions_exactly_ten() {
-    let place = Place::new().await;
+    let place = Place::with("max_connections = 200").await;
     place.ann.run("select helper.set_budget(10, 'requests', 'day', workspace => helper.current_workspace())").await;
     place.server.answer_by(|_| Answer::Say(Say { delay: Duration::from_millis(30), ..Say::default() }));
     let mut sessions = Vec::new();
-    for _ in 0..50 {
+    for _ in 0..100 {
         sessions.push(place.cluster.user(ANN).await);
     }
     let calls = sessions.iter().map(|session| async move {
-        let mut outcomes = Vec::new();
-        for _ in 0..2 {
-            outcomes.push(match session.query_one("select helper.complete('Hello')", &[]).await {
-                Ok(_) => "ok".to_owned(),
-                Err(error) => error.as_db_error().unwrap().code().code().to_owned(),
-            });
+        match session.query_one("select helper.complete('Hello')", &[]).await {
+            Ok(_) => "ok".to_owned(),
+            Err(error) => error.as_db_error().unwrap().code().code().to_owned(),
         }
-        outcomes
     });
-    let outcomes: Vec<String> = futures_join(calls).await.into_iter().flatten().collect();
+    let outcomes = futures_join(calls).await;
     assert_eq!(outcomes.iter().filter(|outcome| *outcome == "ok").count(), 10);
     assert!(outcomes.iter().all(|outcome| outcome == "ok" || outcome == "53400"), "{outcomes:?}");
     assert_eq!(place.server.count(), 10);
+    // It says what is left and when it renews.
+    let renews = "select to_char(date_trunc('day', now() at time zone 'UTC') + interval '1 day', 'YYYY-MM-DD')";
     let error = place.ann.error("select helper.complete('Hello')").await;
-    assert!(error.detail().unwrap().contains("0 requests are left"), "{error:?}");
+    let (detail, day) = (error.detail().unwrap(), place.admin.one::<String>(renews, &[]).await);
+    let told = format!(
+        "Of 10 requests a day 0 requests are left, this call may take 1 requests. It renews at {day} 00:00 UTC."
+    );
+    assert_eq!(detail, told);
+    assert!(error.hint().is_some(), "{error:?}");
     place.records(10).await;
     // What was used is known after a restart too.
     let Place { cluster, server, .. } = place;

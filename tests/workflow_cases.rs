@@ -661,10 +661,10 @@ async fn who_listens_hears_how_runs_go_on() {
     reached(&ann, &id, &["waiting"]).await;
     ann.run("select helper.emit_event('go')").await;
     ended(&ann, &id).await;
-    let expected = ["waiting", "succeeded"].map(|status| format!("helper_runs: {id} {status}"));
+    let expected = ["waiting", "succeeded"].map(|status| ("helper_runs".to_owned(), format!("{id} {status}")));
     until("both to be heard", async || {
         admin.run("select").await;
-        (admin.notices() == expected).then_some(())
+        (admin.notifications() == expected).then_some(())
     })
     .await;
 }

@@ -270,7 +270,7 @@ async fn a_run_that_is_given_up_leaves_nothing_open_and_can_be_mended() {
     assert_eq!(admin.one::<i64>(left, &[]).await, 0);
     until("what was told of it", async || {
         admin.run("select 1").await;
-        admin.notices().contains(&format!("helper_runs: {id} failed")).then_some(())
+        admin.notifications().contains(&("helper_runs".into(), format!("{id} failed"))).then_some(())
     })
     .await;
     admin.run("create or replace function public.end_runner(workspace uuid) returns boolean language sql as 'select true'").await;

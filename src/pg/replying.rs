@@ -391,10 +391,10 @@ impl Replying {
 
     /// When its row is to be written again; `None` where there is nothing new.
     pub fn due(&self) -> Option<Instant> {
-        let new = self.shown.len() - self.written;
-        match new {
+        let new = self.shown.get(self.written..).unwrap_or_default();
+        match new.chars().take(MANY).count() {
             0 => None,
-            _ if new >= MANY => Some(self.written_at),
+            MANY => Some(self.written_at),
             _ => Some(self.written_at + OFTEN),
         }
     }

@@ -43,6 +43,7 @@ pub struct Session {
     client: Client,
     connection: tokio::task::JoinHandle<()>,
     notices: Arc<Mutex<Vec<String>>>,
+    notifications: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 fn pg_config(what: &str) -> PathBuf {
@@ -356,18 +357,22 @@ impl Cluster {
         config.host_path(&self.sockets).port(self.port).user(role).dbname(database);
         let (client, mut connection) = config.connect(NoTls).await?;
         let notices = Arc::new(Mutex::new(Vec::new()));
-        let heard = Arc::clone(&notices);
+        let notifications = Arc::new(Mutex::new(Vec::new()));
+        let (heard, told) = (Arc::clone(&notices), Arc::clone(&notifications));
         let connection = tokio::spawn(async move {
             while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {
-                let text = match message {
-                    AsyncMessage::Notice(notice) => format!("{}: {}", notice.severity(), notice.message()),
-                    AsyncMessage::Notification(told) => format!("{}: {}", told.channel(), told.payload()),
-                    _ => continue,
-                };
-                heard.lock().unwrap().push(text);
+                match message {
+                    AsyncMessage::Notice(notice) => {
+                        heard.lock().unwrap().push(format!("{}: {}", notice.severity(), notice.message()));
+                    }
+                    AsyncMessage::Notification(told_of) => {
+                        told.lock().unwrap().push((told_of.channel().to_owned(), told_of.payload().to_owned()));
+                    }
+                    _ => {}
+                }
             }
         });
-        Ok(Session { client, connection, notices })
+        Ok(Session { client, connection, notices, notifications })
     }
 
     /// A session of the superuser's, once the server has ended all of its processes and is back. One that came before they
@@ -486,6 +491,11 @@ impl Session {
     /// Process id of the server process at the other end.
     pub async fn pid(&self) -> i32 {
         self.one("select pg_catalog.pg_backend_pid()", &[]).await
+    }
+
+    /// Notifications of the channels that it listens to: channel and payload.
+    pub fn notifications(&self) -> Vec<(String, String)> {
+        self.notifications.lock().unwrap().clone()
     }
 
     /// What the server told besides its replies.

@@ -11,6 +11,8 @@ mod limits;
 mod mcp;
 #[path = "../provider/mod.rs"]
 mod provider;
+#[path = "../secure/mod.rs"]
+mod secure;
 mod socket;
 mod tls;
 mod tools;

@@ -22,7 +22,12 @@ pub struct Place {
 
 impl Place {
     pub async fn new() -> Place {
-        let cluster = Cluster::start().await;
+        Place::with("").await
+    }
+
+    /// The same with more lines of `postgresql.conf`.
+    pub async fn with(settings: &str) -> Place {
+        let cluster = Cluster::with(settings).await;
         let server = Server::start().await;
         let admin = cluster.admin().await;
         for (name, kind, path) in [

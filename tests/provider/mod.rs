@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 /// A request as it came.
 #[derive(Clone, Debug)]
@@ -59,6 +59,8 @@ pub enum Answer {
     Close,
     /// Headers, and then the same bytes again and again.
     Endless { content_type: &'static str, part: Vec<u8> },
+    /// A body of so many empty lines, which mean nothing in any protocol; how many is told before, or not.
+    Lines { status: u16, length: usize, told: bool },
 }
 
 /// Words to say.
@@ -67,6 +69,8 @@ pub struct Say {
     pub text: String,
     /// Before each word of a stream, and before a reply that is no stream.
     pub delay: Duration,
+    /// Each word of a stream takes a permit of these, and waits for it.
+    pub gate: Option<Arc<Semaphore>>,
     /// Whether the tokens are told.
     pub usage: bool,
     /// Tokens of the prompt that are told for each that there is.
@@ -91,6 +95,7 @@ impl Default for Say {
         Say {
             text,
             delay: Duration::ZERO,
+            gate: None,
             usage: true,
             prompt_times: 1,
             cache_written: 0,
@@ -298,6 +303,22 @@ async fn give(writer: &mut (impl AsyncWrite + Unpin), seen: &Seen, answer: Answe
             while write_chunk(writer, &part).await {}
             false
         }
+        Answer::Lines { status, length, told } => {
+            let how = if told { format!("content-length: {length}") } else { "transfer-encoding: chunked".into() };
+            let head = format!("HTTP/1.1 {status} Scripted\r\ncontent-type: application/json\r\n{how}\r\n\r\n");
+            if writer.write_all(head.as_bytes()).await.is_err() {
+                return false;
+            }
+            let lines = [b'\n'; 64 * 1024];
+            for _ in 0..length / lines.len() {
+                let goes_on =
+                    if told { writer.write_all(&lines).await.is_ok() } else { write_chunk(writer, &lines).await };
+                if !goes_on {
+                    return false;
+                }
+            }
+            told || writer.write_all(b"0\r\n\r\n").await.is_ok()
+        }
         Answer::Say(say) => {
             let Some(protocol) = Protocol::of(&seen.path) else {
                 let body = r#"{"error":{"message":"no such path","type":"invalid_request_error"}}"#;
@@ -369,6 +390,9 @@ async fn stream(
         }
         if !say.delay.is_zero() {
             tokio::time::sleep(say.delay).await;
+        }
+        if let Some(gate) = &say.gate {
+            gate.acquire().await.unwrap().forget();
         }
         if !write_chunk(writer, word).await {
             return false;

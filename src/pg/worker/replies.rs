@@ -351,7 +351,8 @@ impl Worker {
 
     pub(super) fn reply_failed(&mut self, reply: &Replying, error: &Error) {
         let (message, job) = match error.kind {
-            Kind::Cancelled => ("cancelled", "cancelled"),
+            // Out of time is an error like any other, and says how much it had.
+            Kind::Cancelled if error.detail.is_none() => ("cancelled", "cancelled"),
             _ => ("error", "failed"),
         };
         let failed = transaction(|| {

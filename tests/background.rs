@@ -1,0 +1,232 @@
+//! Replies on their way, as those see them who wait, listen or look: written step by step, told of, broadcast, fetched word by
+//! word, and one at a time. What the provider says next is let go by the test, so that nothing depends on how fast anybody is.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod cluster;
+mod place;
+mod provider;
+
+use cluster::{Session, until};
+use place::{ANN, Place};
+use provider::{Answer, Say};
+use serde_json::{Value, json};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::sync::{Notify, Semaphore};
+
+/// Words that come when the test lets them.
+fn gated(place: &Place, text: &str) -> Arc<Semaphore> {
+    let gate = Arc::new(Semaphore::new(0));
+    let say = Say { text: text.into(), gate: Some(Arc::clone(&gate)), ..Say::default() };
+    place.server.answer_by(move |_| Answer::Say(say.clone()));
+    gate
+}
+
+async fn ended(session: &Session, message: &str) -> (String, String) {
+    let sql = format!("select status, content from helper.messages where id = '{message}'");
+    until("the reply's end", async || {
+        let row = session.query_one(&sql, &[]).await.unwrap();
+        let (status, content): (String, String) = (row.get(0), row.get(1));
+        (!["pending", "streaming"].contains(&status.as_str())).then_some((status, content))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn each_step_of_a_reply_is_told_by_the_messages_id_and_nothing_else() {
+    let place = Place::new().await;
+    let gate = gated(&place, "one two three");
+    // Whoever may use the database may listen, and hears no more than that.
+    let listener = place.cluster.connect("postgres", "authenticator").await;
+    listener.run("listen helper_messages").await;
+    let id: String = place.ann.one("select helper.ask_async('Count', knowledge => false)::text", &[]).await;
+    let heard = async |count: usize| {
+        until("notifications", async || {
+            let told = listener.notifications();
+            (told.len() >= count).then_some(told)
+        })
+        .await
+    };
+    gate.add_permits(1);
+    heard(1).await;
+    gate.add_permits(1);
+    heard(2).await;
+    gate.add_permits(8);
+    assert_eq!(ended(&place.ann, &id).await, ("done".into(), "one two three".into()));
+    for (channel, payload) in heard(3).await {
+        assert_eq!((channel.as_str(), payload.as_str()), ("helper_messages", id.as_str()));
+    }
+}
+
+#[tokio::test]
+async fn a_reply_is_written_every_quarter_of_a_second_or_two_hundred_characters_and_no_more_often() {
+    let place = Place::new().await;
+    place
+        .admin
+        .run(
+            "create table public.writes (n serial, at timestamptz, message text, characters integer); \
+             create function public.note() returns trigger language plpgsql security definer as $$ begin \
+               insert into public.writes (at, message, characters) values (clock_timestamp(), new.id, char_length(new.content)); \
+               return null; end $$; \
+             create trigger note after update on helper.messages for each row when (new.status = 'streaming') \
+               execute function public.note()",
+        )
+        .await;
+    // Two bytes a character: the short words come to two hundred bytes, but not characters, in less than a quarter of a second.
+    let long = format!("{} ", "ü".repeat(219)).repeat(8);
+    let short = format!("{} ", "ü".repeat(24)).repeat(60);
+    let mut soon = 0;
+    for (text, delay, fewest) in [(short, 35, 3), (long, 40, 2)] {
+        let say = Say { text: text.clone(), delay: Duration::from_millis(delay), ..Say::default() };
+        place.server.answer_by(move |_| Answer::Say(say.clone()));
+        let id: String = place.ann.one("select helper.ask_async('Talk', knowledge => false)::text", &[]).await;
+        assert_eq!(ended(&place.ann, &id).await, ("done".into(), text.trim_end().to_owned()));
+        let sql = format!(
+            "select w.characters, w.characters - lag(w.characters) over o, extract(epoch from w.at - lag(w.at) over o)::float8 \
+             from public.writes w where w.message = '{id}' window o as (order by w.n) order by w.n"
+        );
+        let writes = place.admin.query(&sql, &[]).await.unwrap();
+        assert!(writes.len() >= fewest, "only {} writes", writes.len());
+        for write in &writes[1..] {
+            let (new, since): (i32, f64) = (write.get(1), write.get(2));
+            assert!(new >= 200 || since >= 0.25, "{new} characters were written after {since} s");
+            soon += i32::from(since < 0.25);
+        }
+    }
+    assert!(soon > 0, "two hundred characters did not come sooner");
+}
+
+#[tokio::test]
+async fn realtime_is_sent_every_word_of_a_reply_on_its_conversations_topic() {
+    let place = Place::new().await;
+    place
+        .admin
+        .run(
+            "create schema realtime; create table realtime.sent (n serial, payload jsonb, event text, topic text, private boolean); \
+             create function realtime.send(payload jsonb, event text, topic text, private boolean default true) returns void \
+             language sql as $$ insert into realtime.sent (payload, event, topic, private) values (payload, event, topic, private) $$",
+        )
+        .await;
+    let gate = gated(&place, "Refunds are paid within 30 days [1]. The moon is made of cheese [9]. Grüße!");
+    let id: String = place.ann.one("select helper.ask_async('When are refunds paid?')::text", &[]).await;
+    let sent = "select count(*) from realtime.sent";
+    for steps in 1..4 {
+        gate.add_permits(2);
+        until("a step", async || (place.admin.one::<i64>(sent, &[]).await >= steps).then_some(())).await;
+    }
+    gate.add_permits(30);
+    let (status, content) = ended(&place.ann, &id).await;
+    assert_eq!(
+        (status.as_str(), content.as_str()),
+        ("done", "Refunds are paid within 30 days [1]. The moon is made of cheese. Grüße!")
+    );
+    let conversation: String =
+        place.ann.one(&format!("select conversation_id::text from helper.messages where id = '{id}'"), &[]).await;
+    let rows =
+        place.admin.query("select payload, event, topic, private from realtime.sent order by n", &[]).await.unwrap();
+    let mut words = String::new();
+    for (at, row) in rows.iter().enumerate() {
+        let payload: Value = row.get(0);
+        let is_last = at + 1 == rows.len();
+        assert_eq!(payload["status"], if is_last { "done" } else { "streaming" }, "{payload}");
+        assert_eq!(payload["message_id"], id.as_str());
+        words.push_str(payload["delta"].as_str().unwrap_or_default());
+        let told: (&str, &str, bool) = (row.get(1), row.get(2), row.get(3));
+        assert_eq!(told, ("message", format!("helper:{conversation}").as_str(), true));
+    }
+    assert_eq!(words, content, "the deltas together are the reply");
+}
+
+#[tokio::test]
+async fn a_second_question_of_a_conversation_waits_for_the_first_ones_reply() {
+    let place = Place::new().await;
+    let conversation: String = place.ann.one("select helper.create_conversation('Turns')::text", &[]).await;
+    let ask = |text: &str| format!("select helper.ask('{text}', '{conversation}', knowledge => false)");
+    let gate = Arc::new(Notify::new());
+    place.server.next(Answer::Held(Arc::clone(&gate), Box::new(Answer::say("The first reply."))));
+    let (first, second) = (place.cluster.user(ANN).await, place.cluster.user(ANN).await);
+    let pid = second.pid().await;
+    let (question, other) = (ask("First?"), ask("Second?"));
+    let begun = Notify::new();
+    let asked_second = async {
+        until("the first request", async || (place.server.count() == 1).then_some(())).await;
+        begun.notify_one();
+        let reply: String = second.one(&other, &[]).await;
+        (reply, place.server.count())
+    };
+    let let_go = async {
+        begun.notified().await;
+        let waits = format!(
+            "select count(*) from pg_stat_activity where pid = {pid} and state = 'active' and wait_event is not null"
+        );
+        until("the second to wait", async || (place.admin.one::<i64>(&waits, &[]).await == 1).then_some(())).await;
+        // Who does not want to wait is told.
+        let refuse =
+            ask("Third?").replace("knowledge => false", "knowledge => false, options => '{\"busy\": \"refuse\"}'");
+        assert_eq!(place.ann.error(&refuse).await.code().code(), "55000");
+        assert_eq!(place.server.count(), 1, "two replies at once");
+        gate.notify_one();
+    };
+    let (reply, second, ()) = tokio::join!(first.one::<String>(&question, &[]), asked_second, let_go);
+    assert_eq!((reply.as_str(), second.0.as_str(), second.1), ("The first reply.", "Grüße from the provider.", 2));
+    // Each knows what was said before it.
+    let messages = place.server.seen()[1].json()["messages"].clone();
+    let said: Vec<&str> =
+        messages.as_array().unwrap()[1..].iter().map(|message| message["content"].as_str().unwrap()).collect();
+    assert_eq!(said, ["First?", "The first reply.", "Second?"]);
+    let kept: String = place.ann.one("select string_agg(content, '|' order by id) from helper.messages", &[]).await;
+    assert_eq!(kept, "First?|The first reply.|Second?|Grüße from the provider.");
+}
+
+#[tokio::test]
+async fn a_cursor_gives_each_word_before_the_provider_says_the_next() {
+    let place = Place::new().await;
+    let gate = gated(&place, "one two three");
+    place.ann.run("begin; declare c cursor for select helper.ask_stream('Count', knowledge => false)::text").await;
+    let fetch = async || {
+        let rows = place.ann.query("fetch 1 from c", &[]).await.unwrap();
+        rows.first().map(|row| row.get::<_, String>(0))
+    };
+    // The provider has said nothing yet.
+    assert!(fetch().await.unwrap().starts_with("(meta,"));
+    for word in ["one ", "two ", "three"] {
+        gate.add_permits(1);
+        assert_eq!(fetch().await.unwrap(), format!("(delta,\"{{\"\"text\"\": \"\"{word}\"\"}}\")"));
+    }
+    assert!(fetch().await.unwrap().starts_with("(done,"));
+    assert_eq!(fetch().await, None);
+    place.ann.run("commit").await;
+    let kept: String =
+        place.ann.one("select status || ' ' || content from helper.messages where role = 'assistant'", &[]).await;
+    assert_eq!(kept, "done one two three");
+}
+
+#[tokio::test]
+async fn psql_shows_each_word_before_the_provider_says_the_next() {
+    let place = Place::new().await;
+    let gate = gated(&place, "one two three");
+    let claims = json!({ "sub": ANN, "role": "authenticated" });
+    let url = place.cluster.url("postgres").replace("postgres@", "authenticator@");
+    let mut psql = tokio::process::Command::from(place.cluster.program("psql"));
+    psql.args(["-Xqt", "-v", "FETCH_COUNT=1", "-c", "set role authenticated", "-c"])
+        .arg(format!("do $$ begin perform set_config('request.jwt.claims', '{claims}', false); end $$"))
+        .args(["-c", "select helper.ask_stream('Count', knowledge => false)", &url])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
+    let mut psql = psql.spawn().unwrap();
+    let mut lines = BufReader::new(psql.stdout.take().unwrap()).lines();
+    let mut line = async || {
+        tokio::time::timeout(cluster::DEADLINE, lines.next_line()).await.unwrap().unwrap().unwrap().trim().to_owned()
+    };
+    assert!(line().await.starts_with("(meta,"));
+    for word in ["one ", "two ", "three"] {
+        gate.add_permits(1);
+        assert_eq!(line().await, format!("(delta,\"{{\"\"text\"\": \"\"{word}\"\"}}\")"));
+    }
+    assert!(line().await.starts_with("(done,"));
+    assert!(psql.wait().await.unwrap().success());
+}
