@@ -335,7 +335,8 @@ async fn every_run_ends_and_writes_once_whoever_is_killed() {
     let once = "select (select count(*) from helper.messages m where m.role = 'assistant' and m.status = 'done') \
         - (select count(*) from helper.workflow_steps s where s.step = 'tell' and s.status = 'succeeded')";
     assert_eq!(admin.one::<i64>(once, &[]).await, runs as i64);
-    let attempts = "select coalesce(sum(s.attempt), 0)::bigint from helper.workflow_steps s where s.step in ('say', 'tell')";
+    let attempts =
+        "select coalesce(sum(s.attempt), 0)::bigint from helper.workflow_steps s where s.step in ('say', 'tell')";
     let attempts: i64 = admin.one(attempts, &[]).await;
     let replies: i64 = admin.one("select count(*) from helper.messages m where m.role = 'assistant'", &[]).await;
     assert_eq!(replies, attempts);
@@ -348,7 +349,8 @@ async fn every_run_ends_and_writes_once_whoever_is_killed() {
         .await
         .unwrap();
     for row in rows {
-        let (id, step, status, attempts): (String, String, String, i32) = (row.get(0), row.get(1), row.get(2), row.get(3));
+        let (id, step, status, attempts): (String, String, String, i32) =
+            (row.get(0), row.get(1), row.get(2), row.get(3));
         let count = if step == "say" { &asked } else { &told }.get(&id).copied().unwrap_or_default();
         let fits = match status.as_str() {
             "succeeded" => (1..=attempts as usize).contains(&count),
