@@ -275,7 +275,8 @@ async fn a_run_whose_owner_is_demoted_is_cancelled_and_anything_else_is_done_lat
     .await;
     // A step that is to be tried again is tried again once the run goes on. What somebody else has written since is not paused.
     create(&bea, "fragile", json!({ "steps": [broken] })).await;
-    admin.run("update helper.workflows set settings = '{\"by\": 1}' where name = 'fragile'").await;
+    // Nor are its settings those of the run, which acts as somebody else.
+    admin.run("update helper.workflow_versions v set settings = '{\"by\": 1}' from helper.workflows w where w.id = v.workflow_id and w.name = 'fragile'").await;
     bea.run(&format!("select helper.retry_step('{fragile}', 'break')")).await;
     let told = reached(&bea, &fragile, &["paused"]).await;
     assert_eq!(told["error"]["sqlstate"], "42501", "{told:#}");
