@@ -285,6 +285,14 @@ async fn a_document_takes_its_part_of_the_window() {
     assert!(error.message().contains("too long") && error.hint().unwrap().contains("attach less"), "{error:?}");
     assert_eq!(place.server.count(), 0);
     place.ann.run(&format!("select helper.ask('Sum up', knowledge => false, options => '{}')", pdf(100))).await;
+    let error = place
+        .ann
+        .error(
+            "select helper.ask('Sum up', options => jsonb_build_object('attachments', jsonb_build_array( \
+             jsonb_build_object('mime_type', 'image/png', 'data', repeat('AAAA', 11200000)))))",
+        )
+        .await;
+    assert_eq!((error.code().code(), error.message()), ("53400", "attachments are too large"));
     // Text that is estimated at more than the window and counted at less.
     let long = "international ".repeat(2500);
     place.ann.run(&format!("select helper.ask('{long}', knowledge => false)")).await;

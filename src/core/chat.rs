@@ -398,3 +398,19 @@ pub enum Purpose {
     /// To find by.
     Query,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_model_lacks_is_told_of_what_is_needed_alone() {
+        let picture = Part::Image(Media { mime_type: "image/png".into(), data: vec![1] });
+        let needs = Abilities::needed(false, [&Part::Text("see".into()), &picture]);
+        assert_eq!(needs, Abilities { tools: false, images: true, documents: false });
+        assert_eq!(Abilities::default().lacks(needs), None);
+        assert_eq!(Abilities { images: false, ..Abilities::default() }.lacks(needs), Some("takes images"));
+        assert_eq!(Abilities { tools: false, documents: false, ..Abilities::default() }.lacks(needs), None);
+        assert_eq!(Abilities { tools: false, ..Abilities::default() }.lacks(Abilities::default()), Some("calls tools"));
+    }
+}

@@ -190,6 +190,9 @@ fn attach(question: &Question, stored: &Stored) -> Result<()> {
 
 /// What went with questions, as far as it is not too much; as the owner.
 fn attached(workspace: pgrx::Uuid, questions: &[pgrx::Uuid]) -> Result<Vec<(pgrx::Uuid, Part)>> {
+    if questions.is_empty() {
+        return Ok(Vec::new());
+    }
     spi::change(
         "select a.message_id, a.name, a.mime_type, a.content from ( \
            select x.*, sum(octet_length(x.content)) over (order by x.message_id desc, x.ordinal) as upto \
