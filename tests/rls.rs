@@ -291,6 +291,7 @@ const TABLES: &[Table] = &[
             "conversation_id",
             "message_id",
             "tool_call_id",
+            "run_id",
             "arguments",
             "arguments_hash",
             "status",
@@ -432,7 +433,7 @@ const TABLES: &[Table] = &[
     Table {
         name: "workflow_versions",
         // Not with whose role and claims it runs.
-        readable: &["workspace_id", "workflow_id", "version", "definition", "user_id", "created_at"],
+        readable: &["workspace_id", "workflow_id", "version", "definition", "user_id", "settings", "created_at"],
         select: WRITTEN,
         updatable: &[],
         update: NOBODY,
