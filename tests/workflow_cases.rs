@@ -876,7 +876,7 @@ async fn a_workflow_whose_owner_leaves_is_paused_and_says_so() {
 
 #[tokio::test]
 async fn an_owner_who_is_demoted_between_two_steps_has_the_second_not_done() {
-    let Shop { cluster: _cluster, admin, ann, bea, workspace } = shop().await;
+    let Shop { cluster, admin, ann, bea, workspace } = shop().await;
     admin.run("create table public.gate (n int); grant select on public.gate to authenticated").await;
     let steps = json!([
         { "name": "first", "type": "sql", "sql": "insert into public.ledger (what) select 'first' from (select count(*) from public.gate) g" },
@@ -884,7 +884,9 @@ async fn an_owner_who_is_demoted_between_two_steps_has_the_second_not_done() {
     ]);
     create(&ann, "two", json!({ "steps": steps })).await;
     ann.run(&format!("select helper.add_member('{workspace}', '{CARL}', 'owner')")).await;
-    admin.run("begin; lock table public.gate").await;
+    // What a session sees of others stays the same in a transaction.
+    let gate = cluster.admin().await;
+    gate.run("begin; lock table public.gate").await;
     let id = run(&bea, "two", json!({})).await;
     until("the first step to stand at the gate", async || {
         let sql =
@@ -892,7 +894,7 @@ async fn an_owner_who_is_demoted_between_two_steps_has_the_second_not_done() {
         admin.query(sql, &[]).await.unwrap().pop()
     })
     .await;
-    admin
+    gate
         .run(&format!("update helper.workspace_members set role = 'member' where workspace_id = '{workspace}' and user_id = '{ANN}'; commit"))
         .await;
     let told = reached(&bea, &id, &["paused", "succeeded", "failed"]).await;
