@@ -207,6 +207,12 @@ create trigger workflow_runs_leave_workspace after update of status on helper.wo
 create trigger workflow_runs_leave_workspace_deleted after delete on helper.workflow_runs
   for each row when (old.in_workspace = 'counts')
   execute function helper._leave_workspace();
+-- Where it is no runner that makes room, one has to be told.
+create trigger workflow_runs_wake_deleted after delete on helper.workflow_runs
+  for each row when (old.in_workspace = 'counts')
+  execute function helper._wake_runner();
+create trigger workflow_limits_wake after insert or update or delete on helper.workflow_limits
+  for each statement execute function helper._wake_runner();
 
 create function helper.set_workflow_limit(runs integer, workspace uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
