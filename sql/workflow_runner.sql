@@ -237,7 +237,9 @@ begin
     set in_workspace = 'counts'
     where r.workspace_id = v_workspace and r.started_at is not null and r.finished_at is null and r.trigger ->> 'kind' <> 'workflow'
       and r.in_workspace is distinct from 'counts';
-    perform helper._next_of_workspace(v_workspace, runs);
+    -- So many as there is room for now: of more, another than the first may begin.
+    perform helper._next_of_workspace(v_workspace, greatest(runs - (
+      select count(*) from helper.workflow_runs r where r.workspace_id = v_workspace and r.in_workspace = 'counts'), 0));
   end if;
 end
 $$;
