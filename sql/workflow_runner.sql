@@ -270,6 +270,12 @@ create trigger workflow_runs_leave_workspace after update of status on helper.wo
 create trigger workflow_runs_leave_workspace_deleted after delete on helper.workflow_runs
   for each row when (old.in_workspace = 'counts')
   execute function helper._leave_workspace();
+-- Where it is no runner that makes room, one has to be told.
+create trigger workflow_runs_wake_deleted after delete on helper.workflow_runs
+  for each row when (old.in_workspace = 'counts')
+  execute function helper._wake_runner();
+create trigger workflow_limits_wake after insert or update or delete on helper.workflow_limits
+  for each statement execute function helper._wake_runner();
 
 create function helper.set_workflow_limit(runs integer, workspace uuid default null) returns void
 language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -294,7 +300,9 @@ begin
     set in_workspace = 'counts'
     where r.workspace_id = v_workspace and r.started_at is not null and r.finished_at is null and r.trigger ->> 'kind' <> 'workflow'
       and r.in_workspace is distinct from 'counts';
-    perform helper._next_of_workspace(v_workspace, runs);
+    -- So many as there is room for now: of more, another than the first may begin.
+    perform helper._next_of_workspace(v_workspace, greatest(runs - (
+      select count(*) from helper.workflow_runs r where r.workspace_id = v_workspace and r.in_workspace = 'counts'), 0));
   end if;
 end
 $$;
