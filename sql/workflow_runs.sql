@@ -261,7 +261,10 @@ begin
       and r.created_at >= since
       -- A stop was meant, and of what may have been done already somebody decides: retry_step.
       and s.status is distinct from 'succeeded'
-      and s.status is distinct from 'uncertain'
+      and not exists (
+        select
+        from helper.workflow_steps u
+        where u.workspace_id = r.workspace_id and u.run_id = r.id and u.status = 'uncertain')
       and not exists (
         select
         from helper.workflow_steps c

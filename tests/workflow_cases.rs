@@ -577,6 +577,18 @@ async fn what_failed_or_timed_out_is_redriven_in_one_call() {
     let listed: i64 = ann.one("select count(*) from helper.workflow_failures", &[]).await;
     assert_eq!(listed, 4);
     assert_eq!(ann.one::<i64>("select helper.redrive_runs('fragile', 'infinity')", &[]).await, 0);
+    // Not where something may have been done already, whichever step failed the run.
+    let mark = async |status: &str| {
+        let id = &ids[0];
+        let sql =
+            format!("update helper.workflow_steps set status = '{status}' where run_id = '{id}' and step = 'after'");
+        assert_eq!(admin.execute(&sql, &[]).await.unwrap(), 1);
+    };
+    mark("uncertain").await;
+    ann.run("begin").await;
+    assert_eq!(ann.one::<i64>("select helper.redrive_runs('fragile')", &[]).await, 3);
+    ann.run("rollback").await;
+    mark("cancelled").await;
     assert_eq!(ann.one::<i64>("select helper.redrive_runs('fragile')", &[]).await, 4);
     for id in &ids {
         reached(&ann, id, &["waiting"]).await;

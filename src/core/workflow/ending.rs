@@ -57,7 +57,7 @@ impl Progress<'_> {
     }
 
     /// Notes what had come all the same of an attempt that was cancelled. A `map` is as uncertain as one of its items is,
-    /// so that it is not tried again with others.
+    /// also where its own time was over, so that it is not tried again with others.
     pub fn settle(&mut self, place: Place, attempt: u32, event: Event, now: Time) {
         let is_cancelled = |row: &Row| row.status == StepStatus::Cancelled;
         if !self.row(place).is_some_and(|row| row.attempt == attempt && is_cancelled(row)) {
@@ -67,7 +67,8 @@ impl Progress<'_> {
             Event::Succeeded { output } => self.succeed(place, output, now),
             Event::Uncertain { error } => {
                 let map = Place { item: None, ..place };
-                if place.item.is_some() && self.row(map).is_some_and(is_cancelled) {
+                let is_lost = |row: &Row| matches!(row.status, StepStatus::Cancelled | StepStatus::Failed);
+                if place.item.is_some() && self.row(map).is_some_and(is_lost) {
                     self.give_up(map, Failure { item: place.item, ..error.clone() }, now);
                 }
                 self.give_up(place, error, now);

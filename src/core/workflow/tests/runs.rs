@@ -209,6 +209,26 @@ fn an_item_that_failed_fails_its_map_and_is_tried_again_alone() {
 }
 
 #[test]
+fn a_map_whose_time_is_over_is_as_uncertain_as_what_was_sent_of_it() {
+    let each = json!({"type": "http", "tool": "t"});
+    let definition = read(json!([{"name": "m", "type": "map", "over": [1, 2], "timeout": "5 s", "step": each}]));
+    let mut progress = start(&definition);
+    let item = |item| Place { step: 0, item: Some(item) };
+    next(&mut progress, 0);
+    progress.apply(item(0), 1, waits(), 0, 0.0);
+    progress.apply(item(1), 1, waits(), 0, 0.0);
+    assert_eq!(progress.next(5_000, &mut || 0.0).len(), 2);
+    assert_eq!((progress.run().status, statuses(&progress)), (RunStatus::Failed, vec![Failed]));
+    progress.settle(item(0), 1, fails(false), 5_000);
+    assert_eq!(statuses(&progress), [Failed]);
+    progress.settle(item(1), 1, Event::Uncertain { error: Failure::new("57014", "lost") }, 5_000);
+    assert_eq!(statuses(&progress), [Uncertain]);
+    assert_eq!(progress.row(at(0)).unwrap().error.as_ref().unwrap().item, Some(1));
+    progress.redrive();
+    assert_eq!(progress.row(item(1)).unwrap().status, Uncertain);
+}
+
+#[test]
 fn times_that_come_end_waits_attempts_and_runs() {
     let definition = Definition::read(&json!({"timeout": "1 min", "steps": [
         {"name": "nap", "type": "wait", "for": "10 s"},
