@@ -194,6 +194,22 @@ async fn what_a_step_has_done_later_is_as_deep_as_its_run() {
 }
 
 #[tokio::test]
+async fn what_led_to_a_step_is_not_forgotten_with_all_settings() {
+    let Place { cluster: _cluster, admin, .. } = Place::new().await;
+    let run = "018f0000-0000-7000-8000-000000000001";
+    admin
+        .run(&format!("begin; set local helper_ai.workflow_depth = 7; set local helper_ai.workflow_run = '{run}'"))
+        .await;
+    admin.run("set local role authenticated; reset all").await;
+    for (name, value) in [("depth", "7"), ("run", run)] {
+        let setting: String = admin.one(&format!("select current_setting('helper_ai.workflow_{name}')"), &[]).await;
+        assert_eq!(setting, value, "{name}");
+    }
+    let error = admin.error("reset helper_ai.workflow_depth").await;
+    assert_eq!(error.code().code(), "42501", "{error:?}");
+}
+
+#[tokio::test]
 async fn a_workflow_that_calls_itself_by_confirmed_tools_or_replays_comes_to_an_end() {
     let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
     let tell = json!({ "name": "tell", "type": "tool", "tool": "tell_confirmed", "arguments": {} });

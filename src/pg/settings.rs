@@ -173,7 +173,8 @@ pub fn define() {
         -1,
         1000,
         GucContext::Suset,
-        GucFlags::default(),
+        // It asks nobody for leave.
+        GucFlags::NO_RESET_ALL,
     );
     GucRegistry::define_string_guc(
         c"helper_ai.workflow_run",
@@ -181,7 +182,8 @@ pub fn define() {
         c"Set by the extension while a run's steps are done, and what they have done later.",
         &WORKFLOW_RUN,
         GucContext::Suset,
-        GucFlags::default(),
+        // It asks nobody for leave.
+        GucFlags::NO_RESET_ALL,
     );
     GucRegistry::define_int_guc(
         c"helper_ai.job_retention",
