@@ -285,7 +285,8 @@ end
 $$;
 comment on function helper._record(jsonb) is 'Stores records of calls, a JSON array';
 
--- What is used of what all share is told to administrators alone, as row-level security tells it of the budgets.
+-- What is used of what all share is told to administrators alone, as row-level security tells it of the budgets; of what a
+-- workspace shares, to its admins.
 create function helper.budget_status(workspace uuid default null)
 returns table (id uuid, workspace_id uuid, user_id uuid, each_user boolean, unit text, period text, amount numeric, used numeric, remaining numeric, renews_at timestamptz)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
@@ -299,11 +300,16 @@ declare
     where d.datname = current_database());
 begin
   return query
-    select b.id, b.workspace_id, b.user_id, b.each_user, b.unit, b.period, b.amount, u.used, greatest(b.amount - u.used, 0),
+    select b.id, b.workspace_id, b.user_id, b.each_user, b.unit, b.period, b.amount, u.used,
+      case when u.used is not null then greatest(b.amount - u.used, 0) end,
       (p.began + ('1 ' || b.period)::interval) at time zone 'UTC'
     from helper.budgets b
     cross join lateral (select date_trunc(b.period, clock_timestamp() at time zone 'UTC') as began) p
-    cross join lateral (select helper._used(b.id, v_me, p.began at time zone 'UTC') as used) u
+    cross join lateral (
+      select case
+        when v_is_admin or b.workspace_id is null or b.each_user or b.user_id is not null
+        then helper._used(b.id, v_me, p.began at time zone 'UTC')
+      end as used) u
     where case
       when b.workspace_id = v_workspace then v_is_admin or b.user_id is null or b.user_id = v_me
       when b.workspace_id is null then v_is_administrator or b.each_user or b.user_id = v_me
@@ -312,7 +318,7 @@ begin
 end
 $$;
 comment on function helper.budget_status(uuid) is
-  'Budgets of a workspace, and for all of them, that the caller sees: what is recorded as used of each in its day or month, and what remains; of each person''s budget what the caller used. Calls under way are not in it. Errors: 42501, 42704';
+  'Budgets of a workspace, and for all of them, that the caller sees: what is recorded as used of each in its day or month, and what remains; of each person''s budget what the caller used, and of one that a workspace shares null unless the caller is its admin. Calls under way are not in it. Errors: 42501, 42704';
 
 create function helper.usage(workspace uuid default null, since timestamptz default null, until timestamptz default null) returns jsonb
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
