@@ -144,7 +144,7 @@ declare
 begin
   select m.content into v_before from helper.messages m where m.workspace_id = workspace and m.id = message;
   update helper.messages m
-  set content = _end_reply.content,
+  set content = coalesce(_end_reply.content, m.content),
     status = _end_reply.status,
     provider = coalesce(_end_reply.provider, m.provider),
     model = coalesce(_end_reply.model, m.model),

@@ -328,6 +328,35 @@ async fn an_asynchronous_reply_acts_as_its_asker_and_once_although_the_worker_is
 }
 
 #[tokio::test]
+async fn a_turn_that_cannot_be_committed_is_taken_again_as_it_was_heard() {
+    let place = place().await;
+    place
+        .admin
+        .batch_execute(
+            "create sequence public.commits;
+            create function public.fail_once() returns trigger language plpgsql as $$
+            begin
+              if nextval('public.commits') = 1 then
+                raise exception using errcode = '55P03', message = 'not now';
+              end if;
+              return null;
+            end $$;
+            create constraint trigger fail_once after insert or update on helper.reply_states
+              deferrable initially deferred for each row execute function public.fail_once();",
+        )
+        .await
+        .unwrap();
+    script(&place, vec![(0, calls(&[("note_order", r#"{"id": 7, "note": "noted"}"#)])), (1, Answer::say("Done."))]);
+    let options = r#"{"tools": ["note_order"]}"#;
+    let id: String = place
+        .ann
+        .one(&format!("select helper.ask_async('Note it.', knowledge => false, options => '{options}')::text"), &[])
+        .await;
+    assert_eq!(message(&place, &id, "done").await, "Let me see.\n\nDone.");
+    assert_eq!((effects(&place).await, place.server.count()), (vec!["noted".to_owned()], 2));
+}
+
+#[tokio::test]
 async fn a_viewers_assistant_cannot_write_and_a_document_cannot_order() {
     let place = place().await;
     place.ann.run(&format!("select helper.add_member('{}', '{BEA}', 'viewer')", place.workspace)).await;

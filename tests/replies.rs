@@ -233,6 +233,71 @@ async fn a_picture_goes_with_the_questions_after_its_own() {
 }
 
 #[tokio::test]
+async fn a_picture_that_was_refused_does_not_break_its_conversation() {
+    let place = Place::new().await;
+    for wait in [true, false] {
+        let conversation: String = place.ann.one("select helper.create_conversation('Cat')::text", &[]).await;
+        let of = format!("'{conversation}', knowledge => false");
+        place.server.next(Answer::status(400, r#"{"error": {"message": "unsupported image"}}"#));
+        let ask = format!("'What is in it?', {of}, options => '{PICTURE}'");
+        let message = if wait { streamed(&place.ann, &ask).await.1 } else { queued(&place.ann, &ask).await };
+        assert_eq!(message["status"], "error", "{message}");
+        assert!(place.server.seen().pop().unwrap().json().to_string().contains(DATA));
+        assert_eq!(queued(&place.ann, &format!("'And its colour?', {of}")).await["status"], "done");
+        let body = place.server.seen().pop().unwrap().json().to_string();
+        assert!(body.contains("And its colour?") && !body.contains(DATA), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_was_heard_outlives_the_gateway_that_checks_it() {
+    let place = Place::new().await;
+    // Word boundaries between letters that are not ASCII are slow to look for.
+    let patterns: Vec<Value> = (1..=100).map(|n| json!({ "pattern": format!(r"\b\w{{3}}[0-9]{{1,{n}}}$") })).collect();
+    let options =
+        json!({"output_schema": {"type": "object", "properties": {"t": {"type": "string", "allOf": patterns}}}});
+    place.ann.run(&format!("select helper.set_mode('slow', 'Extract.', '{options}', '{}')", place.workspace)).await;
+    let value = json!({ "t": format!("{} end7", "é".repeat(200_000)) }).to_string();
+    let said = value.clone();
+    place.server.answer_by(move |_| Answer::say(&said));
+    let sql = "select helper.ask_async('What does it say?', mode => 'slow', knowledge => false)::text";
+    let id: String = place.ann.one(sql, &[]).await;
+    place.records(1).await;
+    let status: String = place.ann.one(&format!("select status from helper.messages where id = '{id}'"), &[]).await;
+    assert_ne!(status, "done", "the check is to take longer");
+    cluster::signal(place.admin.pids().await.gateway, "KILL");
+    let message = ended(&place.ann, &id).await;
+    assert_eq!((&message["status"], &message["content"]), (&json!("done"), &json!(value)), "{}", message["error"]);
+    assert_eq!(place.server.count(), 1);
+}
+
+#[tokio::test]
+async fn replies_with_large_attachments_are_begun_as_others_end() {
+    let place = Place::new().await;
+    let held = Arc::new(Notify::new());
+    let hold = held.clone();
+    place.server.answer_by(move |_| Answer::Held(hold.clone(), Box::new(Answer::say("A cat."))));
+    let sql = "select helper.ask_async('What is in it?', knowledge => false, options => jsonb_build_object('attachments', \
+        jsonb_build_array(jsonb_build_object('mime_type', 'image/png', 'data', repeat('AAAA', 10000000)))))::text";
+    let mut ids = Vec::new();
+    for _ in 0..6 {
+        ids.push(place.ann.one::<String>(sql, &[]).await);
+    }
+    // Three have 120 MB, four more than 128.
+    until("replies that are under way", async || (place.server.count() >= 4).then_some(())).await;
+    place.ann.one::<i64>("select count(helper.add_document('Cats', 'They sleep.'))", &[]).await;
+    place.ann.one::<i64>("select helper.wait_indexed()", &[]).await;
+    assert_eq!(place.server.count(), 4, "the worker has looked for more and taken none");
+    place.server.answer_by(|_| Answer::say("A cat."));
+    (0..4).for_each(|_| held.notify_one());
+    held.notify_waiters();
+    for id in &ids {
+        let message = ended(&place.ann, id).await;
+        assert_eq!(message["status"], "done", "{}", message["error"]);
+    }
+}
+
+#[tokio::test]
 async fn what_a_model_is_said_not_to_take_it_is_not_sent() {
     let place = Place::new().await;
     place
@@ -456,21 +521,23 @@ async fn usage_says_what_is_left_and_how_long_the_first_word_took() {
         (&usage["by_model"][0]["first_token_p50"], &usage["by_model"][0]["latency_p95"]),
         (&json!(20), &json!(385))
     );
-    let shown = |usage: &Value| -> Vec<(String, f64, f64)> {
+    let shown = |usage: &Value| -> Vec<(String, Option<f64>, Option<f64>)> {
         let budgets = usage["budgets"].as_array().unwrap().iter();
         budgets
             .map(|budget| {
-                let number = |name: &str| budget[name].as_f64().unwrap();
+                let number = |name: &str| budget[name].as_f64();
                 (budget["unit"].as_str().unwrap().to_owned(), number("used"), number("left"))
             })
             .collect()
     };
-    let of = |unit: &str, used: f64, left: f64| (unit.to_owned(), used, left);
+    let of = |unit: &str, used: f64, left: f64| (unit.to_owned(), Some(used), Some(left));
     // Of each person's budget what the caller used; of all workspaces' nothing.
     assert_eq!(shown(&usage), [of("tokens", 46.0, 54.0), of("money", 1.5, 0.0), of("requests", 1.0, 8.0)]);
     let bea = place.cluster.user(BEA).await;
     let usage: Value = bea.one("select helper.usage()", &[]).await;
-    assert_eq!(shown(&usage), [of("tokens", 46.0, 54.0), of("money", 0.5, 0.5), of("requests", 1.0, 8.0)]);
+    // What all use together is the admins' to know.
+    let together = ("tokens".to_owned(), None, None);
+    assert_eq!(shown(&usage), [together, of("money", 0.5, 0.5), of("requests", 1.0, 8.0)]);
     let renews: bool = place
         .ann
         .one(

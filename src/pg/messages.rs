@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 const MOST: i64 = 400;
 
 /// Bytes of earlier attachments that are sent again, the latest first.
-const AGAIN: i64 = 12 * 1024 * 1024;
+pub const AGAIN: i64 = 6 * 1024 * 1024;
 
 /// A part of a document that a reply rests on.
 pub struct Citation {
@@ -188,17 +188,25 @@ fn attach(question: &Question, stored: &Stored) -> Result<()> {
     Ok(())
 }
 
-/// What went with questions, as far as it is not too much; as the owner.
-fn attached(workspace: pgrx::Uuid, questions: &[pgrx::Uuid]) -> Result<Vec<(pgrx::Uuid, Part)>> {
+/// What went with questions, as far as it is not too much; as the owner. Not what a question had whose reply failed: where
+/// the provider refused it, it would refuse every later question as well.
+fn attached(
+    workspace: pgrx::Uuid,
+    conversation: pgrx::Uuid,
+    questions: &[pgrx::Uuid],
+) -> Result<Vec<(pgrx::Uuid, Part)>> {
     if questions.is_empty() {
         return Ok(Vec::new());
     }
     spi::change(
         "select a.message_id, a.name, a.mime_type, a.content from ( \
            select x.*, sum(octet_length(x.content)) over (order by x.message_id desc, x.ordinal) as upto \
-           from helper.message_attachments x where x.workspace_id = $1 and x.message_id = any ($2)) a \
+           from helper.message_attachments x where x.workspace_id = $1 and x.message_id = any ($2) \
+             and (select r.status from helper.messages r \
+                  where r.workspace_id = $1 and r.conversation_id = $4 and r.id > x.message_id order by r.id limit 1) \
+               in ('done', 'cancelled')) a \
          where a.upto <= $3 order by a.message_id, a.ordinal",
-        &[workspace.into(), questions.to_vec().into(), AGAIN.into()],
+        &[workspace.into(), questions.to_vec().into(), AGAIN.into(), conversation.into()],
         |row| {
             let media = Media { mime_type: row.get(3)?, data: row.get(4)? };
             let part = if media.mime_type.starts_with("image/") {
@@ -250,7 +258,8 @@ pub fn end(question: &Question, stored: &Stored, reply: &Reply, status: &str) ->
     })
 }
 
-/// A reply that did not come to its end: what was said so far, and why.
+/// A reply that did not come to its end: what was said so far, and why. Where nothing is known of what was said, what is
+/// stored stays.
 pub fn fail(
     workspace: pgrx::Uuid,
     reply: pgrx::Uuid,
@@ -265,7 +274,7 @@ pub fn fail(
             &[
                 workspace.into(),
                 reply.into(),
-                text.into(),
+                Some(text).filter(|text| !text.is_empty()).into(),
                 status.into(),
                 error.map(JsonB).into(),
                 tool_calls.map(JsonB).into(),
@@ -305,7 +314,7 @@ pub fn history(workspace: pgrx::Uuid, conversation: pgrx::Uuid, before: pgrx::Uu
         )?;
         let questions: Vec<pgrx::Uuid> =
             rows.iter().filter(|(_, is_question, _)| *is_question).map(|(id, ..)| *id).collect();
-        let mut attached = attached(workspace, &questions)?;
+        let mut attached = attached(workspace, conversation, &questions)?;
         let mut turns: Vec<Turn> = Vec::new();
         for (id, is_question, text) in rows.into_iter().rev() {
             let role = if is_question { Role::User } else { Role::Assistant };

@@ -26,6 +26,9 @@ const OFTEN: Duration = Duration::from_millis(250);
 /// or when so many characters came together.
 const MANY: usize = 200;
 
+/// A reply that was heard whole and cannot be stored is tried again so often, a second apart.
+const MOST_STORES: u32 = 300;
+
 /// What is to be done next with a reply.
 pub enum Next {
     /// Ask the gateway this.
@@ -34,6 +37,18 @@ pub enum Next {
     Fetch(Vec<Errand>),
     /// It is stored; the job is done.
     Done,
+}
+
+/// What came of the end of a turn. The reply takes it once the transaction is committed: one that fails is tried again with
+/// the reply as it was.
+pub enum Ended {
+    /// Whether its value fits has to be asked first.
+    Check(Box<Request>),
+    Heard {
+        turns: Box<Turns>,
+        reservation: Option<Reservation>,
+        next: Next,
+    },
 }
 
 /// Who asked, and what led to it.
@@ -55,6 +70,8 @@ pub struct Replying {
     pub job: Job,
     asker: Asker,
     payload: Value,
+    /// Bytes of attachments: its question's, in base64, and those of earlier ones.
+    weight: usize,
     text: String,
     question: Option<Question>,
     stored: Stored,
@@ -73,6 +90,8 @@ pub struct Replying {
     /// The end of the last turn, while the gateway is asked whether its value fits the schema; and what it said.
     to_check: Option<CallEnd>,
     problems: Option<Vec<Problem>>,
+    /// How often the end of a turn could not be stored.
+    stores: u32,
     /// What of it may be shown, and how many bytes of that are stored.
     shown: String,
     written: usize,
@@ -89,12 +108,16 @@ impl Replying {
         let found = spi::change(
             "select j.principal_role::text, j.principal_claims::text, j.depth, j.run_id, j.payload, q.content, q.id, r.id, \
                r.conversation_id, j.asked_at is not null, \
-               exists (select from helper.workflow_waits w where w.workspace_id = r.workspace_id and w.subject = r.id) \
+               exists (select from helper.workflow_waits w where w.workspace_id = r.workspace_id and w.subject = r.id), \
+               (select least(coalesce(sum(octet_length(a.content)), 0), $3) \
+                from helper.messages m \
+                join helper.message_attachments a on a.workspace_id = m.workspace_id and a.message_id = m.id \
+                where m.workspace_id = r.workspace_id and m.conversation_id = r.conversation_id and m.id < q.id) \
              from helper.jobs j \
              join helper.messages q on q.workspace_id = j.workspace_id and q.id = (j.payload ->> 'question_id')::uuid \
              join helper.messages r on r.workspace_id = j.workspace_id and r.id = (j.payload ->> 'message_id')::uuid \
              where j.workspace_id = $1 and j.id = $2 and r.status in ('pending', 'streaming')",
-            &[job.workspace.into(), job.id.into()],
+            &[job.workspace.into(), job.id.into(), messages::AGAIN.into()],
             |row| {
                 let led = Led { depth: row.get(3)?, run: row.opt(4)? };
                 Ok((
@@ -103,13 +126,15 @@ impl Replying {
                     row.get::<String>(6)?,
                     Stored { question: row.get(7)?, reply: row.get(8)?, conversation: row.get(9)? },
                     (row.get::<bool>(10)?, row.get::<bool>(11)?),
+                    row.opt::<i64>(12)?.unwrap_or_default() as usize,
                 ))
             },
         )?
         .pop();
-        Ok(found.map(|(asker, payload, text, stored, (is_asked, is_once))| Replying {
+        Ok(found.map(|(asker, payload, text, stored, (is_asked, is_once), again)| Replying {
             job,
             asker,
+            weight: again + attached(&payload),
             payload,
             text,
             question: None,
@@ -123,6 +148,7 @@ impl Replying {
             said: Said::default(),
             to_check: None,
             problems: None,
+            stores: 0,
             shown: String::new(),
             written: 0,
             written_at: Instant::now(),
@@ -134,6 +160,11 @@ impl Replying {
     /// The reply's message.
     pub fn message(&self) -> pgrx::Uuid {
         self.stored.reply
+    }
+
+    /// Bytes of attachments that it holds.
+    pub fn weight(&self) -> usize {
+        self.weight
     }
 
     /// Whether anything of the reply was said yet.
@@ -148,6 +179,8 @@ impl Replying {
 
     /// Reads the question again, as the person who asked; inside a transaction.
     pub fn begin(&mut self) -> Result<Next> {
+        // What goes with the question is long, and held once.
+        let options = self.payload.get_mut("options").map(Value::take).filter(Value::is_object);
         let text = |name: &str| self.payload.get(name).and_then(Value::as_str);
         let question = self.asker.does(|| {
             asking::read(Arguments {
@@ -157,7 +190,7 @@ impl Replying {
                 knowledge: self.payload.get("knowledge").and_then(Value::as_bool),
                 model: text("model"),
                 workspace: Some(self.job.workspace),
-                options: self.payload.get("options").filter(|options| options.is_object()).cloned().map(JsonB),
+                options: options.map(JsonB),
             })
         })?;
         let workspace = question.workspace;
@@ -265,15 +298,15 @@ impl Replying {
             Ok(Turns::new(question, prompt))
         })?;
         self.filter = prompting::filter(question, &turns.passages);
+        let (next, reservation) = self.ask(&turns)?;
         self.turns = Some(turns);
-        self.ask()
+        self.reservation = Some(reservation);
+        Ok(next)
     }
 
     /// Asks the model for its next turn, as the person who asked.
-    fn ask(&mut self) -> Result<Next> {
-        let (Some(question), Some(turns)) = (&self.question, &self.turns) else {
-            return Err(Error::bug("a reply has no question"));
-        };
+    fn ask(&self, turns: &Turns) -> Result<(Next, Reservation)> {
+        let Some(question) = &self.question else { return Err(Error::bug("a reply has no question")) };
         let mut chat = turns.chat();
         chat.stream = true;
         let (call, reservation) = self.asker.does(|| {
@@ -281,8 +314,7 @@ impl Replying {
             let who = answering::caller(question, &self.stored);
             calling::prepare(who, "ask", chosen, chat, question.tuning.timeout_ms)
         })?;
-        self.reservation = Some(reservation);
-        Ok(Next::Ask(Box::new(Request::Chat(Box::new(ChatCall { once: self.is_once, ..call })))))
+        Ok((Next::Ask(Box::new(Request::Chat(Box::new(ChatCall { once: self.is_once, ..call })))), reservation))
     }
 
     /// Takes up a reply that has called tools before: the calls that were decided meanwhile, and those that a worker that is
@@ -303,24 +335,25 @@ impl Replying {
         self.filter = prompting::filter(question, &turns.passages);
         self.shown = turns.words();
         self.written = self.shown.len();
+        let (next, reservation) = self.acted(&turns, errands)?;
         self.turns = Some(turns);
-        self.acted(errands)
+        self.reservation = reservation;
+        Ok(next)
     }
 
     /// What is next once calls were begun: the gateway's, an end for now, or the model's next turn.
-    fn acted(&mut self, errands: Vec<Errand>) -> Result<Next> {
-        let (Some(question), Some(turns)) = (&self.question, &self.turns) else {
-            return Err(Error::bug("a reply has no question"));
-        };
+    fn acted(&self, turns: &Turns, errands: Vec<Errand>) -> Result<(Next, Option<Reservation>)> {
+        let Some(question) = &self.question else { return Err(Error::bug("a reply has no question")) };
         if !errands.is_empty() {
-            return Ok(Next::Fetch(errands));
+            return Ok((Next::Fetch(errands), None));
         }
         if !turns.is_awaiting() {
-            return self.ask();
+            let (next, reservation) = self.ask(turns)?;
+            return Ok((next, Some(reservation)));
         }
         let reply = turns.reply(question)?;
         answering::finish(question, &self.stored, turns, &reply)?;
-        Ok(Next::Done)
+        Ok((Next::Done, None))
     }
 
     /// Takes what the gateway said to an errand; inside a transaction.
@@ -354,7 +387,10 @@ impl Replying {
 
     /// All errands are done: what is next; inside a transaction.
     pub fn fetched_all(&mut self) -> Result<Next> {
-        self.acted(Vec::new())
+        let Some(turns) = &self.turns else { return Err(Error::bug("a reply has no question")) };
+        let (next, reservation) = self.acted(turns, Vec::new())?;
+        self.reservation = reservation;
+        Ok(next)
     }
 
     fn settle(&mut self, end: &CallEnd) {
@@ -419,9 +455,9 @@ impl Replying {
         self.written_at = Instant::now();
     }
 
-    /// Takes the end of a turn, inside a transaction: calls the tools that the model called, or stores the whole reply. An
-    /// error is the job's.
-    pub fn ended(&mut self, end: &CallEnd) -> Result<Next> {
+    /// What the end of a turn comes to, inside a transaction: calls the tools that the model called, or stores the whole
+    /// reply. An error is the job's. [`Replying::take`] has it once that is committed.
+    pub fn ended(&mut self, end: &CallEnd) -> Result<Ended> {
         self.settle(end);
         if let Some(error) = &end.error {
             return Err(error.clone());
@@ -458,21 +494,50 @@ impl Replying {
             Ok(None)
         })?;
         if let Some(request) = check {
-            // The same turn is taken again with what came of it.
-            self.to_check = Some(end.clone());
-            return Ok(Next::Ask(Box::new(request)));
+            return Ok(Ended::Check(Box::new(request)));
         }
+        let (next, reservation) = match errands {
+            Some(errands) => self.acted(&turns, errands)?,
+            None => (Next::Done, None),
+        };
         if self.is_asked() {
             self.note_asked(false)?;
-            self.asked = 0;
         }
-        self.turns = Some(turns);
-        let Some(errands) = errands else { return Ok(Next::Done) };
-        if !self.said.text().trim().is_empty() {
-            self.shown.push_str("\n\n");
+        Ok(Ended::Heard { turns: Box::new(turns), reservation, next })
+    }
+
+    /// Takes what the end of a turn came to, which is committed.
+    pub fn take(&mut self, ended: Ended, end: CallEnd) -> Next {
+        match ended {
+            // The same turn is taken again with what comes of it.
+            Ended::Check(request) => {
+                self.to_check = Some(end);
+                Next::Ask(request)
+            }
+            Ended::Heard { turns, reservation, next } => {
+                self.asked = 0;
+                self.stores = 0;
+                self.turns = Some(*turns);
+                self.reservation = reservation;
+                if !self.said.text().trim().is_empty() {
+                    self.shown.push_str("\n\n");
+                }
+                self.said = Said::default();
+                next
+            }
         }
-        self.said = Said::default();
-        self.acted(errands)
+    }
+
+    /// The end of a turn that was heard whole and is not stored, where the gateway that was asked whether its value fits is
+    /// gone.
+    pub fn unchecked(&mut self) -> Option<CallEnd> {
+        self.to_check.take()
+    }
+
+    /// Whether it is tried once more to store what was heard.
+    pub fn stores_again(&mut self) -> bool {
+        self.stores += 1;
+        self.stores <= MOST_STORES
     }
 
     /// Takes what is wrong with the value that it came to; the end of its turn is to be taken again.
@@ -531,6 +596,14 @@ impl Replying {
     pub fn not_asked(&mut self) {
         self.asked = self.asked.saturating_sub(1);
     }
+}
+
+/// Bytes of what goes with a question, as it was given.
+fn attached(payload: &Value) -> usize {
+    let attachments = payload.pointer("/options/attachments").and_then(Value::as_array);
+    let data =
+        attachments.into_iter().flatten().filter_map(|attachment| attachment.get("data").and_then(Value::as_str));
+    data.map(str::len).sum()
 }
 
 /// `helper.ask_async`.

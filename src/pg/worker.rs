@@ -10,10 +10,10 @@ mod sent;
 mod tidying;
 mod whatsapp;
 
-use replies::Fetching;
+use replies::{Fetching, Unstored};
 
 use crate::core::error::{Error, Kind, Result};
-use crate::core::wire::{CallEnd, Frame, Request, ToolReply};
+use crate::core::wire::{Frame, Request, ToolReply};
 use crate::pg::acting::Errand;
 use crate::pg::gateway::Link;
 use crate::pg::indexing::{self, Indexing};
@@ -64,7 +64,7 @@ struct Worker {
     /// Those that runners make, by the call.
     with_runners: HashMap<pgrx::Uuid, (pgrx::Uuid, Errand)>,
     /// Replies that are whole but could not be stored, because of a lock say.
-    unstored: Vec<(Box<Replying>, CallEnd)>,
+    unstored: Vec<Unstored>,
     /// Calls of HTTP tools that were sent.
     calls: HashMap<u32, Sent>,
     /// Calls whose answer is here but could not be stored.
@@ -389,6 +389,7 @@ impl Worker {
         self.link = None;
         self.ledger = 0;
         for (_, reply) in std::mem::take(&mut self.replies) {
+            let Some(reply) = self.keep_unchecked(reply) else { continue };
             if reply.has_begun() && !reply.is_asked() {
                 let error = Error::not_ready("the helper_ai gateway went away during the reply").hint("Ask again.");
                 self.reply_failed(&reply, &error);

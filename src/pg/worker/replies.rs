@@ -5,11 +5,17 @@ use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{self, CallEnd, Frame, Item, Reply, Tag, ToolReply};
 use crate::pg::acting::Errand;
 use crate::pg::jobs::{self, MOST_ATTEMPTS, Wanted, claim, requeue};
-use crate::pg::replying::{Next, Replying};
+use crate::pg::replying::{Ended, Next, Replying};
 use crate::pg::session::durable;
 use crate::pg::transaction::{bare_transaction, lasting_transaction, transaction};
 use crate::pg::{calling, owner, settings, spi};
 use std::time::{Duration, Instant};
+
+/// Bytes of attachments of the replies under way from which on no more are claimed.
+const ATTACHED: usize = 128 * 1024 * 1024;
+
+/// Replies that are claimed at once while none under way has attachments; then it is one.
+const FEW: usize = 8;
 
 /// A reply that waits for calls of tools that the gateway or runners make.
 pub(super) struct Fetching {
@@ -18,17 +24,23 @@ pub(super) struct Fetching {
     left: usize,
 }
 
+/// A turn that was heard whole and could not be stored, because of a lock say.
+pub(super) struct Unstored {
+    pub(super) reply: Box<Replying>,
+    end: CallEnd,
+    /// When it is tried again.
+    at: Instant,
+}
+
 impl Worker {
     pub(super) fn claim_replies(&mut self) {
         while self.connected() {
-            let room =
-                (settings::REPLY_CONCURRENCY.get() as usize).saturating_sub(self.replies.len() + self.fetching.len());
+            let room = self.room_for_replies();
             if room == 0 {
                 return;
             }
             let after = self.reply_turn;
-            let wanted =
-                Wanted { kind: "reply", after, workspaces: room.min(64), share: 1, without: &[], runner: None };
+            let wanted = Wanted { kind: "reply", after, workspaces: room, share: 1, without: &[], runner: None };
             let jobs = transaction(|| claim(&wanted));
             let Some(jobs) = self.note(jobs).filter(|jobs| !jobs.is_empty()) else { return };
             for job in jobs {
@@ -53,6 +65,20 @@ impl Worker {
         }
     }
 
+    /// How many replies may be claimed at once. What goes with one is known once it is claimed, so that they are few.
+    fn room_for_replies(&self) -> usize {
+        let unstored = self.unstored.iter().map(|unstored| &unstored.reply);
+        let fetching = self.fetching.values().map(|fetching| &fetching.reply);
+        let weights = self.replies.values().chain(fetching).chain(unstored).map(|reply| reply.weight());
+        let (count, bytes) = weights.fold((0, 0), |(count, bytes), weight| (count + 1, bytes + weight));
+        let at_once = match bytes {
+            0 => FEW,
+            1..ATTACHED => 1,
+            _ => 0,
+        };
+        (settings::REPLY_CONCURRENCY.get() as usize).saturating_sub(count).min(at_once)
+    }
+
     pub(super) fn reply_on(&mut self, mut reply: Box<Replying>, next: Result<Next>) {
         match next {
             Ok(Next::Ask(request)) => {
@@ -74,7 +100,9 @@ impl Worker {
                         if is_noted {
                             reply.not_asked();
                         }
-                        self.reply_again(&reply, 0.0);
+                        if let Some(reply) = self.keep_unchecked(reply) {
+                            self.reply_again(&reply, 0.0);
+                        }
                         self.lost();
                     }
                     Err(error) => self.reply_failed(&reply, &error),
@@ -86,7 +114,9 @@ impl Worker {
                 if error.kind == Kind::NotReady && is_transient(&error) && reply.job.attempts < MOST_ATTEMPTS =>
             {
                 self.note::<()>(Err(error));
-                self.reply_again(&reply, 1.0);
+                if let Some(reply) = self.keep_unchecked(reply) {
+                    self.reply_again(&reply, 1.0);
+                }
             }
             Err(error) => self.reply_failed(&reply, &error),
         }
@@ -293,28 +323,53 @@ impl Worker {
     pub(super) fn reply_ended(&mut self, mut reply: Box<Replying>, end: CallEnd) {
         let stored = bare_transaction(|| {
             durable();
-            let next = reply.ended(&end)?;
-            if matches!(next, Next::Done) {
+            let ended = reply.ended(&end)?;
+            if matches!(ended, Ended::Heard { next: Next::Done, .. }) {
                 owner::as_owner(|| jobs::end(&reply.job, "succeeded", None))?;
             }
-            Ok(next)
+            Ok(ended)
         });
         match stored {
-            Ok(Next::Done) => {}
-            Ok(next) => self.reply_on(reply, Ok(next)),
-            Err(error) if end.error.is_none() && error.kind == Kind::NotReady => {
+            Ok(ended) => match reply.take(ended, end) {
+                Next::Done => {}
+                next => self.reply_on(reply, Ok(next)),
+            },
+            Err(error) if end.error.is_none() && error.kind == Kind::NotReady && reply.stores_again() => {
                 self.note::<()>(Err(error));
-                self.unstored.push((reply, end));
-                self.next_look = self.next_look.min(Instant::now() + Duration::from_secs(1));
+                self.keep_unstored(reply, end);
             }
             Err(error) if reply.is_once() && end.lost => self.reply_lost(&reply, &error),
             Err(error) => self.reply_failed(&reply, &error),
         }
     }
 
+    /// Keeps the end of a turn that was heard whole, to be taken again in a second.
+    fn keep_unstored(&mut self, reply: Box<Replying>, end: CallEnd) {
+        let at = Instant::now() + Duration::from_secs(1);
+        self.next_look = self.next_look.min(at);
+        self.unstored.push(Unstored { reply, end, at });
+    }
+
+    /// Keeps it where the gateway did not say whether the value fits; gives back any other reply.
+    pub(super) fn keep_unchecked(&mut self, mut reply: Box<Replying>) -> Option<Box<Replying>> {
+        let Some(end) = reply.unchecked() else { return Some(reply) };
+        if reply.stores_again() {
+            self.keep_unstored(reply, end);
+        } else {
+            let error = Error::not_ready("nobody could tell whether the value fits its schema").hint("Ask again.");
+            self.reply_failed(&reply, &error);
+        }
+        None
+    }
+
     pub(super) fn store_again(&mut self) {
-        for (reply, end) in std::mem::take(&mut self.unstored) {
+        let now = Instant::now();
+        let due: Vec<Unstored> = self.unstored.extract_if(.., |unstored| unstored.at <= now).collect();
+        for Unstored { reply, end, .. } in due {
             self.reply_ended(reply, end);
+        }
+        if let Some(at) = self.unstored.iter().map(|unstored| unstored.at).min() {
+            self.next_look = self.next_look.min(at);
         }
     }
 
@@ -344,8 +399,17 @@ impl Worker {
             reply.lose(error)?;
             jobs::end(&reply.job, "failed", Some(error))
         });
-        if self.note(failed).is_none() {
-            self.owed.push(reply.job.clone());
+        self.reply_ends(reply, failed, error);
+    }
+
+    /// An end that cannot be stored is tried again with the job. Where what forbids it does not pass, the job ends alone
+    /// after a few times.
+    fn reply_ends(&mut self, reply: &Replying, failed: Result<()>, error: &Error) {
+        let passes = failed.as_ref().err().is_none_or(|error| error.kind == Kind::NotReady);
+        match self.note(failed) {
+            Some(()) => {}
+            None if passes || reply.job.attempts < MOST_ATTEMPTS => self.owed.push(reply.job.clone()),
+            None => self.finish(&reply.job, "failed", Some(error)),
         }
     }
 
@@ -359,9 +423,7 @@ impl Worker {
             reply.fail(message, Some(error))?;
             jobs::end(&reply.job, job, Some(error))
         });
-        if self.note(failed).is_none() {
-            self.owed.push(reply.job.clone());
-        }
+        self.reply_ends(reply, failed, error);
     }
 
     /// Writes what has come of all replies that are due, in one transaction.

@@ -110,7 +110,7 @@ impl Worker {
         let documents = self.tasks.values().flat_map(Indexing::jobs);
         let reembeds = self.reembeds.values().map(|reembed| &reembed.job);
         let replies = self.replies.values().map(|reply| &reply.job);
-        let unstored = self.unstored.iter().map(|(reply, _)| &reply.job);
+        let unstored = self.unstored.iter().map(|unstored| &unstored.reply.job);
         let fetching = self.fetching.values().map(|fetching| &fetching.reply.job);
         let calls = self.calls.values().chain(self.unstored_calls.iter().map(|(sent, _)| sent)).map(|sent| &sent.job);
         let jobs =
