@@ -130,7 +130,18 @@ begin
     update helper.workflow_runs r
     set key = null, holds = r.key, in_workspace = 'waits'
     where r.workspace_id = workspace and r.id = run;
-    return 'infinity';
+    -- A turn may be lost, as nobody who passes one on waits: the first of the line look again soon, those behind seldom.
+    return clock_timestamp() + interval '5 s' * (
+      select count(*)
+      from helper.workflow_runs r
+      join (
+        select f.priority, f.id
+        from helper.workflow_runs f
+        where f.workspace_id = workspace and f.in_workspace = 'waits'
+        order by f.workspace_id, f.in_workspace, f.priority desc, f.id
+        limit 100
+      ) f on f.priority > r.priority or f.priority = r.priority and f.id <= r.id
+      where r.workspace_id = workspace and r.id = run);
   end if;
   update helper.workflow_runs r
   set started_at = clock_timestamp(), key = null, holds = r.key, admitted_at = case when rate is not null then clock_timestamp() end,
@@ -140,7 +151,7 @@ begin
 end
 $$;
 comment on function helper._admit_run(uuid, uuid, uuid, text, integer, integer, interval, integer) is
-  'Lets a run begin (null), or says when it may: infinity when another of its key, or of its workspace, has ended';
+  'Lets a run begin (null), or says when it is looked at again: infinity when another of its key has ended; one that waits for others of its workspace is looked at sooner as they end';
 create index workflow_runs_key_idx on helper.workflow_runs (workflow_id, key, priority desc, id) where key is not null;
 create index workflow_runs_holds_idx on helper.workflow_runs (workflow_id, holds) where holds is not null;
 create index workflow_runs_in_workspace_idx on helper.workflow_runs (workspace_id, in_workspace, priority desc, id) where in_workspace is not null;
@@ -232,7 +243,7 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
   where q.ctid = any (array(
     select p.ctid
     from helper.workflow_runs r
-    join helper.workflow_queue p on p.workspace_id = r.workspace_id and p.run_id = r.id and p.run_at = 'infinity'
+    join helper.workflow_queue p on p.workspace_id = r.workspace_id and p.run_id = r.id and not p.is_due
     where r.workspace_id = workspace and r.in_workspace = 'waits'
     order by r.workspace_id, r.in_workspace, r.priority desc, r.id
     limit most
@@ -240,39 +251,46 @@ language sql volatile set search_path = pg_catalog, pg_temp as $$
 $$;
 comment on function helper._next_of_workspace(uuid, bigint) is 'Has the runs looked at that waited the longest for others of their workspace to end';
 
--- However a run ends, and whoever ends it; where there is no limit, it is not called.
+-- However a run ends, and whoever ends it. Where there is no limit, it is called for those alone that are gone on with and do
+-- not end: one that a runner had when the limit was set is counted then.
 create function helper._leave_workspace() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  v_in text;
 begin
   if tg_op = 'UPDATE' then
-    update helper.workflow_runs r
-    set in_workspace = case
-      when new.finished_at is null and new.trigger ->> 'kind' <> 'workflow'
+    v_in := case
+      when new.finished_at is null and new.started_at is not null and new.trigger ->> 'kind' <> 'workflow'
         and exists (select from helper.workflow_limits l where l.workspace_id = new.workspace_id) then 'counts'
-    end
-    where r.workspace_id = new.workspace_id and r.id = new.id;
+    end;
+    if v_in is distinct from new.in_workspace then
+      update helper.workflow_runs r
+      set in_workspace = v_in
+      where r.workspace_id = new.workspace_id and r.id = new.id;
+    end if;
   end if;
-  if old.in_workspace = 'counts' then
-    -- Who is told just now to wait for this is seen to wait.
-    perform from helper.workflow_limits l where l.workspace_id = old.workspace_id for no key update;
+  -- One that waits may have been given the turn already.
+  if old.in_workspace is not null then
+    -- Who is told just now to wait for this is seen to wait, unless somebody else has the limit: a runner waits for nobody.
+    perform from helper.workflow_limits l where l.workspace_id = old.workspace_id for no key update skip locked;
     perform helper._next_of_workspace(old.workspace_id);
   end if;
   return null;
 end
 $$;
 comment on function helper._leave_workspace() is
-  'Has a run that ended count no more for its workspace''s limit, and another have its turn; one that is tried again counts again';
+  'Has a run that ended, or is paused before it began, count no more for its workspace''s limit, and another have its turn; one that goes on counts';
 create trigger workflow_runs_leave_workspace after update of status on helper.workflow_runs
   for each row
-  when (new.finished_at is not null and new.in_workspace is not null
-    or new.finished_at is null and old.finished_at is not null and new.started_at is not null)
+  when (new.in_workspace is not null and (new.finished_at is not null or new.in_workspace = 'waits' and new.status = 'paused')
+    or new.in_workspace is null and new.finished_at is null and old.started_at is not null and new.started_at is not null)
   execute function helper._leave_workspace();
 create trigger workflow_runs_leave_workspace_deleted after delete on helper.workflow_runs
-  for each row when (old.in_workspace = 'counts')
+  for each row when (old.in_workspace is not null)
   execute function helper._leave_workspace();
 -- Where it is no runner that makes room, one has to be told.
 create trigger workflow_runs_wake_deleted after delete on helper.workflow_runs
-  for each row when (old.in_workspace = 'counts')
+  for each row when (old.in_workspace is not null)
   execute function helper._wake_runner();
 create trigger workflow_limits_wake after insert or update or delete on helper.workflow_limits
   for each statement execute function helper._wake_runner();
@@ -290,16 +308,25 @@ begin
     perform helper._next_of_workspace(v_workspace, null);
     update helper.workflow_runs r
     set in_workspace = null
-    where r.workspace_id = v_workspace and r.in_workspace is not null;
+    where r.ctid = any (array(
+      select f.ctid
+      from helper.workflow_runs f
+      where f.workspace_id = v_workspace and f.in_workspace is not null
+      for no key update skip locked));
   else
     insert into helper.workflow_limits as l (workspace_id, runs, set_by)
     values (v_workspace, set_workflow_limit.runs, helper.current_user_id())
     on conflict (workspace_id) do update
     set runs = excluded.runs, set_by = excluded.set_by, set_at = clock_timestamp();
+    -- Those that a runner has are counted as it leaves them, or when they are gone on with next.
     update helper.workflow_runs r
     set in_workspace = 'counts'
-    where r.workspace_id = v_workspace and r.started_at is not null and r.finished_at is null and r.trigger ->> 'kind' <> 'workflow'
-      and r.in_workspace is distinct from 'counts';
+    where r.ctid = any (array(
+      select f.ctid
+      from helper.workflow_runs f
+      where f.workspace_id = v_workspace and f.started_at is not null and f.finished_at is null and f.trigger ->> 'kind' <> 'workflow'
+        and f.in_workspace is distinct from 'counts'
+      for no key update skip locked));
     -- So many as there is room for now: of more, another than the first may begin.
     perform helper._next_of_workspace(v_workspace, greatest(runs - (
       select count(*) from helper.workflow_runs r where r.workspace_id = v_workspace and r.in_workspace = 'counts'), 0));

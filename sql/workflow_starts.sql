@@ -14,11 +14,36 @@ begin
     and s.workflow_id = workflow.id
     and s.cron = regexp_replace(btrim(start ->> 'cron'), '\s+', ' ', 'g')
     and s.time_zone = start ->> 'time_zone';
+  if v_schedule is not null and v_schedule is distinct from workflow.start_id then
+    raise exception using errcode = '42710',
+      message = format('workflow "%s" is started at "%s" %s already', workflow.name, start ->> 'cron', start ->> 'time_zone'),
+      hint = 'Remove that schedule with helper.unschedule_workflow, or have the definition say nothing of its start.';
+  end if;
   return coalesce(v_schedule,
     helper.schedule_workflow(workflow.name, start ->> 'cron', start ->> 'time_zone', '{}', workflow.workspace_id));
 end
 $$;
-comment on function helper._schedule_as_defined(helper.workflows, jsonb) is 'The schedule that a definition speaks of';
+comment on function helper._schedule_as_defined(helper.workflows, jsonb) is
+  'The schedule that a definition speaks of; one that somebody made by hand is not taken for it. Errors: 22023, 42501, 42710';
+
+create function helper._event_as_defined(workflow helper.workflows, start jsonb) returns uuid
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  if exists (
+    select
+    from helper.workflow_event_triggers t
+    where t.workspace_id = workflow.workspace_id and t.workflow_id = workflow.id and t.event = start ->> 'event'
+      and t.id is distinct from workflow.start_id)
+  then
+    raise exception using errcode = '42710',
+      message = format('workflow "%s" is started by event "%s" already', workflow.name, start ->> 'event'),
+      hint = 'Remove that trigger with helper.remove_trigger, or have the definition say nothing of its start.';
+  end if;
+  return helper.on_event(workflow.name, start ->> 'event', start ->> 'condition', workflow.workspace_id);
+end
+$$;
+comment on function helper._event_as_defined(helper.workflows, jsonb) is
+  'The event that a definition speaks of, with its condition; a trigger that somebody made by hand is not taken for it. Errors: 22023, 42501, 42710';
 
 create function helper._webhook_as_defined(workflow helper.workflows, secret text) returns uuid
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
@@ -68,7 +93,7 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
   v_start constant uuid := case start ->> 'type'
     when 'schedule' then helper._schedule_as_defined(workflow, start)
-    when 'event' then helper.on_event(workflow.name, start ->> 'event', start ->> 'condition', workflow.workspace_id)
+    when 'event' then helper._event_as_defined(workflow, start)
     when 'webhook' then helper._webhook_as_defined(workflow, start ->> 'secret')
   end;
 begin

@@ -342,6 +342,34 @@ async fn a_webhook_of_a_definition_has_its_secret_and_nothing_else_holds_it() {
     assert_eq!(send(&cluster, Kind::Standard, &endpoint, &standard, "{}").await, Err("42501".to_owned()));
 }
 
+#[tokio::test]
+async fn what_somebody_set_up_by_hand_is_not_taken_for_a_definitions_start() {
+    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    let definition = |kind: &str, config: Value| {
+        let steps = json!([{ "step": 1, "function": "write_line", "params": { "what": "one" } }]);
+        json!({ "trigger_type": kind, "trigger_config": config, "steps": steps })
+    };
+    create(&ann, "w", definition("manual", json!({}))).await;
+    ann.run(
+        "select helper.on_event('w', 'told', '@.payload.n > 1'); select helper.schedule_workflow('w', '0 9 * * *')",
+    )
+    .await;
+    let by_hand = json!(["w 0 9 * * * UTC", "w told @.payload.n > 1"]);
+    for (kind, config) in
+        [("event", json!({ "event_type": "told" })), ("schedule", json!({ "cron": "0 9  * * *", "timezone": "UTC" }))]
+    {
+        let sql = format!("select helper.create_workflow('w', $d${}$d$)", definition(kind, config));
+        assert_eq!(ann.error(&sql).await.code().code(), "42710", "{kind}");
+        assert_eq!(starts(&admin).await, by_hand);
+    }
+    // Others beside it are the definition's own, and only they go.
+    create(&ann, "w", definition("event", json!({ "event_type": "heard" }))).await;
+    create(&ann, "w", definition("event", json!({ "event_type": "heard" }))).await;
+    create(&ann, "w", definition("schedule", json!({ "cron": "0 10 * * *", "timezone": "UTC" }))).await;
+    create(&ann, "w", definition("manual", json!({}))).await;
+    assert_eq!(starts(&admin).await, by_hand);
+}
+
 // Limits
 
 #[tokio::test]
@@ -366,7 +394,8 @@ async fn so_many_runs_of_a_workspace_go_on_at_once_and_the_most_urgent_begins_ne
     reached(&ann, &second, &["waiting"]).await;
     let in_line = async |run: &str| {
         until("a run to wait for its turn", async || {
-            let sql = "select from helper.workflow_queue q where q.run_id = $1::text::uuid and q.run_at = 'infinity'";
+            let sql = "select from helper.workflow_runs r join helper.workflow_queue q on q.run_id = r.id and not q.is_due \
+                where r.id = $1::text::uuid and (r.in_workspace = 'waits' or q.run_at = 'infinity')";
             admin.query_opt(sql, &[&run]).await.unwrap()
         })
         .await;
@@ -461,6 +490,82 @@ async fn a_workspaces_limit_is_never_passed_while_runs_come_fail_and_are_tried_a
     .await;
     let left = "select count(*) from helper.workflow_runs r where r.in_workspace is not null or r.holds is not null or r.key is not null";
     assert_eq!(admin.one::<i64>(left, &[]).await, 0);
+}
+
+/// Has a run be seen to wait for others of its workspace.
+async fn waits_for_its_workspace(admin: &Session, run: &str) {
+    until("a run to wait for its workspace", async || {
+        let sql = "select from helper.workflow_runs r join helper.workflow_queue q on q.run_id = r.id and not q.is_due \
+            where r.id = $1::text::uuid and r.in_workspace = 'waits'";
+        admin.query_opt(sql, &[&run]).await.unwrap()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_sets_a_limit_and_stays_in_the_transaction_keeps_no_runner_waiting() {
+    let Shop { cluster, admin, ann, .. } = shop().await;
+    let hold = |name: &str| json!({ "name": name, "type": "wait", "event": name, "match": { "run": "{{ run.id }}" } });
+    create(&ann, "plain", json!({ "steps": [hold("one"), hold("two")] })).await;
+    let emit = async |event: &str, run: &str| {
+        ann.run(&format!("select helper.emit_event('{event}', '{{\"run\": \"{run}\"}}')")).await;
+    };
+    let first = run(&ann, "plain", json!({})).await;
+    reached(&ann, &first, &["waiting"]).await;
+    // Nor does he wait for one who has a run: it is counted as it is gone on with.
+    let other = cluster.admin().await;
+    other.run("begin; select from helper.workflow_runs for no key update").await;
+    ann.run("set lock_timeout = '1 s'; select helper.set_workflow_limit(1)").await;
+    other.run("rollback").await;
+    let counted = "select count(*) from helper.workflow_runs r where r.in_workspace = 'counts'";
+    assert_eq!(admin.one::<i64>(counted, &[]).await, 0);
+    emit("one", &first).await;
+    until("the run to be counted", async || (admin.one::<i64>(counted, &[]).await == 1).then_some(())).await;
+    let second = run(&ann, "plain", json!({})).await;
+    waits_for_its_workspace(&admin, &second).await;
+    let setting = cluster.user(ANN).await;
+    setting.run("begin; select helper.set_workflow_limit(2); select helper.set_workflow_limit(1)").await;
+    emit("two", &first).await;
+    assert_eq!(ended(&ann, &first).await["status"], "succeeded");
+    setting.run("commit").await;
+    reached(&ann, &second, &["waiting"]).await;
+    // A turn that nobody passed on is found.
+    let third = run(&ann, "plain", json!({})).await;
+    waits_for_its_workspace(&admin, &third).await;
+    admin.run("update helper.workflow_runs set in_workspace = null where in_workspace = 'counts'").await;
+    reached(&ann, &third, &["waiting"]).await;
+}
+
+#[tokio::test]
+async fn a_run_that_was_given_the_turn_and_does_not_begin_passes_it_on() {
+    let Shop { cluster, admin, ann, .. } = shop().await;
+    let step = json!([{ "name": "hold", "type": "wait", "event": "go", "match": { "run": "{{ run.id }}" } }]);
+    create(&ann, "plain", json!({ "steps": step })).await;
+    create(&ann, "other", json!({ "steps": step })).await;
+    ann.run("select helper.set_workflow_limit(1)").await;
+    let mut going = run(&ann, "plain", json!({})).await;
+    reached(&ann, &going, &["waiting"]).await;
+    let gate = cluster.admin().await;
+    for (what, state) in [("cancel_run", "cancelled"), ("pause_run", "paused")] {
+        let (given, next) = (run(&ann, "plain", json!({})).await, run(&ann, "other", json!({})).await);
+        waits_for_its_workspace(&admin, &given).await;
+        waits_for_its_workspace(&admin, &next).await;
+        // It does not look again by itself.
+        let never = format!("update helper.workflow_queue set run_at = 'infinity' where run_id = '{next}'");
+        admin.run(&never).await;
+        gate.run(&format!("begin; select from helper.workflow_runs where id = '{given}' for no key update")).await;
+        ann.run(&format!("select helper.emit_event('go', '{{\"run\": \"{going}\"}}')")).await;
+        until("it to have the turn", async || {
+            let sql = "select from helper.workflow_queue q where q.run_id = $1::text::uuid and q.is_due";
+            admin.query_opt(sql, &[&given]).await.unwrap()
+        })
+        .await;
+        ann.run(&format!("select helper.{what}('{given}')")).await;
+        gate.run("commit").await;
+        reached(&ann, &given, &[state]).await;
+        reached(&ann, &next, &["waiting"]).await;
+        going = next;
+    }
 }
 
 #[tokio::test]
