@@ -6,11 +6,13 @@
 mod cluster;
 mod place;
 mod provider;
+mod runs;
 
 use cluster::{Cluster, Session, until};
 use helper_ai::core::signature::{self, Kind};
 use place::{ANN, BEA, Place};
 use provider::Answer;
+use runs::{create, ended, let_a_month_pass, lines, reached, receive, run, step};
 use serde_json::{Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -50,27 +52,6 @@ async fn shop() -> Shop {
     Shop { cluster, admin, ann, bea, workspace }
 }
 
-async fn create(session: &Session, name: &str, definition: Value) {
-    session.one::<String>("select helper.create_workflow($1, $2)::text", &[&name, &definition]).await;
-}
-
-async fn run(session: &Session, name: &str, input: Value) -> String {
-    session.one("select helper.run_workflow($1, $2)::text", &[&name, &input]).await
-}
-
-/// A run in one of some states.
-async fn reached(session: &Session, run: &str, states: &[&str]) -> Value {
-    until(&format!("a run to be {states:?}"), async || {
-        let told: Value = session.one("select helper.run_status($1::text::uuid)", &[&run]).await;
-        states.contains(&told["status"].as_str().unwrap()).then_some(told)
-    })
-    .await
-}
-
-async fn ended(session: &Session, run: &str) -> Value {
-    reached(session, run, &["succeeded", "failed", "cancelled", "timed_out"]).await
-}
-
 /// The only run of a workflow, once it has ended or waits.
 async fn only_run(session: &Session, workflow: &str, states: &[&str]) -> Value {
     let id = until(&format!("a run of {workflow}"), async || {
@@ -81,43 +62,8 @@ async fn only_run(session: &Session, workflow: &str, states: &[&str]) -> Value {
     reached(session, &id, states).await
 }
 
-fn step<'a>(told: &'a Value, name: &str) -> &'a Value {
-    told["steps"].as_array().unwrap().iter().find(|step| step["step"] == name && step["item"].is_null()).unwrap()
-}
-
 fn write(name: &str, what: &str) -> Value {
     json!({ "name": name, "type": "tool", "tool": "write_line", "arguments": { "what": what } })
-}
-
-async fn lines(admin: &Session, what: &str) -> i64 {
-    admin.one("select count(*) from public.ledger where what = $1", &[&what]).await
-}
-
-/// Has every schedule be due, as if the server had been down for a month.
-async fn let_a_month_pass(admin: &Session) {
-    admin
-        .run(
-            "update helper.workflow_schedules set done_through = now() - interval '31 days', look_at = now(); \
-             select helper._fire_schedules(now())",
-        )
-        .await;
-}
-
-/// A contact writes.
-async fn receive(admin: &Session, workspace: &str, texts: &[&str]) {
-    admin
-        .run(&format!("select helper.set_whatsapp_number('{workspace}', '101', '+62 812 0000 0001', '901', 'ID')"))
-        .await;
-    for (n, text) in texts.iter().enumerate() {
-        let phone = format!("62812555500{n}0");
-        let told = json!({ "object": "whatsapp_business_account", "entry": [{ "id": "901", "changes": [{ "field": "messages",
-            "value": {
-                "metadata": { "phone_number_id": "101" },
-                "contacts": [{ "wa_id": phone, "profile": { "name": "Ani" } }],
-                "messages": [{ "from": phone, "id": format!("wamid.in{n}"), "timestamp": "1790000000", "type": "text",
-                    "text": { "body": text } }] } }] }] });
-        admin.one::<Value>("select helper.whatsapp_status($1)", &[&told]).await;
-    }
 }
 
 /// Sends a signed request as a stranger.

@@ -6,10 +6,12 @@
 mod cluster;
 mod place;
 mod provider;
+mod runs;
 
 use cluster::{Cluster, Session, signal, until};
 use place::{ANN, BEA, Place};
 use provider::{Answer, Say};
+use runs::{create, ended, reached, run, status, step, waiting_call};
 use serde_json::{Value, json};
 
 /// What is told by tools: an event that starts the workflow again which called them.
@@ -22,34 +24,6 @@ select helper.register_function('tell_approved', 'tell', 'Tells', '{\"approver_r
 select helper.register_function('end_runner', 'end_runner', 'Ends', '{\"requires_confirmation\": false}');
 ";
 
-async fn create(session: &Session, name: &str, definition: Value) {
-    session.one::<String>("select helper.create_workflow($1, $2)::text", &[&name, &definition]).await;
-}
-
-async fn run(session: &Session, name: &str) -> String {
-    session.one("select helper.run_workflow($1)::text", &[&name]).await
-}
-
-async fn status(session: &Session, run: &str) -> Value {
-    session.one("select helper.run_status($1::text::uuid)", &[&run]).await
-}
-
-async fn reached(session: &Session, run: &str, states: &[&str]) -> Value {
-    until(&format!("a run to be {states:?}"), async || {
-        let told = status(session, run).await;
-        states.contains(&told["status"].as_str().unwrap()).then_some(told)
-    })
-    .await
-}
-
-async fn ended(session: &Session, run: &str) -> Value {
-    reached(session, run, &["succeeded", "failed", "cancelled", "timed_out"]).await
-}
-
-fn step<'a>(told: &'a Value, name: &str) -> &'a Value {
-    told["steps"].as_array().unwrap().iter().find(|step| step["step"] == name && step["item"].is_null()).unwrap()
-}
-
 fn states(told: &Value, name: &str) -> (String, String) {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     (text(&told["status"]), text(&step(told, name)["status"]))
@@ -57,14 +31,6 @@ fn states(told: &Value, name: &str) -> (String, String) {
 
 fn both(run: &str, step: &str) -> (String, String) {
     (run.to_owned(), step.to_owned())
-}
-
-async fn waiting_call(session: &Session) -> String {
-    until("a call to await its approval", async || {
-        let sql = "select id::text from helper.function_calls where status = 'awaiting_confirmation' order by id desc limit 1";
-        session.query_opt(sql, &[]).await.unwrap().map(|row| row.get(0))
-    })
-    .await
 }
 
 async fn call_status(admin: &Session, call: &str) -> String {
@@ -108,7 +74,7 @@ async fn an_approval_that_was_given_in_time_counts_however_late_it_is_heard() {
     let approval =
         json!({ "name": "approve", "type": "approval", "title": "Now?", "approver_role": "admin", "lapse": "5 s" });
     create(&ann, "careful", json!({ "steps": [approval] })).await;
-    let id = run(&ann, "careful").await;
+    let id = run(&ann, "careful", json!({})).await;
     let call = waiting_call(&ann).await;
     assert_eq!(ann.error(&format!("select helper.confirm('{call}')")).await.code().code(), "42501");
     runners(&admin, 0).await;
@@ -129,7 +95,7 @@ async fn a_decision_wakes_its_run_in_its_own_transaction() {
     let Shop { cluster: _cluster, admin, ann, bea } = shop().await;
     let approval = json!({ "name": "approve", "type": "approval", "title": "Now?", "approver_role": "admin" });
     create(&ann, "careful", json!({ "steps": [approval] })).await;
-    let id = run(&ann, "careful").await;
+    let id = run(&ann, "careful", json!({})).await;
     let call = waiting_call(&ann).await;
     reached(&ann, &id, &["waiting"]).await;
     runners(&admin, 0).await;
@@ -174,7 +140,7 @@ async fn what_a_step_has_done_later_is_as_deep_as_its_run() {
     // In the session of who confirms it, and by a runner for somebody else.
     for (name, approver) in [("tell_confirmed", &ann), ("tell_approved", &bea)] {
         create(&ann, name, tool(name)).await;
-        let id = run(&ann, name).await;
+        let id = run(&ann, name, json!({})).await;
         let call = waiting_call(&ann).await;
         approver.run(&format!("select helper.confirm('{call}')")).await;
         assert_eq!(ended(&ann, &id).await["status"], "succeeded");
@@ -187,7 +153,7 @@ async fn what_a_step_has_done_later_is_as_deep_as_its_run() {
     server.next(Answer::Say(Say { tools: vec![("tell".into(), "{}".into())], ..Say::default() }));
     let ask = json!({ "name": "ask", "type": "ask", "question": "Tell them.", "knowledge": false, "options": { "tools": ["tell"] } });
     create(&ann, "asks", json!({ "steps": [ask] })).await;
-    let id = run(&ann, "asks").await;
+    let id = run(&ann, "asks", json!({})).await;
     let told = ended(&ann, &id).await;
     assert_eq!(told["status"], "succeeded", "{told:#}");
     assert_eq!(led(&admin, &id).await.0, 1);
@@ -215,7 +181,7 @@ async fn a_workflow_that_calls_itself_by_confirmed_tools_or_replays_comes_to_an_
     let tell = json!({ "name": "tell", "type": "tool", "tool": "tell_confirmed", "arguments": {} });
     create(&ann, "loop", json!({ "steps": [tell] })).await;
     ann.run("select helper.on_event('loop', 'told')").await;
-    run(&ann, "loop").await;
+    run(&ann, "loop", json!({})).await;
     let failed = "select r.error ->> 'sqlstate' from helper.workflow_runs r where r.status = 'failed'";
     let sqlstate: String = until("the last run to fail", async || {
         let call = "select id::text from helper.function_calls where status = 'awaiting_confirmation'";
@@ -233,9 +199,9 @@ async fn a_workflow_that_calls_itself_by_confirmed_tools_or_replays_comes_to_an_
     let replay = json!({ "name": "replay", "type": "sql",
         "sql": "select helper.replay_run(r.id) from helper.workflow_runs r where r.finished_at is not null order by r.id limit 1" });
     create(&ann, "again", json!({ "steps": [replay] })).await;
-    let first = run(&ann, "again").await;
+    let first = run(&ann, "again", json!({})).await;
     assert_eq!(ended(&ann, &first).await["status"], "succeeded");
-    let second = run(&ann, "again").await;
+    let second = run(&ann, "again", json!({})).await;
     assert_eq!(ended(&ann, &second).await["status"], "succeeded");
     let sqlstate: String =
         until("the last replay to fail", async || admin.query_opt(failed, &[]).await.unwrap().map(|row| row.get(0)))
@@ -272,7 +238,7 @@ async fn a_run_that_is_given_up_leaves_nothing_open_and_can_be_mended() {
     let end = json!({ "name": "end", "type": "tool", "tool": "end_runner", "arguments": {} });
     create(&ann, "at_once", json!({ "steps": [end, { "name": "after", "type": "wait", "for": "10 ms" }] })).await;
     admin.run("listen helper_runs").await;
-    let (id, at_once) = (run(&ann, "deadly").await, run(&ann, "at_once").await);
+    let (id, at_once) = (run(&ann, "deadly", json!({})).await, run(&ann, "at_once", json!({})).await);
     let told = ended(&ann, &id).await;
     // What it was at, and what it waited for.
     assert_eq!(states(&told, "approve"), both("failed", "failed"), "{told:#}");
@@ -312,7 +278,7 @@ async fn only_a_call_that_may_have_been_done_is_uncertain() {
     let late =
         json!({ "name": "call", "type": "tool", "tool": "tell_confirmed", "arguments": {}, "timeout": "300 ms" });
     create(&ann, "late", json!({ "steps": [late] })).await;
-    let id = run(&ann, "late").await;
+    let id = run(&ann, "late", json!({})).await;
     let told = ended(&ann, &id).await;
     assert_eq!(states(&told, "call"), both("failed", "failed"), "{told:#}");
     assert_eq!(told["error"]["reason"], "timeout", "{told:#}");
@@ -322,7 +288,7 @@ async fn only_a_call_that_may_have_been_done_is_uncertain() {
     let each = json!({ "name": "each", "type": "map", "over": [1], "step": { "type": "http", "tool": "post", "arguments": {} }, "needs": [] });
     create(&ann, "posts", json!({ "steps": [post, each] })).await;
     server.next(Answer::Hang).next(Answer::Hang);
-    let id = run(&ann, "posts").await;
+    let id = run(&ann, "posts", json!({})).await;
     until("both to be sent", async || (server.count() >= 2).then_some(())).await;
     let sent = server.count();
     assert!(ann.one::<bool>("select helper.cancel_run($1::text::uuid)", &[&id]).await);
@@ -348,17 +314,17 @@ async fn another_admins_version_changes_nothing_of_runs_that_act_as_the_one_befo
         session.one::<String>(sql, &[&definition, &to]).await;
     };
     version(&ann, "ann").await;
-    let mended = run(&ann, "pays").await;
+    let mended = run(&ann, "pays", json!({})).await;
     reached(&ann, &mended, &["waiting"]).await;
     version(&ann, "ann, mended").await;
     version(&bea, "bea").await;
-    let first = run(&bea, "pays").await;
+    let first = run(&bea, "pays", json!({})).await;
     reached(&ann, &first, &["waiting"]).await;
     ann.run("select helper.emit_event('go')").await;
     assert_eq!(ended(&ann, &mended).await["output"], "ann");
     assert_eq!(ended(&ann, &first).await["output"], "bea");
     // Who wrote it may mend it.
-    let own = run(&bea, "pays").await;
+    let own = run(&bea, "pays", json!({})).await;
     reached(&ann, &own, &["waiting"]).await;
     version(&bea, "bea, mended").await;
     ann.run("select helper.emit_event('go')").await;
@@ -381,7 +347,7 @@ async fn a_model_is_asked_once_by_an_attempt_whoever_is_killed() {
             let admin = until("the server", async || cluster.try_connect("postgres", "postgres").await.ok()).await;
             let pids = admin.pids().await;
             let ann = cluster.user(ANN).await;
-            let id = run(&ann, name).await;
+            let id = run(&ann, name, json!({})).await;
             until("the model to be asked", async || (server.count() > before).then_some(())).await;
             // Ended in order, as a worker that is killed takes the server along.
             match killed {
@@ -398,12 +364,12 @@ async fn a_model_is_asked_once_by_an_attempt_whoever_is_killed() {
     admin.run("update helper.providers set options = options || '{\"max_retries\": 3}'").await;
     let before = server.count();
     server.next(Answer::Close);
-    let told = ended(&ann, &run(&ann, "once").await).await;
+    let told = ended(&ann, &run(&ann, "once", json!({})).await).await;
     assert_eq!(states(&told, "say"), both("failed", "uncertain"), "{told:#}");
     assert_eq!(server.count() - before, 1);
     // What was answered, though not well, is.
     server.next(Answer::status(503, "{}"));
-    let told = ended(&ann, &run(&ann, "once").await).await;
+    let told = ended(&ann, &run(&ann, "once", json!({})).await).await;
     assert_eq!(states(&told, "say"), both("succeeded", "succeeded"), "{told:#}");
 }
 

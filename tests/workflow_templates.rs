@@ -6,10 +6,12 @@
 mod cluster;
 mod place;
 mod provider;
+mod runs;
 
 use cluster::{Cluster, Session, until};
 use place::{ANN, BEA, Place};
 use provider::Answer;
+use runs::{let_a_month_pass, receive};
 use serde_json::{Value, json};
 
 async fn install(admin: &Session, template: &str) {
@@ -56,31 +58,6 @@ async fn shop() -> (Cluster, Session, Session, String) {
     let workspace: String = ann.one("select helper.create_workspace('Shop')::text", &[]).await;
     equip(&ann, &workspace).await;
     (cluster, root, ann, workspace)
-}
-
-/// Has every schedule be due, as if the server had been down for a month.
-async fn let_a_month_pass(root: &Session) {
-    root.run(
-        "update helper.workflow_schedules set done_through = now() - interval '31 days', look_at = now(); \
-         select helper._fire_schedules(now())",
-    )
-    .await;
-}
-
-/// A contact writes.
-async fn receive(root: &Session, workspace: &str, texts: &[&str]) {
-    root.run(&format!("select helper.set_whatsapp_number('{workspace}', '101', '+62 812 0000 0001', '901', 'ID')"))
-        .await;
-    for (n, text) in texts.iter().enumerate() {
-        let phone = format!("62812555500{n}0");
-        let told = json!({ "object": "whatsapp_business_account", "entry": [{ "id": "901", "changes": [{ "field": "messages",
-            "value": {
-                "metadata": { "phone_number_id": "101" },
-                "contacts": [{ "wa_id": phone, "profile": { "name": "Ani" } }],
-                "messages": [{ "from": phone, "id": format!("wamid.in{n}"), "timestamp": "1790000000", "type": "text",
-                    "text": { "body": text } }] } }] }] });
-        root.one::<Value>("select helper.whatsapp_status($1)", &[&told]).await;
-    }
 }
 
 #[tokio::test]

@@ -5,10 +5,12 @@
 mod cluster;
 mod place;
 mod provider;
+mod runs;
 
 use cluster::{Cluster, Session, signal, until};
 use place::{ANN, BEA, Place};
 use provider::{Answer, Break};
+use runs::{create, ended, lines, reached, run, status, step, waiting_call};
 use serde_json::{Value, json};
 
 const CARL: &str = "00000000-0000-4000-8000-00000000000c";
@@ -38,47 +40,6 @@ select helper.register_function('write_line', 'write_line', 'Writes', '{\"requir
 select helper.register_function('ask_line', 'write_line', 'Writes');
 select helper.register_function('third_time', 'third_time', 'Works each third time', '{\"requires_confirmation\": false}');
 ";
-
-async fn create(session: &Session, name: &str, definition: Value) {
-    session.one::<String>("select helper.create_workflow($1, $2)::text", &[&name, &definition]).await;
-}
-
-async fn run(session: &Session, name: &str, input: Value) -> String {
-    session.one("select helper.run_workflow($1, $2)::text", &[&name, &input]).await
-}
-
-async fn status(session: &Session, run: &str) -> Value {
-    session.one("select helper.run_status($1::text::uuid)", &[&run]).await
-}
-
-/// A run in one of some states.
-async fn reached(session: &Session, run: &str, states: &[&str]) -> Value {
-    until(&format!("a run to be {states:?}"), async || {
-        let told = status(session, run).await;
-        states.contains(&told["status"].as_str().unwrap()).then_some(told)
-    })
-    .await
-}
-
-async fn ended(session: &Session, run: &str) -> Value {
-    reached(session, run, &["succeeded", "failed", "cancelled", "timed_out"]).await
-}
-
-fn step<'a>(told: &'a Value, name: &str) -> &'a Value {
-    told["steps"].as_array().unwrap().iter().find(|step| step["step"] == name && step["item"].is_null()).unwrap()
-}
-
-async fn lines(admin: &Session, what: &str) -> i64 {
-    admin.one("select count(*) from public.ledger where what = $1", &[&what]).await
-}
-
-async fn waiting_call(session: &Session) -> String {
-    until("a call to await its approval", async || {
-        let sql = "select id::text from helper.function_calls where status = 'awaiting_confirmation' order by id desc limit 1";
-        session.query_opt(sql, &[]).await.unwrap().map(|row| row.get(0))
-    })
-    .await
-}
 
 struct Shop {
     cluster: Cluster,
