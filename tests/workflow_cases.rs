@@ -487,17 +487,16 @@ async fn a_run_that_was_given_the_turn_and_does_not_begin_passes_it_on() {
     let Shop { cluster, admin, ann, .. } = shop().await;
     let step = json!([{ "name": "hold", "type": "wait", "event": "go", "match": { "run": "{{ run.id }}" } }]);
     create(&ann, "plain", json!({ "steps": step })).await;
-    create(&ann, "other", json!({ "steps": step })).await;
     ann.run("select helper.set_workflow_limit(1)").await;
     let mut going = run(&ann, "plain", json!({})).await;
     reached(&ann, &going, &["waiting"]).await;
     let gate = cluster.admin().await;
     for (what, state) in [("cancel_run", "cancelled"), ("pause_run", "paused")] {
-        let (given, next) = (run(&ann, "plain", json!({})).await, run(&ann, "other", json!({})).await);
+        let (given, next) = (run(&ann, "plain", json!({})).await, run(&ann, "plain", json!({})).await);
         waits_for_its_workspace(&admin, &given).await;
         waits_for_its_workspace(&admin, &next).await;
-        // It does not look again by itself.
-        let never = format!("update helper.workflow_queue set run_at = 'infinity' where run_id = '{next}'");
+        // It is looked at by nobody unless it is passed the turn.
+        let never = format!("update helper.workflow_queue set run_at = '2100-01-01' where run_id = '{next}'");
         admin.run(&never).await;
         gate.run(&format!("begin; select from helper.workflow_runs where id = '{given}' for no key update")).await;
         ann.run(&format!("select helper.emit_event('go', '{{\"run\": \"{going}\"}}')")).await;
