@@ -11,7 +11,7 @@ mod runs;
 use cluster::{Cluster, Session, signal, until};
 use place::{ANN, BEA, Place};
 use provider::{Answer, Say};
-use runs::{create, ended, reached, run, status, step, waiting_call};
+use runs::{create, ended, reached, run, step, waiting_call};
 use serde_json::{Value, json};
 
 /// What is told by tools: an event that starts the workflow again which called them.
