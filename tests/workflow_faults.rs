@@ -216,12 +216,17 @@ async fn a_workflow_that_calls_itself_by_confirmed_tools_or_replays_comes_to_an_
 
 #[tokio::test]
 async fn a_key_is_the_first_run_while_the_workflow_is_paused_too() {
-    let Shop { cluster: _cluster, ann, .. } = shop().await;
+    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
     create(&ann, "once", json!({ "steps": [{ "name": "read", "type": "sql", "sql": "select 1" }] })).await;
     let keyed = "select helper.run_workflow('once', '{}', 'key')::text";
     let first: String = ann.one(keyed, &[]).await;
+    // As a webhook, an event or a schedule starts one.
+    let started = "select helper._start_run(w.workspace_id, w.id, '{\"kind\": \"webhook\"}', '{}', 'webhook:1')::text \
+        from helper.workflows w where w.name = 'once'";
+    let sent: String = admin.one(started, &[]).await;
     ann.run("select helper.pause_workflow('once')").await;
     assert_eq!(ann.one::<String>(keyed, &[]).await, first);
+    assert_eq!(admin.one::<String>(started, &[]).await, sent);
     for other in ["select helper.run_workflow('once', '{}', 'other')", "select helper.run_workflow('once')"] {
         assert_eq!(ann.error(other).await.code().code(), "55000");
     }
