@@ -646,12 +646,19 @@ async fn what_failed_or_timed_out_is_redriven_in_one_call() {
     // The run itself may fail, with no step that did.
     vars(json!({ "by": 1 })).await;
     ann.run("select helper.emit_event('go')").await;
+    let mut failed_at = Vec::new();
     for id in &ids {
-        assert_eq!(ended(&ann, id).await["error"]["step"], Value::Null);
+        let told = ended(&ann, id).await;
+        assert_eq!(told["error"]["step"], Value::Null);
+        failed_at.push(told["finished_at"].clone());
     }
     assert_eq!(ann.one::<i64>("select helper.redrive_runs('fragile')", &[]).await, 4);
-    for id in &ids {
-        reached(&ann, id, &["failed"]).await;
+    for (id, failed_at) in ids.iter().zip(&failed_at) {
+        until("a run to have failed again", async || {
+            let told = runs::status(&ann, id).await;
+            (told["status"] == "failed" && told["finished_at"] != *failed_at).then_some(())
+        })
+        .await;
     }
     vars(json!({ "by": 1, "told": "told" })).await;
     ann.run("select helper.redrive_runs('fragile')").await;
@@ -669,6 +676,30 @@ async fn what_failed_or_timed_out_is_redriven_in_one_call() {
     .await;
     ended(&ann, &run(&ann, "stopped", json!({})).await).await;
     assert_eq!(ann.one::<i64>("select helper.redrive_runs('stopped')", &[]).await, 0);
+}
+
+#[tokio::test]
+async fn a_run_that_is_redriven_has_the_settings_of_that_time() {
+    let Shop { cluster, admin, ann, .. } = shop().await;
+    create(&ann, "set", json!({ "output": "{{ vars.told }}", "steps": [write("say", "say")] })).await;
+    let id = run(&ann, "set", json!({})).await;
+    assert_eq!(ended(&ann, &id).await["status"], "failed");
+    // A runner that has loaded the run waits for a row of its queue that somebody has.
+    let queued = "select helper._wake_run(r.workspace_id, r.id) from helper.workflow_runs r; \
+        update helper.workflow_queue set run_at = now() + interval '1 hour', is_due = false";
+    admin.run(&format!("begin; {queued}; commit; begin; select from helper.workflow_queue for update")).await;
+    let other = cluster.admin().await;
+    ann.run("select helper.redrive_runs('set')").await;
+    until("a runner to wait for the row", async || {
+        let sql =
+            "select from pg_catalog.pg_stat_activity a where a.wait_event_type = 'Lock' and a.query like 'delete%'";
+        other.query_opt(sql, &[]).await.unwrap()
+    })
+    .await;
+    let told = json!({ "told": "told" });
+    other.one::<Value>("update helper.workflows set settings = $1 returning settings", &[&told]).await;
+    admin.run("commit").await;
+    assert_eq!(reached(&ann, &id, &["succeeded"]).await["output"], "told");
 }
 
 #[tokio::test]

@@ -215,8 +215,9 @@ impl Runner {
     /// Does a piece of work.
     fn work(&mut self) -> Worked {
         self.give_back();
+        // What somebody most likely was woken for, and waits for, comes first.
+        let (runs, calls) = (self.go_on_with_runs(), self.run_a_call());
         let starts_at = self.start_runs();
-        let (calls, runs) = (self.run_a_call(), self.go_on_with_runs());
         let (Worked::Idle { next_look: call_at }, Worked::Idle { next_look: run_at }) = (calls, runs) else {
             return Worked::Busy;
         };

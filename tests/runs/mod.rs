@@ -19,9 +19,15 @@ pub async fn status(session: &Session, run: &str) -> Value {
 
 /// A run in one of some states.
 pub async fn reached(session: &Session, run: &str, states: &[&str]) -> Value {
+    let mut last = Value::Null;
     until(&format!("a run to be {states:?}"), async || {
         let told = status(session, run).await;
-        states.contains(&told["status"].as_str().unwrap()).then_some(told)
+        let is_reached = states.contains(&told["status"].as_str().unwrap());
+        if !is_reached && told["status"] != last {
+            eprintln!("a run is {}: {}", told["status"], told["error"]);
+            last = told["status"].clone();
+        }
+        is_reached.then_some(told)
     })
     .await
 }

@@ -14,7 +14,7 @@ use crate::core::workflow::definition::Definition;
 use crate::core::workflow::machine::{Action, Progress};
 use crate::core::workflow::row::Failure;
 use crate::core::workflow::{Span, Time};
-use crate::pg::{calling_off, identity, owner, session, spi};
+use crate::pg::{calling_off, identity, owner, session, shared, spi, wake};
 use pgrx::Uuid;
 use pgrx::prelude::*;
 use std::collections::HashMap;
@@ -66,7 +66,10 @@ pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
     let mut owned: Option<(String, Option<String>)> = None;
     let mut is_used = false;
     let mut checked = Checked::default();
-    let most = if let Wanted::Next(turn) = wanted { turn.together(TOGETHER) } else { TOGETHER };
+    let (most, mut is_more_due) = match wanted {
+        Wanted::Next(turn) => (turn.together(TOGETHER), turn.takes_at_most(claimed)),
+        Wanted::One { .. } => (TOGETHER, false),
+    };
     while !rows.is_empty() && (owned.is_none() || Instant::now() < until) {
         let together: Vec<Due> = rows.drain(..rows.len().min(most)).collect();
         done += together.len();
@@ -77,6 +80,10 @@ pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
         let others = runs.iter().position(|run| run.role != *role || run.claims != *claims);
         // What was let in is committed before others may wait for it.
         let in_line = first.is_in_line();
+        // Two would only keep each other from letting runs in.
+        if std::mem::take(&mut is_more_due) && !in_line {
+            shared::want_runner(wake::this_database());
+        }
         let others = others.or_else(|| runs.iter().position(|run| run.is_in_line() != in_line));
         if let Some(others) = others {
             runs.truncate(others);

@@ -75,13 +75,15 @@ fn parsed(text: Option<String>) -> Result<Option<Value>> {
     text.map(|text| serde_json::from_str(&text).map_err(|_| Error::bug("what is stored is not JSON"))).transpose()
 }
 
+/// A run's settings: the owner's of its version, who may have changed them since.
+const SETTINGS: &str = "case when w.user_id = v.user_id then w.settings else v.settings end::text";
+
 /// The runs of rows of a workspace, in their order; not all of them where they take much memory.
 pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
     let ids: Vec<Uuid> = rows.iter().map(|row| row.run).collect();
-    let mut runs = spi::change(
+    let sql = format!(
         "select r.workspace_id, r.id, r.workflow_id, w.name, r.version, v.principal_role::text, \
-           v.principal_claims::text, r.status, r.input::text, r.trigger::text, r.depth, r.priority, \
-           case when w.user_id = v.user_id then w.settings else v.settings end::text, \
+           v.principal_claims::text, r.status, r.input::text, r.trigger::text, r.depth, r.priority, {SETTINGS}, \
            (extract(epoch from r.deadline) * 1000)::bigint, (extract(epoch from r.paused_at) * 1000)::bigint, \
            (extract(epoch from r.started_at) * 1000)::bigint, coalesce(r.holds, r.key), r.output::text, r.error::text, r.bytes, \
            (select l.runs from helper.workflow_limits l where l.workspace_id = $1) \
@@ -94,47 +96,46 @@ pub fn load(workspace: Uuid, rows: &[Due]) -> Result<Vec<Stored>> {
          join helper.workflow_versions v \
            on v.workspace_id = r.workspace_id and v.workflow_id = r.workflow_id and v.version = r.version \
          where r.before < $3 \
-         order by r.n",
-        &[workspace.into(), ids.into(), MOST_BYTES.into()],
-        |row| {
-            let status: String = row.get(8)?;
-            let error = parsed(row.opt(19)?)?.map(serde_json::from_value).transpose();
-            let (input, settings) = (parsed(row.opt(9)?), parsed(row.opt(13)?));
-            let run = Run {
-                status: RunStatus::of_name(&status).ok_or_else(|| Error::bug("a run has a state that nobody knows"))?,
-                deadline: row.opt(14)?,
-                paused_at: row.opt(15)?,
-                output: parsed(row.opt(18)?)?,
-                error: error.map_err(|_| Error::bug("a run has an error that cannot be read"))?,
-            };
-            Ok(Stored {
-                workspace: row.get(1)?,
-                id: row.get(2)?,
-                workflow: row.get(3)?,
-                name: row.get(4)?,
-                version: row.get(5)?,
-                uses_sql: false,
-                role: row.get(6)?,
-                claims: row.opt(7)?,
-                run,
-                is_readable: input.is_ok() && settings.is_ok(),
-                input: input.ok().flatten().unwrap_or_default(),
-                trigger: parsed(row.opt(10)?)?.unwrap_or_default(),
-                depth: row.get(11)?,
-                commands: Vec::new(),
-                priority: row.get(12)?,
-                settings: settings.ok().flatten().unwrap_or_default(),
-                started_at: row.opt(16)?,
-                taken_at: now(),
-                key: row.opt(17)?,
-                in_workspace: row.opt(21)?,
-                is_limited: false,
-                bytes: row.get(20)?,
-                has_steps: false,
-                steps: Vec::new(),
-            })
-        },
-    )?;
+         order by r.n"
+    );
+    let mut runs = spi::change(&sql, &[workspace.into(), ids.into(), MOST_BYTES.into()], |row| {
+        let status: String = row.get(8)?;
+        let error = parsed(row.opt(19)?)?.map(serde_json::from_value).transpose();
+        let (input, settings) = (parsed(row.opt(9)?), parsed(row.opt(13)?));
+        let run = Run {
+            status: RunStatus::of_name(&status).ok_or_else(|| Error::bug("a run has a state that nobody knows"))?,
+            deadline: row.opt(14)?,
+            paused_at: row.opt(15)?,
+            output: parsed(row.opt(18)?)?,
+            error: error.map_err(|_| Error::bug("a run has an error that cannot be read"))?,
+        };
+        Ok(Stored {
+            workspace: row.get(1)?,
+            id: row.get(2)?,
+            workflow: row.get(3)?,
+            name: row.get(4)?,
+            version: row.get(5)?,
+            uses_sql: false,
+            role: row.get(6)?,
+            claims: row.opt(7)?,
+            run,
+            is_readable: input.is_ok() && settings.is_ok(),
+            input: input.ok().flatten().unwrap_or_default(),
+            trigger: parsed(row.opt(10)?)?.unwrap_or_default(),
+            depth: row.get(11)?,
+            commands: Vec::new(),
+            priority: row.get(12)?,
+            settings: settings.ok().flatten().unwrap_or_default(),
+            started_at: row.opt(16)?,
+            taken_at: now(),
+            key: row.opt(17)?,
+            in_workspace: row.opt(21)?,
+            is_limited: false,
+            bytes: row.get(20)?,
+            has_steps: false,
+            steps: Vec::new(),
+        })
+    })?;
     load_steps(&mut runs)?;
     for run in &mut runs {
         let definition = definitions::of(run.workspace, run.workflow, run.version)?;
@@ -201,6 +202,33 @@ pub fn take_rows(runs: &mut [Stored]) -> Result<()> {
     for (run, _, wish, step) in taken {
         if let (Some(run), Some(wish)) = (runs.iter_mut().find(|stored| stored.id == run), wish) {
             run.commands.push(Command { wish, step });
+        }
+    }
+    load_settings(runs)
+}
+
+/// Reads the settings again of runs of which something is wanted: they may have been changed for just that.
+fn load_settings(runs: &mut [Stored]) -> Result<()> {
+    let Some(workspace) = runs.first().map(|run| run.workspace) else { return Ok(()) };
+    let ids: Vec<Uuid> = runs.iter().filter(|run| !run.commands.is_empty()).map(|run| run.id).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let sql = format!(
+        "select r.id, {SETTINGS} \
+         from helper.workflow_runs r \
+         join helper.workflows w on w.workspace_id = r.workspace_id and w.id = r.workflow_id \
+         join helper.workflow_versions v \
+           on v.workspace_id = r.workspace_id and v.workflow_id = r.workflow_id and v.version = r.version \
+         where r.workspace_id = $1 and r.id = any ($2)"
+    );
+    for (id, settings) in
+        spi::change(&sql, &[workspace.into(), ids.into()], |row| Ok((row.get::<Uuid>(1)?, row.opt(2)?)))?
+    {
+        if let Some(run) = runs.iter_mut().find(|run| run.id == id) {
+            let settings = parsed(settings);
+            run.is_readable &= settings.is_ok();
+            run.settings = settings.ok().flatten().unwrap_or_default();
         }
     }
     Ok(())

@@ -122,6 +122,11 @@ impl Turn {
         }
     }
 
+    /// Whether so many rows are all that it claims, so that more of them may be due.
+    pub fn takes_at_most(&self, claimed: usize) -> bool {
+        claimed >= self.most
+    }
+
     /// How many runs are looked at together: more than `least` where a transaction has the time for many, so that what is
     /// read and written of them is so by few statements.
     pub fn together(&self, least: usize) -> usize {
@@ -132,7 +137,7 @@ impl Turn {
     pub fn did(&mut self, claimed: usize, done: usize) {
         if done < claimed {
             self.most = done.max(LEAST);
-        } else if claimed >= self.most {
+        } else if self.takes_at_most(claimed) {
             self.most = (self.most * 2).min(MOST);
         }
     }
