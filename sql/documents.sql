@@ -1,20 +1,5 @@
 -- Documents: added, replaced, indexed again and removed by those who may.
 
--- The caller's workspace for a change, checked.
-create function helper._writable_workspace(workspace uuid, minimum_role text) returns uuid
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-  v_workspace uuid := helper.current_workspace(workspace);
-begin
-  if not helper.is_member(v_workspace, minimum_role) then
-    raise exception using errcode = '42501', message = 'permission denied for workspace',
-      detail = format('The caller''s role in the workspace is %s; this needs %s.', helper.my_role(v_workspace), minimum_role);
-  end if;
-  return v_workspace;
-end
-$$;
-comment on function helper._writable_workspace(uuid, text) is 'The workspace of a call that changes something; 42501 where the caller''s role in it is too low';
-
 create function helper._limit_bytes(name text, fallback text) returns bigint
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 begin

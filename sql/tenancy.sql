@@ -318,8 +318,8 @@ end
 $$;
 comment on function helper._require_role(uuid, text) is 'Checks the caller''s role in a workspace. Errors: 42704 not a member, 42501 role too low';
 
-create function helper.current_workspace(workspace uuid default null) returns uuid
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+create function helper._writable_workspace(workspace uuid, minimum_role text) returns uuid
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
   v_claims jsonb;
   v_given text := workspace::text;
@@ -343,12 +343,13 @@ begin
         errcode = '22023',
         message = format('%s is not a uuid', v_where);
     end if;
-    perform helper._require_role(v_given::uuid, 'viewer');
+    perform helper._require_role(v_given::uuid, minimum_role);
     return v_given::uuid;
   end if;
   perform helper._require_user();
   v_mine := helper.my_workspaces();
   if cardinality(v_mine) = 1 then
+    perform helper._require_role(v_mine[1], minimum_role);
     return v_mine[1];
   end if;
   if cardinality(v_mine) = 0 then
@@ -374,6 +375,14 @@ begin
     detail = format('Workspaces: %s%s.', v_choices,
       case when cardinality(v_mine) > 10 then format(' and %s more', cardinality(v_mine) - 10) else '' end),
     hint = 'Pass workspace => ..., or set helper_ai.workspace.';
+end
+$$;
+comment on function helper._writable_workspace(uuid, text) is 'The workspace of a call, as current_workspace tells it; 42501 where the caller''s role in it is too low';
+
+create function helper.current_workspace(workspace uuid default null) returns uuid
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return helper._writable_workspace(workspace, 'viewer');
 end
 $$;
 comment on function helper.current_workspace(uuid) is

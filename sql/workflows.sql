@@ -442,9 +442,10 @@ end;
 comment on function helper._depth() is 'Depth of the run whose step this is; 0 outside of runs';
 
 create function helper._with_origin(trigger jsonb) returns jsonb
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select jsonb_strip_nulls(jsonb_build_object('origin', helper._run_here())) || trigger
-$$;
+language sql stable
+begin atomic
+  select jsonb_strip_nulls(jsonb_build_object('origin', helper._run_here())) || trigger;
+end;
 comment on function helper._with_origin(jsonb) is 'What starts a run, with the run whose step this is';
 
 create function helper._start_run(
@@ -515,18 +516,21 @@ begin
   if idempotency_key is not null and char_length(idempotency_key) not between 1 and 200 then
     raise exception using errcode = '22023', message = 'idempotency_key has not between 1 and 200 characters';
   end if;
-  select r.id into v_run
-  from helper.workflow_runs r
-  where r.workspace_id = v_workflow.workspace_id and r.workflow_id = v_workflow.id and r.idempotency_key = 'manual:' || run_workflow.idempotency_key;
-  if found then
-    return v_run;
+  if idempotency_key is not null then
+    select r.id into v_run
+    from helper.workflow_runs r
+    where r.workspace_id = v_workflow.workspace_id and r.workflow_id = v_workflow.id and r.idempotency_key = 'manual:' || run_workflow.idempotency_key;
+    if found then
+      return v_run;
+    end if;
   end if;
   if helper._next_depth() > helper._deepest() then
     raise exception using errcode = '53400', message = 'workflows start one another too deep',
       detail = format('This run is the end of a chain of %s, each started by the one before.', helper._deepest());
   end if;
-  perform helper._check_input(
-    helper._definition(v_workflow.workspace_id, v_workflow.id, v_workflow.version) -> 'input', input);
+  perform helper._check_input(v.definition -> 'input', input)
+  from helper.workflow_versions v
+  where v.workspace_id = v_workflow.workspace_id and v.workflow_id = v_workflow.id and v.version = v_workflow.version;
   v_run := helper._start_run(v_workflow.workspace_id, v_workflow.id,
     jsonb_build_object('kind', 'manual', 'at', to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')),
     input, 'manual:' || idempotency_key, helper._next_depth());

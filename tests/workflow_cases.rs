@@ -692,7 +692,7 @@ async fn a_run_that_is_redriven_has_the_settings_of_that_time() {
     ann.run("select helper.redrive_runs('set')").await;
     until("a runner to wait for the row", async || {
         let sql =
-            "select from pg_catalog.pg_stat_activity a where a.wait_event_type = 'Lock' and a.query like 'delete%'";
+            "select from pg_catalog.pg_stat_activity a where a.wait_event_type = 'Lock' and a.application_name = 'helper_ai runner'";
         other.query_opt(sql, &[]).await.unwrap()
     })
     .await;
