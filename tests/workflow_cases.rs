@@ -12,7 +12,7 @@ use cluster::{Cluster, Session, until};
 use helper_ai::core::signature::{self, Kind};
 use place::{ANN, BEA, Place};
 use provider::Answer;
-use runs::{create, ended, let_a_month_pass, lines, reached, receive, run, step};
+use runs::{Shop, create, ended, let_a_month_pass, lines, reached, receive, run, step};
 use serde_json::{Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -32,24 +32,8 @@ create function public.write_line(what text, workspace uuid) returns text langua
 select helper.register_function('write_line', 'write_line', 'Writes', '{\"requires_confirmation\": false}');
 ";
 
-struct Shop {
-    cluster: Cluster,
-    admin: Session,
-    ann: Session,
-    bea: Session,
-    workspace: String,
-}
-
-/// A server without a language model: its superuser, Ann with her workspace, and Bea, who is a member of it.
 async fn shop() -> Shop {
-    let cluster = Cluster::start().await;
-    let admin = cluster.admin().await;
-    admin.run(TABLES).await;
-    let ann = cluster.user(ANN).await;
-    let workspace: String = ann.one("select helper.create_workspace('Ann')::text", &[]).await;
-    ann.run(&format!("select helper.add_member('{workspace}', '{BEA}', 'member')")).await;
-    let bea = cluster.user(BEA).await;
-    Shop { cluster, admin, ann, bea, workspace }
+    runs::shop(TABLES, "member").await
 }
 
 /// The only run of a workflow, once it has ended or waits.

@@ -11,7 +11,7 @@ mod runs;
 use cluster::{Cluster, Session, signal, until};
 use place::{ANN, BEA, Place};
 use provider::{Answer, Say};
-use runs::{create, ended, reached, run, step, waiting_call};
+use runs::{Shop, create, ended, reached, run, step, waiting_call};
 use serde_json::{Value, json};
 
 /// What is told by tools: an event that starts the workflow again which called them.
@@ -49,28 +49,13 @@ async fn runners(admin: &Session, most: i32) {
     }
 }
 
-struct Shop {
-    cluster: Cluster,
-    admin: Session,
-    ann: Session,
-    bea: Session,
-}
-
-/// Ann's workspace, in which Bea is an admin too.
 async fn shop() -> Shop {
-    let cluster = Cluster::start().await;
-    let admin = cluster.admin().await;
-    admin.run(TOOLS).await;
-    let ann = cluster.user(ANN).await;
-    let workspace: String = ann.one("select helper.create_workspace('Ann')::text", &[]).await;
-    ann.run(&format!("select helper.add_member('{workspace}', '{BEA}', 'admin')")).await;
-    let bea = cluster.user(BEA).await;
-    Shop { cluster, admin, ann, bea }
+    runs::shop(TOOLS, "admin").await
 }
 
 #[tokio::test]
 async fn an_approval_that_was_given_in_time_counts_however_late_it_is_heard() {
-    let Shop { cluster: _cluster, admin, ann, bea } = shop().await;
+    let Shop { cluster: _cluster, admin, ann, bea, .. } = shop().await;
     let approval =
         json!({ "name": "approve", "type": "approval", "title": "Now?", "approver_role": "admin", "lapse": "5 s" });
     create(&ann, "careful", json!({ "steps": [approval] })).await;
@@ -92,7 +77,7 @@ async fn an_approval_that_was_given_in_time_counts_however_late_it_is_heard() {
 
 #[tokio::test]
 async fn a_decision_wakes_its_run_in_its_own_transaction() {
-    let Shop { cluster: _cluster, admin, ann, bea } = shop().await;
+    let Shop { cluster: _cluster, admin, ann, bea, .. } = shop().await;
     let approval = json!({ "name": "approve", "type": "approval", "title": "Now?", "approver_role": "admin" });
     create(&ann, "careful", json!({ "steps": [approval] })).await;
     let id = run(&ann, "careful", json!({})).await;

@@ -10,7 +10,7 @@ mod runs;
 use cluster::{Cluster, Session, signal, until};
 use place::{ANN, BEA, Place};
 use provider::{Answer, Break};
-use runs::{create, ended, lines, reached, run, status, step, waiting_call};
+use runs::{Shop, create, ended, lines, reached, run, status, step, waiting_call};
 use serde_json::{Value, json};
 
 const CARL: &str = "00000000-0000-4000-8000-00000000000c";
@@ -41,22 +41,10 @@ select helper.register_function('ask_line', 'write_line', 'Writes');
 select helper.register_function('third_time', 'third_time', 'Works each third time', '{\"requires_confirmation\": false}');
 ";
 
-struct Shop {
-    cluster: Cluster,
-    admin: Session,
-    ann: Session,
-    workspace: String,
-}
-
 async fn shop() -> Shop {
-    let cluster = Cluster::start().await;
-    let admin = cluster.admin().await;
-    admin.run(TABLES).await;
-    let ann = cluster.user(ANN).await;
-    let workspace: String = ann.one("select helper.create_workspace('Ann')::text", &[]).await;
-    ann.run(&format!("select helper.add_member('{workspace}', '{BEA}', 'member')")).await;
-    ann.run(&format!("select helper.add_member('{workspace}', '{CARL}', 'viewer')")).await;
-    Shop { cluster, admin, ann, workspace }
+    let shop = runs::shop(TABLES, "member").await;
+    shop.ann.run(&format!("select helper.add_member('{}', '{CARL}', 'viewer')", shop.workspace)).await;
+    shop
 }
 
 fn insert(name: &str, what: &str) -> Value {
@@ -66,7 +54,7 @@ fn insert(name: &str, what: &str) -> Value {
 
 #[tokio::test]
 async fn steps_branch_map_wait_and_end_with_their_output() {
-    let Shop { cluster: _cluster, admin, ann, workspace } = shop().await;
+    let Shop { cluster: _cluster, admin, ann, workspace, .. } = shop().await;
     let definition = json!({
         "input": { "type": "object", "required": ["amount"], "properties": { "amount": { "type": "number" }, "list": { "type": "array" } } },
         "steps": [
@@ -163,7 +151,7 @@ async fn failures_are_retried_handled_retried_by_hand_and_replayed() {
 
 #[tokio::test]
 async fn a_run_acts_as_its_owner_and_stops_when_the_owner_may_not() {
-    let Shop { cluster, admin, ann, workspace } = shop().await;
+    let Shop { cluster, admin, ann, workspace, .. } = shop().await;
     create(&ann, "mine", json!({ "steps": [insert("write", "{{ input.what }}")] })).await;
     let bea = cluster.user(BEA).await;
     let id = run(&bea, "mine", json!({ "what": "by bea'); drop table public.ledger; --" })).await;
@@ -254,7 +242,7 @@ async fn a_run_whose_owner_is_demoted_is_cancelled_and_anything_else_is_done_lat
 
 #[tokio::test]
 async fn a_run_in_whose_workspace_there_is_nobody_waits_and_can_be_cancelled() {
-    let Shop { cluster: _cluster, admin, ann, workspace } = shop().await;
+    let Shop { cluster: _cluster, admin, ann, workspace, .. } = shop().await;
     let never = json!({ "name": "never", "type": "wait", "event": "never" });
     create(&ann, "hold", json!({ "steps": [never, insert("after", "after")] })).await;
     let (one, other) = (run(&ann, "hold", json!({})).await, run(&ann, "hold", json!({})).await);

@@ -222,7 +222,8 @@ def waiting(root, ours: Ours) -> None:
     claims, dues, rates, dispatches = [], [], [], []
     for size in sizes:
         ours.waiting(size)
-        claims.append(median(claim(root, ours)[0] for _ in range(20)))
+        root.execute("vacuum helper.workflow_queue, helper.workflow_runs")
+        claims.append(median(claim(root, ours)[0] for _ in range(100)))
         rates.append(median(ours.both(2 * BATCH)[1] for _ in range(options.rounds)))
         dispatches.append(median(ours.dispatch(50)))
     # Last, as what is rolled back is left to vacuum.

@@ -1,11 +1,13 @@
 //! A reply that somebody asked for and did not wait for: the worker takes it through the same steps as a session would,
 //! as the person who asked, with no transaction open while it waits.
 
+mod ended;
+mod queued;
+
 use crate::core::chat::{Event, Purpose, Said};
-use crate::core::error::{Error, Kind, Result};
+use crate::core::error::{Error, Result};
 use crate::core::prompt::marks::MarkFilter;
-use crate::core::wire::{CallEnd, ChatCall, Outcome, Problem, Reply, Request};
-use crate::core::workflow::row::Reason;
+use crate::core::wire::{CallEnd, ChatCall, Problem, Reply, Request};
 use crate::pg::acting::{self, Errand, Turns};
 use crate::pg::asking::{self, Arguments, Question};
 use crate::pg::budget::Reservation;
@@ -13,11 +15,10 @@ use crate::pg::embedder::{Asking, Call, Embedder};
 use crate::pg::jobs::Job;
 use crate::pg::messages::{self, Stored};
 use crate::pg::prompting::{self, Draft, FOLDING_MS, Sketch};
-use crate::pg::report::Reported;
 use crate::pg::session::Led;
-use crate::pg::{answering, calling, completing, embedding, extracting, owner, spi};
+use crate::pg::{answering, calling, embedding, extracting, owner, spi};
+pub use ended::Ended;
 use pgrx::JsonB;
-use pgrx::prelude::*;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -25,9 +26,6 @@ use std::time::{Duration, Instant};
 const OFTEN: Duration = Duration::from_millis(250);
 /// or when so many characters came together.
 const MANY: usize = 200;
-
-/// A reply that was heard whole and cannot be stored is tried again so often, a second apart.
-const MOST_STORES: u32 = 300;
 
 /// What is to be done next with a reply.
 pub enum Next {
@@ -37,18 +35,6 @@ pub enum Next {
     Fetch(Vec<Errand>),
     /// It is stored; the job is done.
     Done,
-}
-
-/// What came of the end of a turn. The reply takes it once the transaction is committed: one that fails is tried again with
-/// the reply as it was.
-pub enum Ended {
-    /// Whether its value fits has to be asked first.
-    Check(Box<Request>),
-    Heard {
-        turns: Box<Turns>,
-        reservation: Option<Reservation>,
-        next: Next,
-    },
 }
 
 /// Who asked, and what led to it.
@@ -455,112 +441,6 @@ impl Replying {
         self.written_at = Instant::now();
     }
 
-    /// What the end of a turn comes to, inside a transaction: calls the tools that the model called, or stores the whole
-    /// reply. An error is the job's. [`Replying::take`] has it once that is committed.
-    pub fn ended(&mut self, end: &CallEnd) -> Result<Ended> {
-        self.settle(end);
-        if let Some(error) = &end.error {
-            return Err(error.clone());
-        }
-        if end.outcome == Outcome::Cancelled {
-            return Err(Error::new(Kind::Cancelled, "the reply was cancelled"));
-        }
-        if let Some(error) = calling::refused(&self.said, end) {
-            return Err(error);
-        }
-        let (Some(question), Some(before)) = (&self.question, &self.turns) else {
-            return Err(Error::bug("a reply has no question"));
-        };
-        // A transaction that fails is tried again with the turn as it was.
-        let mut turns = before.clone();
-        let stored = self.stored;
-        let mut check = None;
-        let errands = self.asker.does(|| {
-            if turns.heard(self.said.clone(), end.clone()) {
-                let errands = turns.act(question, &stored, true)?;
-                turns.keep(question, &stored)?;
-                return Ok(Some(errands));
-            }
-            match (turns.check(question)?, &self.problems) {
-                (Some(request), None) => {
-                    check = Some(request);
-                    return Ok(None);
-                }
-                (Some(_), Some(problems)) => completing::unfit(problems).map_or(Ok(()), Err)?,
-                (None, _) => {}
-            }
-            let reply = turns.reply(question)?;
-            answering::finish(question, &stored, &turns, &reply)?;
-            Ok(None)
-        })?;
-        if let Some(request) = check {
-            return Ok(Ended::Check(Box::new(request)));
-        }
-        let (next, reservation) = match errands {
-            Some(errands) => self.acted(&turns, errands)?,
-            None => (Next::Done, None),
-        };
-        if self.is_asked() {
-            self.note_asked(false)?;
-        }
-        Ok(Ended::Heard { turns: Box::new(turns), reservation, next })
-    }
-
-    /// Takes what the end of a turn came to, which is committed.
-    pub fn take(&mut self, ended: Ended, end: CallEnd) -> Next {
-        match ended {
-            // The same turn is taken again with what comes of it.
-            Ended::Check(request) => {
-                self.to_check = Some(end);
-                Next::Ask(request)
-            }
-            Ended::Heard { turns, reservation, next } => {
-                self.asked = 0;
-                self.stores = 0;
-                self.turns = Some(*turns);
-                self.reservation = reservation;
-                if !self.said.text().trim().is_empty() {
-                    self.shown.push_str("\n\n");
-                }
-                self.said = Said::default();
-                next
-            }
-        }
-    }
-
-    /// The end of a turn that was heard whole and is not stored, where the gateway that was asked whether its value fits is
-    /// gone.
-    pub fn unchecked(&mut self) -> Option<CallEnd> {
-        self.to_check.take()
-    }
-
-    /// Whether it is tried once more to store what was heard.
-    pub fn stores_again(&mut self) -> bool {
-        self.stores += 1;
-        self.stores <= MOST_STORES
-    }
-
-    /// Takes what is wrong with the value that it came to; the end of its turn is to be taken again.
-    pub fn checked(&mut self, problems: Vec<Problem>) -> Option<CallEnd> {
-        self.problems = Some(problems);
-        self.to_check.take()
-    }
-
-    /// Stores why there is no reply, or no whole one, inside a transaction.
-    pub fn fail(&self, status: &str, error: Option<&Error>) -> Result<()> {
-        let calls = self.turns.as_ref().map(Turns::tool_calls);
-        let facts = error.map(messages::facts);
-        messages::fail(self.job.workspace, self.stored.reply, &self.shown, status, facts, calls)
-    }
-
-    /// Stores that nobody heard what the model said, which may have been asked, inside a transaction.
-    pub fn lose(&self, error: &Error) -> Result<()> {
-        let calls = self.turns.as_ref().map(Turns::tool_calls);
-        let mut facts = messages::facts(error);
-        facts["reason"] = Reason::Unanswered.name().into();
-        messages::fail(self.job.workspace, self.stored.reply, &self.shown, "error", Some(facts), calls)
-    }
-
     /// Whether the model is asked once at most, as a step of a workflow waits for it.
     pub fn is_once(&self) -> bool {
         self.is_once
@@ -604,31 +484,4 @@ fn attached(payload: &Value) -> usize {
     let data =
         attachments.into_iter().flatten().filter_map(|attachment| attachment.get("data").and_then(Value::as_str));
     data.map(str::len).sum()
-}
-
-/// `helper.ask_async`.
-#[pg_extern(sql = false, volatile, parallel_unsafe)]
-#[allow(clippy::too_many_arguments)]
-fn ask_queued(
-    question: Option<&str>,
-    conversation: Option<pgrx::Uuid>,
-    mode: Option<&str>,
-    knowledge: Option<bool>,
-    model: Option<&str>,
-    workspace: Option<pgrx::Uuid>,
-    options: Option<JsonB>,
-) -> Reported<pgrx::Uuid> {
-    crate::pg::shared::check_preloaded()?;
-    let asked = asking::read(Arguments { question, conversation, mode, knowledge, model, workspace, options })?;
-    let stored = messages::begin(&asked, "pending")?;
-    let mut payload = asked.asked.clone();
-    payload["question_id"] = stored.question.to_string().into();
-    payload["message_id"] = stored.reply.to_string().into();
-    owner::as_owner(|| {
-        spi::run(
-            "select helper._enqueue($1, 'reply', $2, $3)",
-            &[asked.workspace.into(), JsonB(payload).into(), stored.conversation.into()],
-        )
-    })?;
-    Ok(stored.reply)
 }

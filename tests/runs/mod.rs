@@ -2,8 +2,30 @@
 
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::panic)]
 
-use crate::cluster::{Session, until};
+use crate::cluster::{Cluster, Session, until};
+use crate::place::{ANN, BEA};
 use serde_json::{Value, json};
+
+/// A server without a language model: its superuser, Ann with her workspace, and Bea.
+pub struct Shop {
+    pub cluster: Cluster,
+    pub admin: Session,
+    pub ann: Session,
+    pub bea: Session,
+    pub workspace: String,
+}
+
+/// With these tables and tools, and Bea in Ann's workspace.
+pub async fn shop(tables: &str, bea_is: &str) -> Shop {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin().await;
+    admin.run(tables).await;
+    let ann = cluster.user(ANN).await;
+    let workspace: String = ann.one("select helper.create_workspace('Ann')::text", &[]).await;
+    ann.run(&format!("select helper.add_member('{workspace}', '{BEA}', '{bea_is}')")).await;
+    let bea = cluster.user(BEA).await;
+    Shop { cluster, admin, ann, bea, workspace }
+}
 
 pub async fn create(session: &Session, name: &str, definition: Value) {
     session.one::<String>("select helper.create_workflow($1, $2)::text", &[&name, &definition]).await;

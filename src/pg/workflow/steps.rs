@@ -1,16 +1,19 @@
 //! Steps of a run, as its owner: what can be done now is done, and what others do is begun and looked at again later.
 
+mod calls;
+mod replies;
+mod runs;
+
 use super::stored::Stored;
 use super::{now, outputs, statement};
-use crate::core::error::{Error, Kind, Result};
-use crate::core::prompt::json as json_in;
+use crate::core::error::{Error, Result};
 use crate::core::workflow::definition::{Definition, StepKind};
 use crate::core::workflow::machine::{Event, Progress, Work};
 use crate::core::workflow::row::{Failure, Place, Reason, Row};
 use crate::core::workflow::{MOST_STATEMENT, Span, Time};
 use crate::pg::session::Led;
-use crate::pg::tools::{APPROVAL, Done, Fault, attempt, stepping};
-use crate::pg::{completing, identity, owner, session, settings, spi};
+use crate::pg::tools::{APPROVAL, Done, Fault, attempt};
+use crate::pg::{identity, owner, session, settings, spi};
 use pgrx::Uuid;
 use pgrx::datum::DatumWithOid;
 use serde_json::{Value, json};
@@ -20,8 +23,6 @@ use std::time::Duration;
 
 /// Milliseconds that a statement or a search may take whose step has no `timeout`.
 const TIME: Span = 30_000;
-/// Times that a reply which does not fit its schema is sent back.
-const REPAIRS: u64 = 2;
 
 /// The steps of one run.
 pub struct Stepping<'a> {
@@ -205,290 +206,9 @@ impl<'a> Stepping<'a> {
         Ok(Event::Waiting { waits_for, wake_at: None })
     }
 
-    fn call(
-        &mut self,
-        place: Place,
-        attempt: u32,
-        tool: &str,
-        arguments: &Value,
-        is_http: bool,
-        time: Option<Duration>,
-    ) -> Result<Event> {
-        if is_http {
-            let kind = owner::as_owner(|| {
-                spi::first("select f.kind from helper.functions f where f.function_name = $1", &[tool.into()], |row| {
-                    row.get::<String>(1)
-                })
-            })?;
-            if kind.as_deref() != Some("http") {
-                return Ok(wrong(format!("function \"{tool}\" is no HTTP endpoint")));
-            }
-        }
-        self.is_used = true;
-        let item = place.item.map_or(-1, i64::from);
-        let key = format!("run:{}:{}:{item}:{attempt}", self.stored.id, place.step);
-        let called = stepping(|| {
-            self.text(
-                time,
-                "select helper.call($1, $2::jsonb, $3, $4)::text",
-                &[tool.into(), arguments.to_string().into(), self.stored.workspace.into(), key.into()],
-            )
-        });
-        let call = match called {
-            Ok(call) => call.and_then(|call| identity::uuid(&call)).ok_or_else(|| Error::bug("a call has no id"))?,
-            Err(fault) => return Ok(failed(fault)),
-        };
-        match self.call_ended(call)? {
-            Some(event) => Ok(event),
-            None => self.waiting("call", call, &Value::Null),
-        }
-    }
-
-    /// Who decides on an approval, and until when.
-    fn hand_over(&self, call: Uuid, role: &str, self_approval: bool, lapses_at: Time) -> Result<()> {
-        owner::as_owner(|| {
-            spi::run(
-                "update helper.function_calls c set approver_role = $3, self_approval = $4, lapses_at = helper._time($5) \
-                 where c.workspace_id = $1 and c.id = $2",
-                &[self.stored.workspace.into(), call.into(), role.into(), self_approval.into(), lapses_at.into()],
-            )
-        })
-    }
-
-    /// What became of a call; `None` while it goes on.
-    fn call_ended(&self, call: Uuid) -> Result<Option<Event>> {
-        let found = owner::as_owner(|| {
-            spi::change(
-                "select c.status, c.result::text, c.error::text, c.reason from helper.function_calls c \
-                 where c.workspace_id = $1 and c.id = $2",
-                &[self.stored.workspace.into(), call.into()],
-                |row| Ok((row.get::<String>(1)?, row.opt::<String>(2)?, row.opt::<String>(3)?, row.opt::<String>(4)?)),
-            )
-        })?;
-        let Some((status, result, error, reason)) = found.into_iter().next() else {
-            return Ok(Some(wrong("the call does not exist any more")));
-        };
-        let refused = |what: &str| {
-            let mut error = Failure::new("42501", format!("the call was {what}"));
-            error.detail = reason.clone();
-            Some(Event::Failed { error, retryable: false })
-        };
-        Ok(match status.as_str() {
-            "succeeded" => Some(Event::Succeeded { output: parsed(result).unwrap_or_default() }),
-            "failed" => {
-                let error = stored_failure(parsed(error), "the call failed");
-                let retryable = !matches!(error.sqlstate.get(..2), Some("22" | "42"));
-                Some(Event::Failed { error, retryable })
-            }
-            "uncertain" => {
-                Some(Event::Uncertain { error: stored_failure(parsed(error), "what came of the call is not known") })
-            }
-            "rejected" => refused("rejected"),
-            "expired" => {
-                let mut error = Failure::new("57014", "the call was approved by nobody in time");
-                error.reason = Some(Reason::Lapsed);
-                Some(Event::Failed { error, retryable: false })
-            }
-            "cancelled" => refused("cancelled"),
-            _ => None,
-        })
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn ask(
-        &mut self,
-        for_it: (Place, u32),
-        conversation: Option<Uuid>,
-        question: &str,
-        mode: Option<String>,
-        knowledge: bool,
-        model: Option<String>,
-        options: &Value,
-        kind: Value,
-    ) -> Result<Event> {
-        let asked = self.text(
-            None,
-            "select helper.ask_async($1, $2, coalesce($3, 'chat'), $4, $5, $6, $7::jsonb)::text",
-            &[
-                question.into(),
-                conversation.into(),
-                mode.into(),
-                knowledge.into(),
-                model.into(),
-                self.stored.workspace.into(),
-                options.to_string().into(),
-            ],
-        );
-        match asked {
-            Ok(message) => {
-                let message =
-                    message.and_then(|id| identity::uuid(&id)).ok_or_else(|| Error::bug("a reply has no id"))?;
-                self.asked(for_it, message)?;
-                self.waiting("message", message, &kind)
-            }
-            Err(fault) => Ok(failed(fault)),
-        }
-    }
-
-    /// Notes for whom a model was asked: what it costs is shown with the step.
-    fn asked(&self, (place, attempt): (Place, u32), message: Uuid) -> Result<()> {
-        owner::as_owner(|| {
-            spi::run(
-                "insert into helper.workflow_step_messages (workspace_id, run_id, step, item, attempt, message_id) \
-                 values ($1, $2, $3, $4, $5, $6)",
-                &[
-                    self.stored.workspace.into(),
-                    self.stored.id.into(),
-                    self.definition.steps[place.step].name.as_str().into(),
-                    place.item.map_or(-1, |item| item as i32).into(),
-                    (attempt as i32).into(),
-                    message.into(),
-                ],
-            )
-        })
-    }
-
-    /// What became of a reply; `None` while it goes on.
-    fn reply_ended(&mut self, row: &Row, waits_for: &Value, message: Uuid) -> Result<Option<Event>> {
-        let found = owner::as_owner(|| {
-            spi::change(
-                "select m.status, m.content, m.error::text, m.usage::text, m.conversation_id, m.provider, m.grounded \
-                 from helper.messages m where m.workspace_id = $1 and m.id = $2",
-                &[self.stored.workspace.into(), message.into()],
-                |row| {
-                    let texts =
-                        (row.get::<String>(1)?, row.get::<String>(2)?, row.opt::<String>(3)?, row.opt::<String>(4)?);
-                    Ok((texts, row.get::<Uuid>(5)?, row.opt::<String>(6)?, row.opt::<bool>(7)?))
-                },
-            )
-        })?;
-        let Some(((status, content, error, usage), conversation, provider, grounded)) = found.into_iter().next() else {
-            return Ok(Some(wrong("the reply does not exist any more")));
-        };
-        match status.as_str() {
-            "done" => {}
-            "error" => {
-                let error = stored_failure(parsed(error), "the reply failed");
-                if error.reason == Some(Reason::Unanswered) && row.attempt >= self.definition.attempts(row.place) {
-                    return Ok(Some(Event::Uncertain { error }));
-                }
-                let retryable = !matches!(error.sqlstate.get(..2), Some("22" | "42"));
-                return Ok(Some(Event::Failed { error, retryable }));
-            }
-            "cancelled" => {
-                let error = Failure::new("57014", "the reply was cancelled");
-                return Ok(Some(Event::Failed { error, retryable: false }));
-            }
-            _ => return Ok(None),
-        }
-        let kind = waits_for.get("kind").and_then(Value::as_str).unwrap_or("ask");
-        if kind != "ask" && provider.as_deref() == Some("local") {
-            let error = Error::not_ready("no language model is configured")
-                .hint("Set one with helper.set_provider and helper.set_default.");
-            return Ok(Some(Event::Failed { error: error.into(), retryable: false }));
-        }
-        if kind == "complete_json" {
-            return self.json_ended(row, waits_for, &content, conversation).map(Some);
-        }
-        let name = if kind == "ask" { "answer" } else { "text" };
-        let mut output = json!({ name: content, "message_id": message.to_string(), "usage": parsed(usage) });
-        if kind == "ask" {
-            output["conversation_id"] = json!(conversation.to_string());
-            output["grounded"] = json!(grounded);
-        }
-        Ok(Some(Event::Succeeded { output }))
-    }
-
-    /// The JSON of a reply, sent back where it does not fit.
-    fn json_ended(&mut self, row: &Row, waits_for: &Value, content: &str, conversation: Uuid) -> Result<Event> {
-        let (schema, model) = match self.kind(row.place) {
-            Some(StepKind::Complete { schema: Some(schema), model, .. }) => (schema.to_string(), model.clone()),
-            _ => return Err(Error::bug("a reply of a step that asks for none")),
-        };
-        let problem = match json_in::find(content) {
-            None => "It holds no JSON.".to_owned(),
-            Some(found) => {
-                let checked = attempt(None, || Ok(Done { value: completing::check(&schema, found)?, keep: true }));
-                match checked {
-                    Ok(problems) => match problems.first() {
-                        None => {
-                            return Ok(Event::Succeeded { output: parsed(Some(found.to_owned())).unwrap_or_default() });
-                        }
-                        Some(problem) => format!("At \"{}\": {}.", problem.path, problem.message),
-                    },
-                    Err(fault) => return Ok(failed(fault)),
-                }
-            }
-        };
-        let repairs = waits_for.get("repairs").and_then(Value::as_u64).unwrap_or_default();
-        if repairs >= REPAIRS {
-            let mut error = Failure::new("38000", "the reply does not fit the schema");
-            error.detail = Some(problem);
-            return Ok(Event::Failed { error, retryable: true });
-        }
-        let again =
-            format!("That reply does not fit the JSON Schema. {problem} Reply again, with the corrected JSON alone.");
-        let kind = json!({ "kind": "complete_json", "repairs": repairs + 1 });
-        self.ask((row.place, row.attempt), Some(conversation), &again, None, false, model, &json!({}), kind)
-    }
-
     fn kind(&self, place: Place) -> Option<&StepKind> {
         let kind = &self.definition.steps.get(place.step)?.kind;
         if place.item.is_some() { kind.each() } else { Some(kind) }
-    }
-
-    fn sub_run(&self, place: Place, attempt: u32, workflow: &str, input: &Value) -> Result<Event> {
-        let item = place.item.map_or(-1, i64::from);
-        let trigger = json!({ "kind": "workflow", "run": self.stored.id.to_string(), "name": self.stored.name });
-        let key = format!("run:{}:{}:{item}:{attempt}", self.stored.id, place.step);
-        let run = owner::as_owner(|| {
-            spi::change(
-                "select w.id is not null, d.deepest, \
-                   case when $6 <= d.deepest then helper._start_run($1, w.id, $3::jsonb, $4::jsonb, $5, $6) end \
-                 from (values (helper._deepest())) d (deepest) \
-                 left join helper.workflows w on w.workspace_id = $1 and w.name = $2",
-                &[
-                    self.stored.workspace.into(),
-                    workflow.into(),
-                    trigger.to_string().into(),
-                    input.to_string().into(),
-                    key.into(),
-                    (self.stored.depth + 1).into(),
-                ],
-                |row| Ok((row.get::<bool>(1)?, row.get::<i32>(2)?, row.opt::<Uuid>(3)?)),
-            )
-        })?;
-        match run.first() {
-            Some((_, deepest, _)) if self.stored.depth >= *deepest => {
-                let error = Error::new(Kind::OverLimit, "workflows start one another too deep");
-                let detail = format!("This run is the end of a chain of {deepest}, each started by the one before.");
-                Ok(Event::Failed { error: error.detail(detail).into(), retryable: false })
-            }
-            Some((true, _, Some(run))) => self.waiting("run", *run, &Value::Null),
-            Some((true, _, None)) => Ok(failed(Error::not_ready(format!("workflow \"{workflow}\" is paused")).into())),
-            _ => Ok(failed(Error::unknown_object(format!("workflow \"{workflow}\" does not exist")).into())),
-        }
-    }
-
-    fn sub_run_ended(&self, run: Uuid) -> Result<Option<Event>> {
-        let found = owner::as_owner(|| {
-            spi::change(
-                "select r.status, r.output::text, r.error::text from helper.workflow_runs r where r.workspace_id = $1 and r.id = $2",
-                &[self.stored.workspace.into(), run.into()],
-                |row| Ok((row.get::<String>(1)?, row.opt::<String>(2)?, row.opt::<String>(3)?)),
-            )
-        })?;
-        let Some((status, output, error)) = found.into_iter().next() else {
-            return Ok(Some(wrong("the run does not exist any more")));
-        };
-        Ok(match status.as_str() {
-            "succeeded" => Some(Event::Succeeded { output: parsed(output).unwrap_or_default() }),
-            "failed" | "timed_out" | "cancelled" => {
-                let error = stored_failure(parsed(error), &format!("the run {}", status.replace('_', " ")));
-                Some(Event::Failed { error, retryable: status != "cancelled" })
-            }
-            _ => None,
-        })
     }
 
     fn event_came(&self, wait: Uuid) -> Result<Option<Event>> {
@@ -547,16 +267,6 @@ impl<'a> Stepping<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Whether nothing will come of a call.
-    fn cancel_call(&self, call: Uuid) -> Result<bool> {
-        let cancelled = owner::as_owner(|| {
-            spi::change("select helper._cancel_call($1, $2)", &[self.stored.workspace.into(), call.into()], |row| {
-                row.get::<bool>(1)
-            })
-        })?;
-        Ok(cancelled == [true])
     }
 
     /// Calls off what an attempt waited for that was cancelled; what had come of it, or may have, is noted.
