@@ -32,15 +32,17 @@ $$;
 comment on function helper._claim_runs_of(uuid, integer, timestamptz, integer) is
   'Locks due rows of a workspace''s queue, and their runs, from a priority and a time on; another runner leaves them alone';
 
--- Due rows of some workspaces, one after another.
+-- Due rows of some workspaces, one after another. While an old snapshot keeps what was done, a look over the queue walks over
+-- all of it: it does so once, and goes on from where it found something.
 create function helper._claim_runs(after uuid, most integer)
 returns table (workspace_id uuid, id uuid, run_id uuid, priority integer, run_at timestamptz)
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off set enable_incremental_sort = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare
-  v_turn uuid := after;
-  v_around boolean := false;
-  v_next uuid;
+  v_from uuid := after;
+  v_to uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+  v_first record;
+  v_is_passed boolean := false;
 begin
   -- Those whose time has come meanwhile.
   update helper.workflow_queue q
@@ -53,31 +55,34 @@ begin
     limit 1000
     for no key update skip locked));
   loop
-    select q.workspace_id into v_next
+    select q.workspace_id, q.priority, q.run_at into v_first
     from helper.workflow_queue q
-    where q.is_due and q.workspace_id > v_turn
+    where q.is_due and q.workspace_id > v_from and q.workspace_id <= v_to
     order by q.workspace_id, q.priority, q.run_at, q.id
     limit 1;
-    if not found then
-      if v_around then
+    if found then
+      return query
+        select c.workspace_id, c.id, c.run_id, c.priority, c.run_at
+        from helper._claim_runs_of(v_first.workspace_id, v_first.priority, v_first.run_at, most) c;
+      if found then
         return;
       end if;
-      v_around := true;
-      v_turn := '00000000-0000-0000-0000-000000000000';
-      continue;
-    end if;
-    v_turn := v_next;
-    return query
-      select c.workspace_id, c.id, c.run_id, c.priority, c.run_at
-      from helper._claim_runs_of(v_turn, -2147483648, '-infinity', most) c;
-    if found or v_around and v_turn > after then
-      return;
+      v_is_passed := true;
+      v_from := v_first.workspace_id;
+    elsif v_to <> after then
+      v_from := '00000000-0000-0000-0000-000000000000';
+      v_to := after;
+    else
+      exit;
     end if;
   end loop;
+  if v_is_passed then
+    return next;
+  end if;
 end
 $$;
 comment on function helper._claim_runs(uuid, integer) is
-  'Locks rows of the queue, and their runs, of the next workspace that has some to do; another runner leaves them alone';
+  'Locks rows of the queue, and their runs, of the next workspace that has some to do; another runner leaves them alone. A row of nulls where others have all that is due';
 
 create function helper._admit_run(workspace uuid, workflow uuid, run uuid, key text, most integer, rate integer, per interval, in_workspace integer)
 returns timestamptz

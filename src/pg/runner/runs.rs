@@ -42,8 +42,7 @@ impl Runner {
     }
 
     fn go_on_with_one(&mut self) -> Worked {
-        let after = self.run_turn.after();
-        let marked = transaction(|| workflow::mark(after));
+        let marked = transaction(|| workflow::mark(&mut self.run_turn));
         let Some(marked) = self.notes.note(marked) else {
             return Worked::Idle { next_look: Some(Instant::now() + Duration::from_secs(1)) };
         };
@@ -74,7 +73,6 @@ impl Runner {
         }
         let next = transaction(workflow::next_due);
         let next = self.notes.note(next).flatten();
-        // One that is due and was not taken is another runner's now.
         let next_look = next.map(|seconds| Instant::now() + Duration::from_secs_f64(seconds.clamp(0.02, 86_400.0)));
         Worked::Idle { next_look }
     }

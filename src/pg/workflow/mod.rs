@@ -360,8 +360,8 @@ pub struct Marked {
 
 /// A row of the queue that is due, marked as tried once more: for a runner that begins, and does not know over what the
 /// last one ended.
-pub fn mark(after: Uuid) -> Result<Option<Marked>> {
-    let Some(row) = turn::claim(after, 1)?.into_iter().next() else { return Ok(None) };
+pub fn mark(turn: &mut Turn) -> Result<Option<Marked>> {
+    let Some(row) = turn.look(1)?.into_iter().next() else { return Ok(None) };
     // Whatever ends the server next finds others first, so that no run is blamed for what it has no part in.
     let tried = spi::change(
         "update helper.workflow_queue q \
@@ -394,12 +394,11 @@ pub fn failed(marked: &Marked, most: i32, error: &Error) -> Result<()> {
     )
 }
 
-/// When the next run is due, if any waits for a time; in the past where one is due now.
+/// Seconds until the next run is due that waits for a time, if any does.
 pub fn next_due() -> Result<Option<f64>> {
     let seconds = spi::change(
-        "select case when exists (select from helper.workflow_queue q where q.is_due) then 0 else ( \
-           select extract(epoch from q.run_at - clock_timestamp())::float8 \
-           from helper.workflow_queue q where not q.is_due and q.run_at < 'infinity' order by q.run_at limit 1) end",
+        "select extract(epoch from q.run_at - clock_timestamp())::float8 \
+         from helper.workflow_queue q where not q.is_due and q.run_at < 'infinity' order by q.run_at limit 1",
         &[],
         |row| row.opt::<f64>(1),
     )?;

@@ -30,16 +30,27 @@ fn due(row: &spi::Row) -> Result<Due> {
 
 const DUE: &str = "c.workspace_id, c.id, c.run_id, c.priority, c.run_at";
 
-/// Due rows of the next workspace that has some.
-pub fn claim(after: Uuid, most: usize) -> Result<Vec<Due>> {
+/// Due rows of the next workspace that has some, and whether others have all that there are.
+fn claim(after: Uuid, most: usize) -> Result<(Vec<Due>, bool)> {
     let sql = format!("select {DUE} from helper._claim_runs($1, $2) c");
-    spi::change(&sql, &[after.into(), (most as i32).into()], due)
+    let rows = spi::change(&sql, &[after.into(), (most as i32).into()], |row| match row.opt::<Uuid>(1)? {
+        Some(_) => due(row).map(Some),
+        None => Ok(None),
+    })?;
+    let are_with_others = rows.iter().any(Option::is_none);
+    Ok((rows.into_iter().flatten().collect(), are_with_others))
 }
 
-/// Due rows of a workspace that come after another in its order.
+/// Due rows of a workspace that come after another in its order, and those whose transactions took a little to commit.
 fn claim_after(last: &Due, most: usize) -> Result<Vec<Due>> {
-    let sql = format!("select {DUE} from helper._claim_runs_of($1, $2, $3, $4) c");
-    spi::change(&sql, &[last.workspace.into(), last.priority.into(), last.run_at.into(), (most as i32).into()], due)
+    let sql = format!(
+        "select {DUE} from helper._claim_runs_of($1, $2, least($3, clock_timestamp() - pg_catalog.make_interval(secs => $4)), $5) c"
+    );
+    spi::change(
+        &sql,
+        &[last.workspace.into(), last.priority.into(), last.run_at.into(), LATE.into(), (most as i32).into()],
+        due,
+    )
 }
 
 /// One row of the queue, unless another runner has its run.
@@ -65,12 +76,18 @@ pub struct Turn {
     full_at: Instant,
     /// The last look did not.
     is_partial: bool,
+    /// It found what is due with others.
+    are_with_others: bool,
     /// How many rows are claimed: what is locked and not come to was locked for nothing.
     most: usize,
 }
 
+/// When it looks again for what others had.
+const AGAIN: Duration = Duration::from_millis(20);
 /// Longest time between two looks from the queue's beginning.
 const FULL: Duration = Duration::from_secs(1);
+/// Seconds that a transaction which enqueues may take for its rows to be found without such a look.
+const LATE: f64 = 0.25;
 /// Workspaces whose last rows a runner knows, at most.
 const PLACES: usize = 64;
 /// So many times what such a look took passes before the next one.
@@ -78,16 +95,26 @@ const SHARE: u32 = 10;
 
 impl Turn {
     pub fn new(first: Uuid) -> Self {
-        Turn { after: first, last: BTreeMap::new(), full_at: Instant::now(), is_partial: false, most: LEAST }
+        Turn {
+            after: first,
+            last: BTreeMap::new(),
+            full_at: Instant::now(),
+            is_partial: false,
+            are_with_others: false,
+            most: LEAST,
+        }
     }
 
     pub fn after(&self) -> Uuid {
         self.after
     }
 
-    /// When there may be something due that was not looked for; `None` where all was looked through.
+    /// When there may be something due that was not looked for, or that others had; `None` where there is nothing due.
     pub fn look_again_at(&self) -> Option<Instant> {
-        self.is_partial.then_some(self.full_at)
+        if self.is_partial {
+            return Some(self.full_at);
+        }
+        self.are_with_others.then(|| self.full_at.max(Instant::now() + AGAIN))
     }
 
     /// Rows of the next workspace that has some.
@@ -105,9 +132,18 @@ impl Turn {
                 }
             }
         } else {
-            rows = claim(self.after, self.most)?;
-            self.full_at = Instant::now() + (began.elapsed() * SHARE).min(FULL);
+            rows = self.look(self.most)?;
         }
+        Ok(rows)
+    }
+
+    /// Rows of the next workspace that has some, from the queue's beginning.
+    pub fn look(&mut self, most: usize) -> Result<Vec<Due>> {
+        let began = Instant::now();
+        let rows;
+        (rows, self.are_with_others) = claim(self.after, most)?;
+        self.is_partial = false;
+        self.full_at = Instant::now() + (began.elapsed() * SHARE).min(FULL);
         Ok(rows)
     }
 
