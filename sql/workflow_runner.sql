@@ -10,27 +10,43 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqsc
 begin
   return query
     select q.workspace_id, q.id, q.run_id, q.priority, q.run_at
-    from (
-      select q.workspace_id, q.id, q.run_id, q.priority, q.run_at
-      from helper.workflow_queue q
-      where q.is_due
-        and (q.workspace_id, q.priority, q.run_at) >= (workspace, first_priority, first_run_at)
-        and q.workspace_id <= workspace
-      order by q.workspace_id, q.priority, q.run_at, q.id
-      limit most
-      for no key update skip locked
-    ) q
+    from helper.workflow_queue q
+    -- Only the run is locked: a row of one that another runner has is nobody's to hold. One that was taken in between is
+    -- looked at for nothing.
     cross join lateral (
       select
       from helper.workflow_runs r
       where r.workspace_id = q.workspace_id and r.id = q.run_id
       -- Whoever puts something into a run's queue meanwhile does not wait.
       for no key update skip locked
-    ) r;
+    ) r
+    where q.is_due
+      and (q.workspace_id, q.priority, q.run_at) >= (workspace, first_priority, first_run_at)
+      and q.workspace_id <= workspace
+    order by q.workspace_id, q.priority, q.run_at, q.id
+    limit most;
 end
 $$;
 comment on function helper._claim_runs_of(uuid, integer, timestamptz, integer) is
-  'Locks due rows of a workspace''s queue, and their runs, from a priority and a time on; another runner leaves them alone';
+  'Due rows of a workspace''s queue, from a priority and a time on, of runs that it locks and no other runner has';
+
+-- In a transaction of its own: nobody is to wait for these rows while a runner is at something.
+create function helper._wake_sleepers() returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off set enable_bitmapscan = off as $$
+begin
+  update helper.workflow_queue q
+  set is_due = true
+  where q.ctid = any (array(
+    select f.ctid
+    from helper.workflow_queue f
+    where not f.is_due and f.run_at <= (select clock_timestamp())
+    order by f.run_at
+    limit 1000
+    for no key update skip locked));
+  return found;
+end
+$$;
+comment on function helper._wake_sleepers() is 'Has rows of the queue be due whose time has come; says whether there were some';
 
 -- Due rows of some workspaces, one after another. While an old snapshot keeps what was done, a look over the queue walks over
 -- all of it: it does so once, and goes on from where it found something.
@@ -41,19 +57,10 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqsc
 declare
   v_from uuid := after;
   v_to uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+  v_is_around boolean := false;
   v_first record;
   v_is_passed boolean := false;
 begin
-  -- Those whose time has come meanwhile.
-  update helper.workflow_queue q
-  set is_due = true
-  where q.ctid = any (array(
-    select f.ctid
-    from helper.workflow_queue f
-    where not f.is_due and f.run_at <= (select clock_timestamp())
-    order by f.run_at
-    limit 1000
-    for no key update skip locked));
   loop
     select q.workspace_id, q.priority, q.run_at into v_first
     from helper.workflow_queue q
@@ -69,7 +76,8 @@ begin
       end if;
       v_is_passed := true;
       v_from := v_first.workspace_id;
-    elsif v_to <> after then
+    elsif not v_is_around then
+      v_is_around := true;
       v_from := '00000000-0000-0000-0000-000000000000';
       v_to := after;
     else
@@ -82,7 +90,7 @@ begin
 end
 $$;
 comment on function helper._claim_runs(uuid, integer) is
-  'Locks rows of the queue, and their runs, of the next workspace that has some to do; another runner leaves them alone. A row of nulls where others have all that is due';
+  'Due rows of the queue, of the next workspace with runs that no other runner has, which it locks. A row of nulls where others have all that is due';
 
 create function helper._admit_run(workspace uuid, workflow uuid, run uuid, key text, most integer, rate integer, per interval, in_workspace integer)
 returns timestamptz

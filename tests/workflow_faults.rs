@@ -8,7 +8,7 @@ mod place;
 mod provider;
 mod runs;
 
-use cluster::{Cluster, Session, signal, until};
+use cluster::{Session, signal, until};
 use place::{ANN, BEA, Place};
 use provider::{Answer, Say};
 use runs::{Shop, create, ended, reached, run, step, waiting_call};
@@ -386,4 +386,31 @@ async fn a_statement_has_no_longer_than_it_is_told() {
         assert_eq!(error.code().code(), "22023");
         assert_eq!(error.message(), format!("{place}: is longer than the minute that a statement may take"));
     }
+}
+
+#[tokio::test]
+async fn what_is_wanted_of_a_run_waits_for_no_other_run() {
+    let Shop { cluster: _cluster, admin, ann, .. } = shop().await;
+    let sleep = |seconds: u32| json!({ "name": "sleep", "type": "sql", "sql": format!("select pg_sleep({seconds})") });
+    create(&ann, "short", json!({ "steps": [sleep(3), { "name": "go", "type": "wait", "event": "go" }] })).await;
+    create(&ann, "long", json!({ "steps": [sleep(25)] })).await;
+    let are_at_work = async |runners: i64| {
+        until("runners to be at work", async || {
+            let sql = "select count(*) from pg_stat_activity a where a.backend_type = 'helper_ai runner' and a.wait_event = 'PgSleep'";
+            (admin.one::<i64>(sql, &[]).await == runners).then_some(())
+        })
+        .await;
+    };
+    let short = run(&ann, "short", json!({})).await;
+    are_at_work(1).await;
+    // The other runner finds both, and can do one of them.
+    ann.run("begin").await;
+    ann.run(&format!("select helper.pause_run('{short}')")).await;
+    let long = run(&ann, "long", json!({})).await;
+    ann.run("commit").await;
+    are_at_work(2).await;
+    reached(&ann, &short, &["paused"]).await;
+    assert_eq!(runs::status(&ann, &long).await["finished_at"], Value::Null);
+    ann.run(&format!("select helper.cancel_run('{long}')")).await;
+    reached(&ann, &long, &["cancelled"]).await;
 }

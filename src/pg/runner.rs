@@ -186,7 +186,7 @@ impl Runner {
     }
 
     /// Takes the wish for a runner, or else says that this one is idle: in one look at the slot, so that whoever wishes
-    /// meanwhile wakes it.
+    /// meanwhile wakes this one.
     fn step(&self) -> Step {
         let now = Instant::now();
         let most = settings::RUNNERS.get() as usize;
@@ -198,10 +198,12 @@ impl Runner {
                 return Step::Leave;
             }
             let is_wanted = slot.runner_wanted;
+            let others_rest = slot.started().any(|other| other.pid != self.pid && !other.busy);
             let Some(entry) = slot.runner(self.pid) else { return Step::Leave };
             entry.busy = is_due || is_wanted;
             if entry.busy {
-                slot.runner_wanted = false;
+                // Who works anyway leaves the wish to the one that it woke.
+                slot.runner_wanted &= is_due && others_rest;
                 Step::Work
             } else if is_needed {
                 Step::Rest

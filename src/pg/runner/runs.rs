@@ -1,6 +1,6 @@
 //! Runs of workflows, and what starts them: schedules that are due and events in the outbox.
 
-use super::{Runner, Worked};
+use super::{Runner, Worked, want_here};
 use crate::core::error::{Error, Result};
 use crate::pg::session::{self, flushed};
 use crate::pg::transaction::{bare_transaction, transaction};
@@ -18,6 +18,12 @@ const MOST_ATTEMPTS: i32 = jobs::MOST_ATTEMPTS;
 impl Runner {
     /// Goes on with some runs.
     pub(super) fn go_on_with_runs(&mut self) -> Worked {
+        if self.careful > 0 || self.run_turn.is_full_due() {
+            let woken = transaction(workflow::wake_sleepers);
+            if self.notes.note(woken) == Some(true) {
+                want_here();
+            }
+        }
         if self.careful > 0 {
             return self.go_on_with_one();
         }

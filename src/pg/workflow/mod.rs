@@ -80,7 +80,7 @@ pub fn go_on(wanted: &mut Wanted) -> Result<bool> {
         let others = runs.iter().position(|run| run.role != *role || run.claims != *claims);
         // What was let in is committed before others may wait for it.
         let in_line = first.is_in_line();
-        // Two would only keep each other from letting runs in.
+        // Another runner takes some too; but two would only keep each other from letting runs in.
         if std::mem::take(&mut is_more_due) && !in_line {
             shared::want_runner(wake::this_database());
         }
@@ -370,18 +370,21 @@ pub fn mark(turn: &mut Turn) -> Result<Option<Marked>> {
         &[row.workspace.into(), row.id.into()],
         |row| row.get::<i32>(1),
     )?;
-    Ok(tried.first().map(|tried| Marked { workspace: row.workspace, row: row.id, tried: *tried }))
+    // One that another runner has done meanwhile is not there any more; the next one may be.
+    Ok(Some(Marked { workspace: row.workspace, row: row.id, tried: tried.first().copied().unwrap_or_default() }))
 }
 
 /// Puts off what a transaction failed over, or gives its run up.
 pub fn failed(marked: &Marked, most: i32, error: &Error) -> Result<()> {
     let Marked { workspace, row, tried } = *marked;
-    if tried < most {
+    // Somebody's lock, a full disk: no try of it counts where that passes.
+    let passes = error.kind == Kind::NotReady && tried <= most;
+    if passes || tried < most {
         return spi::run(
             "update helper.workflow_queue q \
-             set run_at = clock_timestamp() + pg_catalog.make_interval(secs => $3), is_due = false \
+             set run_at = clock_timestamp() + pg_catalog.make_interval(secs => $3), is_due = false, attempts = q.attempts - $4 \
              where q.workspace_id = $1 and q.id = $2",
-            &[workspace.into(), row.into(), f64::from(tried).into()],
+            &[workspace.into(), row.into(), f64::from(tried).into(), i32::from(passes).into()],
         );
     }
     let error = serde_json::to_string(&Failure::from(error.clone())).unwrap_or_default();
@@ -392,6 +395,12 @@ pub fn failed(marked: &Marked, most: i32, error: &Error) -> Result<()> {
          select helper._give_up_run(g.workspace_id, g.run_id, $3::jsonb) from gone g",
         &[workspace.into(), row.into(), error.into()],
     )
+}
+
+/// Has runs be due whose time has come, in a transaction of its own; says whether there were some.
+pub fn wake_sleepers() -> Result<bool> {
+    let woken = spi::change("select helper._wake_sleepers()", &[], |row| row.get::<bool>(1))?;
+    Ok(woken == [true])
 }
 
 /// Seconds until the next run is due that waits for a time, if any does.

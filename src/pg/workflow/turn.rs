@@ -14,7 +14,7 @@ const MOST: usize = 512;
 /// And fewest.
 const LEAST: usize = 32;
 
-/// A row of the queue that is due, locked.
+/// A row of the queue that is due, whose run is locked.
 #[derive(Clone, Copy)]
 pub struct Due {
     pub workspace: Uuid,
@@ -41,7 +41,8 @@ fn claim(after: Uuid, most: usize) -> Result<(Vec<Due>, bool)> {
     Ok((rows.into_iter().flatten().collect(), are_with_others))
 }
 
-/// Due rows of a workspace that come after another in its order, and those whose transactions took a little to commit.
+/// Due rows of a workspace that come after another in its order, and those of the last moment, which may have been committed
+/// after it.
 fn claim_after(last: &Due, most: usize) -> Result<Vec<Due>> {
     let sql = format!(
         "select {DUE} from helper._claim_runs_of($1, $2, least($3, clock_timestamp() - pg_catalog.make_interval(secs => $4)), $5) c"
@@ -58,7 +59,7 @@ fn claim_one(workspace: Uuid, row: Uuid) -> Result<Vec<Due>> {
     let sql = format!(
         "select {DUE} from helper.workflow_queue c \
          join helper.workflow_runs r on r.workspace_id = c.workspace_id and r.id = c.run_id \
-         where c.workspace_id = $1 and c.id = $2 for no key update skip locked"
+         where c.workspace_id = $1 and c.id = $2 for no key update of r skip locked"
     );
     spi::change(&sql, &[workspace.into(), row.into()], due)
 }
@@ -86,7 +87,7 @@ pub struct Turn {
 const AGAIN: Duration = Duration::from_millis(20);
 /// Longest time between two looks from the queue's beginning.
 const FULL: Duration = Duration::from_secs(1);
-/// Seconds that a transaction which enqueues may take for its rows to be found without such a look.
+/// Seconds that a transaction which enqueues may take for its rows to be found without such a look, by a runner that is busy.
 const LATE: f64 = 0.25;
 /// Workspaces whose last rows a runner knows, at most.
 const PLACES: usize = 64;
@@ -117,11 +118,15 @@ impl Turn {
         self.are_with_others.then(|| self.full_at.max(Instant::now() + AGAIN))
     }
 
+    /// Whether the next look is from the queue's beginning.
+    pub fn is_full_due(&self) -> bool {
+        Instant::now() >= self.full_at
+    }
+
     /// Rows of the next workspace that has some.
     pub fn claim(&mut self) -> Result<Vec<Due>> {
-        let began = Instant::now();
         let mut rows = Vec::new();
-        self.is_partial = began < self.full_at;
+        self.is_partial = !self.is_full_due();
         if self.is_partial {
             let turn = *self.after.as_bytes();
             let later = self.last.range((Bound::Excluded(turn), Bound::Unbounded));
