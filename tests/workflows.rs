@@ -7,7 +7,7 @@ mod place;
 mod provider;
 mod runs;
 
-use cluster::{Cluster, Session, signal, until};
+use cluster::{signal, until};
 use place::{ANN, BEA, Place};
 use provider::{Answer, Break};
 use runs::{Shop, create, ended, lines, reached, run, status, step, waiting_call};
