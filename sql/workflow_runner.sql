@@ -2,7 +2,7 @@
 
 -- Due rows of a workspace from a place in its order on, none of whose runs another runner has. What is known of a queue's size
 -- is most often of a time when it was empty, when any plan looks as good as another: it is compared and sorted by all columns
--- of one index, and read by itself, so that no other plan than by that index and the runs' key is there.
+-- of one index, and runs are locked one by one, so that no other plan than by that index and the runs' key is there.
 create function helper._claim_runs_of(workspace uuid, first_priority integer, first_run_at timestamptz, most integer)
 returns table (workspace_id uuid, id uuid, run_id uuid, priority integer, run_at timestamptz)
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off set enable_incremental_sort = off set enable_bitmapscan = off as $$
