@@ -137,6 +137,27 @@ async fn nobody_waits_for_a_database_in_which_documents_are_being_indexed() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_stopped_just_as_a_worker_is_started_stops() {
+    let cluster = Cluster::bare("").await;
+    let session = cluster.admin().await;
+    let postmaster = cluster.postmaster();
+    // Whoever has a process started waits for it, as the postmaster does nothing for now.
+    signal(postmaster, "STOP");
+    session.run("create extension helper_ai cascade").await;
+    let waits = "select pid from pg_stat_activity where backend_type = 'helper_ai launcher'
+         and lower(wait_event) = 'bgworkerstartup'";
+    let launcher = until("the launcher to start a worker", async || {
+        session.query_opt(waits, &[]).await.unwrap().map(|row| row.get::<_, i32>(0))
+    })
+    .await;
+    // The order to stop is there before the request to start.
+    signal(postmaster, "INT");
+    signal(postmaster, "CONT");
+    until_gone("the launcher to end", launcher).await;
+    until_gone("the server to stop", postmaster).await;
+}
+
+#[tokio::test]
 async fn whatever_an_administrator_terminates_comes_back() {
     let cluster = Cluster::start().await;
     let session = cluster.admin().await;

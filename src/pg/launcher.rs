@@ -195,12 +195,16 @@ pub extern "C-unwind" fn helper_ai_launcher_main(_arg: pg_sys::Datum) {
         runners: HashMap::new(),
         unseen: databases().into_iter().filter(|(_, template)| !template).map(|(database, _)| database).collect(),
     };
-    while !BackgroundWorker::sigterm_received() {
+    while !is_asked_to_end() {
         if BackgroundWorker::sighup_received() {
             // SAFETY: the server's own way to read its configuration again.
             unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
         }
         let next = launcher.round();
+        // Waiting for a process to start resets the latch that a termination had set.
+        if is_asked_to_end() {
+            break;
+        }
         // `drop database` waits until every process has closed what it had open of it: that is done in here. A
         // termination is none of the interrupts, the handler only sets the flag above.
         wait::interruptible(None, Some(next));
@@ -217,6 +221,13 @@ pub extern "C-unwind" fn helper_ai_launcher_main(_arg: pg_sys::Datum) {
     // Ending well would mean never to be started again; a server that stops starts nothing anyway.
     // SAFETY: the way in which every process of the server ends.
     unsafe { pg_sys::proc_exit(1) }
+}
+
+/// Whether SIGTERM has come: for good, however often one asks, unlike `BackgroundWorker::sigterm_received`, which forgets
+/// it when it has said so.
+fn is_asked_to_end() -> bool {
+    // SAFETY: a flag that the signal handler sets.
+    unsafe { (&raw const pg_sys::ShutdownRequestPending).read_volatile() != 0 }
 }
 
 impl Launcher {
@@ -412,7 +423,7 @@ impl Launcher {
                     slot.worker = pid;
                 }
             }),
-            None if BackgroundWorker::sigterm_received() => {}
+            None if is_asked_to_end() => {}
             None => {
                 backoff.ended(Backoff::LONGEST);
                 let left = backoff.left();
@@ -458,7 +469,7 @@ impl Launcher {
                     slot.enter(pid);
                 }
             }),
-            None if BackgroundWorker::sigterm_received() => {}
+            None if is_asked_to_end() => {}
             None => {
                 backoff.ended(Backoff::LONGEST);
                 let left = backoff.left();
