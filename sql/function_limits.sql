@@ -81,12 +81,12 @@ begin
   order by m.workspace_id nulls last, m.builtin
   limit 1;
   if not found then
-    raise exception using errcode = '22023', message = format('mode "%s" does not exist', mode);
+    raise exception using errcode = '42704', message = format('mode "%s" does not exist', mode);
   end if;
   return v_tools;
 end
 $$;
-comment on function helper._mode_tools(uuid, text) is 'Tools that a mode offers; null: all. Errors: 22023';
+comment on function helper._mode_tools(uuid, text) is 'Tools that a mode offers; null: all. Errors: 42704';
 
 -- A transaction may call several tools, and another the same in another order. Both take the person's turn first, and the
 -- workspace's only while they have that, so that neither ever waits for the other with what the other waits for.

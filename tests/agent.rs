@@ -175,6 +175,7 @@ async fn what_goes_wrong_is_told_to_the_model() {
         (("find_order", r#"{"id": "#), "not JSON"),
         (("find_order", r#"{"id": "x"}"#), "id"),
         (("find_order", r#"{"id": 7, "other": 1}"#), "other"),
+        (("find_order", r#"{"id": "7\u0000"}"#), "Unicode"),
         (("drop_everything", "{}"), "there is no tool"),
         (("cancel_order", r#"{"id": 7}"#), "there is no tool"),
         (("broken", "{}"), "the shelf is empty"),

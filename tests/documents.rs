@@ -322,7 +322,7 @@ async fn bad_arguments_are_refused_with_their_cause() {
         ("helper.ask(null)", "22023", "question is null"),
         ("helper.ask(' ')", "22023", "question is empty"),
         ("helper.ask(repeat('x', 8001))", "22023", "question has more than 8000 characters"),
-        ("helper.ask('x', mode => 'nope')", "22023", "mode \"nope\" does not exist"),
+        ("helper.ask('x', mode => 'nope')", "42704", "mode \"nope\" does not exist"),
         ("helper.ask('x', model => 'nope')", "42704", "model \"nope\" does not exist"),
         ("helper.ask('x', options => '7')", "22023", "options is not a JSON object"),
         ("helper.ask('x', options => '{\"k\": 0}')", "22023", "option \"k\" is not between 1 and 50"),

@@ -94,6 +94,52 @@ async fn a_reply_that_was_refused_is_an_error_however_it_was_asked_for() {
 }
 
 #[tokio::test]
+async fn a_character_that_no_text_can_hold_is_replaced() {
+    let place = Place::new().await;
+    place.server.answer_by(|_| Answer::say("One\0 two."));
+    for name in ["open", "claude", "gem", "llama", "other"] {
+        let ask = format!("'Count', knowledge => false, model => '{name}/m'");
+        let (_, message) = streamed(&place.ann, &ask).await;
+        for message in [message, queued(&place.ann, &ask).await] {
+            assert_eq!((&message["status"], &message["content"]), (&json!("done"), &json!("One\u{fffd} two.")), "{name}");
+        }
+        let text: String = place.ann.one(&format!("select helper.ask({ask})"), &[]).await;
+        assert_eq!(text, "One\u{fffd} two.", "{name}");
+    }
+    // Of a value it is wrong, and the model is told so.
+    let value = r#"{"a": "One\u0000"}"#;
+    place.server.answer_by(move |seen| match String::from_utf8_lossy(&seen.body).contains("That does not fit") {
+        true => Answer::say(r#"{"a": "Two"}"#),
+        false => Answer::say(value),
+    });
+    let sql = r#"select helper.complete_json('Count', '{"type": "object"}')"#;
+    assert_eq!(place.ann.one::<Value>(sql, &[]).await, json!({ "a": "Two" }));
+    place.server.answer_by(move |_| Answer::say(value));
+    let error = place.ann.error(sql).await;
+    assert!(error.code().code() == "38000" && error.detail().unwrap().contains("\\u0000"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_reply_whose_words_cannot_be_stored_ends_without_them() {
+    let place = Place::new().await;
+    place
+        .admin
+        .run(
+            "create function public.refuse() returns trigger language plpgsql as $$ begin raise exception 'refused'; end $$; \
+             create trigger refuse before update on helper.messages for each row when (new.content like '%unspeakable%') \
+             execute function public.refuse()",
+        )
+        .await;
+    place.server.answer_by(|_| Answer::say("This is unspeakable."));
+    let message = queued(&place.ann, "'Speak', knowledge => false").await;
+    assert_eq!((&message["status"], &message["content"]), (&json!("error"), &json!("")), "{message}");
+    assert_eq!(message["error"]["message"], "the reply could not be stored");
+    let job = "select j.status from helper.jobs j where j.kind = 'reply'";
+    assert_eq!(place.admin.one::<String>(job, &[]).await, "failed");
+    assert_eq!(place.server.count(), 1, "nobody pays for it twice");
+}
+
+#[tokio::test]
 async fn a_reply_that_was_cut_short_is_delivered_and_says_so() {
     let place = Place::new().await;
     let stops =

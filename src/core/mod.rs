@@ -9,6 +9,7 @@ pub mod chunk;
 pub mod counters;
 pub mod cron;
 pub mod error;
+pub mod jsonb;
 pub mod mcp;
 pub mod prices;
 pub mod prompt;

@@ -8,6 +8,7 @@ mod work;
 mod workflow;
 
 use crate::core::error::{Error, Kind, Result};
+use crate::core::jsonb;
 use crate::core::wire::Problem;
 use jsonschema::{PatternOptions, Validator};
 use serde_json::Value;
@@ -75,6 +76,10 @@ fn check_here(schema: &str, value: &str) -> Result<Vec<Problem>> {
             return Ok(vec![Problem { path: String::new(), message }]);
         }
     };
+    if jsonb::has_zero(&value) {
+        let message = "expected no character \\u0000, which jsonb does not hold".to_owned();
+        return Ok(vec![Problem { path: String::new(), message }]);
+    }
     if work::most(&compiled.schema, &value)? > MAX_WORK {
         return Err(Error::new(Kind::OverLimit, "checking the value against its schema takes too long")
             .detail("The schema applies too many subschemas to the same parts of the value.")

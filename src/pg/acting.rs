@@ -4,6 +4,7 @@
 use crate::core::agent::{Agent, Limits, State};
 use crate::core::chat::{Chat, Said, Stop, Tool, ToolCall, ToolChoice};
 use crate::core::error::{Error, Result};
+use crate::core::jsonb;
 use crate::core::wire::{CallEnd, Reply as Told, Request, ToolReply};
 use crate::pg::asking::Question;
 use crate::pg::gateway::{Exchange, Step};
@@ -224,7 +225,7 @@ impl Turns {
             json!({
                 "id": made.call.id,
                 "function": made.call.name,
-                "arguments": serde_json::from_str(&made.call.arguments).unwrap_or(Value::String(made.call.arguments.clone())),
+                "arguments": shown(&made.call.arguments),
                 "status": status,
                 "call": made.record.map(|record| Uuid::from_bytes(record).to_string()),
                 "error": error,
@@ -320,6 +321,12 @@ pub fn described(question: &Question) -> Vec<Tool> {
         parameters: tool.parameters.clone(),
     });
     described.collect()
+}
+
+/// What a model gave a tool, as tables show it: as it wrote it where that is no JSON, or none that they can hold.
+fn shown(arguments: &str) -> Value {
+    let value = serde_json::from_str(arguments).ok().filter(|value| !jsonb::has_zero(value));
+    value.unwrap_or_else(|| arguments.into())
 }
 
 fn note(agent: &mut Agent, at: usize, outcome: Outcome, workspace: Uuid, errands: &mut Vec<Errand>) {

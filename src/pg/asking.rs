@@ -248,7 +248,7 @@ fn mode(workspace: pgrx::Uuid, name: &str) -> Result<Found> {
     let found =
         MODES.with(|modes| modes.get((*workspace.as_bytes(), name.to_owned()), || find_mode(workspace, name)))?;
     found.ok_or_else(|| {
-        Error::bad_argument(format!("mode \"{name}\" does not exist"))
+        Error::unknown_object(format!("mode \"{name}\" does not exist"))
             .hint("Modes are chat, copy, summary and those that helper.set_mode has added.")
     })
 }

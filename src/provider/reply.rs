@@ -126,8 +126,10 @@ impl Decoder for Reply {
         }
         let mut values = Vec::new();
         let taken = self.values(bytes, &mut values);
+        let before = events.len();
         // What came before a line that is too long is given all the same.
         let read = values.iter().try_for_each(|value| self.read(value, events)).and(taken);
+        events[before..].iter_mut().for_each(without_zeros);
         self.failed = read.clone().err();
         read
     }
@@ -136,9 +138,26 @@ impl Decoder for Reply {
         if let Some(failure) = &self.failed {
             return Err(failure.clone());
         }
+        let before = events.len();
         let finished = self.finished(events);
+        events[before..].iter_mut().for_each(without_zeros);
         self.failed = Some(finished.clone().err().unwrap_or_else(Failure::nonsense));
         finished
+    }
+}
+
+/// U+FFFD in place of each U+0000, which no text of Postgres can hold.
+fn without_zeros(event: &mut Event) {
+    let replace = |text: &mut String| {
+        if text.contains('\0') {
+            *text = text.replace('\0', "\u{fffd}");
+        }
+    };
+    match event {
+        Event::Id(text) | Event::Text(text) | Event::Thinking(text) | Event::Signature(text) => replace(text),
+        Event::Arguments { fragment, .. } => replace(fragment),
+        Event::ToolCall { id, name, signature, .. } => [id, name].into_iter().chain(signature).for_each(replace),
+        Event::Usage(_) | Event::Stop(_) => {}
     }
 }
 

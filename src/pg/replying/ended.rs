@@ -130,4 +130,10 @@ impl Replying {
         facts["reason"] = Reason::Unanswered.name().into();
         messages::fail(self.job.workspace, self.stored.reply, &self.shown, "error", Some(facts), calls)
     }
+
+    /// Stores that there is no whole reply, and nothing of what it has, inside a transaction: what was stored of it stays.
+    pub fn give_up(&self) -> Result<()> {
+        let facts = messages::facts(&Error::bug("the reply could not be stored").hint("The server log says why."));
+        messages::fail(self.job.workspace, self.stored.reply, "", "error", Some(facts), None)
+    }
 }

@@ -402,13 +402,23 @@ impl Worker {
         self.reply_ends(reply, failed, error);
     }
 
-    /// An end that cannot be stored is tried again with the job. Where what forbids it does not pass, the job ends alone
-    /// after a few times.
+    /// An end that cannot be stored is tried again with the job where what forbids it passes. Where it does not, what was
+    /// said or called may be the cause, and the reply ends without; as a last resort the job ends alone.
     fn reply_ends(&mut self, reply: &Replying, failed: Result<()>, error: &Error) {
         let passes = failed.as_ref().err().is_none_or(|error| error.kind == Kind::NotReady);
-        match self.note(failed) {
+        if self.note(failed).is_some() {
+            return;
+        }
+        if passes {
+            return self.owed.push(reply.job.clone());
+        }
+        let ended = transaction(|| {
+            reply.give_up()?;
+            jobs::end(&reply.job, "failed", Some(error))
+        });
+        match self.note(ended) {
             Some(()) => {}
-            None if passes || reply.job.attempts < MOST_ATTEMPTS => self.owed.push(reply.job.clone()),
+            None if reply.job.attempts < MOST_ATTEMPTS => self.owed.push(reply.job.clone()),
             None => self.finish(&reply.job, "failed", Some(error)),
         }
     }
