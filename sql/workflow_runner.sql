@@ -50,7 +50,7 @@ comment on function helper._wake_sleepers() is 'Has rows of the queue be due who
 
 -- Due rows of some workspaces, one after another. While an old snapshot keeps what was done, a look over the queue walks over
 -- all of it: it does so once, and goes on from where it found something.
-create function helper._claim_runs(after uuid, most integer)
+create function helper._claim_runs(after uuid, most integer, without uuid[])
 returns table (workspace_id uuid, id uuid, run_id uuid, priority integer, run_at timestamptz)
 language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off set enable_incremental_sort = off set enable_bitmapscan = off as $$
 #variable_conflict use_column
@@ -67,7 +67,9 @@ begin
     where q.is_due and q.workspace_id > v_from and q.workspace_id <= v_to
     order by q.workspace_id, q.priority, q.run_at, q.id
     limit 1;
-    if found then
+    if v_first.workspace_id = any (without) then
+      v_from := v_first.workspace_id;
+    elsif found then
       return query
         select c.workspace_id, c.id, c.run_id, c.priority, c.run_at
         from helper._claim_runs_of(v_first.workspace_id, v_first.priority, v_first.run_at, most) c;
@@ -89,8 +91,8 @@ begin
   end if;
 end
 $$;
-comment on function helper._claim_runs(uuid, integer) is
-  'Due rows of the queue, of the next workspace with runs that no other runner has, which it locks. A row of nulls where others have all that is due';
+comment on function helper._claim_runs(uuid, integer, uuid[]) is
+  'Due rows of the queue, of the next workspace, but for some, with runs that no other runner has, which it locks. A row of nulls where others have all that is due';
 
 create function helper._admit_run(workspace uuid, workflow uuid, run uuid, key text, most integer, rate integer, per interval, in_workspace integer)
 returns timestamptz

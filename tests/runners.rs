@@ -241,7 +241,49 @@ async fn a_call_that_a_runner_is_at_is_broken_off_when_it_is_cancelled() {
         (admin.one::<i64>(sql, &[]).await == 0).then_some(())
     })
     .await;
-    assert_eq!(runners(&admin).await, before, "the runners are the same");
+    let after = runners(&admin).await;
+    assert!(before.iter().all(|pid| after.contains(pid)), "the runners are the same: {before:?}, {after:?}");
+    assert!(!cluster.log().contains("helper_ai runner: "), "{}", cluster.log());
+}
+
+#[tokio::test]
+async fn who_holds_all_runners_keeps_nobody_else_waiting() {
+    let (cluster, admin, ann) = with_tools("helper_ai.runners = 2").await;
+    let bea = bea(&cluster).await;
+    let mut long = Vec::new();
+    for n in 0..4 {
+        long.push(nap(&ann, &format!("long {n}"), 50.0).await);
+    }
+    let asleep = "select count(*) from pg_stat_activity where backend_type = 'helper_ai runner' and wait_event = 'PgSleep'";
+    until("two naps", async || (admin.one::<i64>(asleep, &[]).await == 2).then_some(())).await;
+    // Bea's call, and a run of hers, are the reserve's.
+    let call = nap(&bea, "short", 0.0).await;
+    assert_eq!(ended(&bea, &call).await["status"], "succeeded");
+    let definition = json!({ "steps": [{ "name": "one", "type": "sql", "sql": "select 1 as n" }] });
+    bea.one::<String>("select helper.create_workflow('quick', $1)::text", &[&definition]).await;
+    let run: String = bea.one("select helper.run_workflow('quick')::text", &[]).await;
+    until("her run", async || {
+        let told: Value = bea.one("select helper.run_status($1::text::uuid)", &[&run]).await;
+        (told["status"] == "succeeded").then_some(())
+    })
+    .await;
+    let all = runners(&admin).await;
+    assert_eq!(all.len(), 3, "two and the reserve");
+    assert_eq!(admin.one::<i64>(asleep, &[]).await, 2, "none of Ann's is for the reserve");
+    let wait = "select count(*) from helper.function_calls where status = 'queued'";
+    assert_eq!(ann.one::<i64>(wait, &[]).await, 4);
+    // Nobody is held any more: it leaves, and the others stay.
+    for call in &long {
+        ann.one::<bool>("select helper.cancel_call($1::text::uuid)", &[call]).await;
+    }
+    let left = until("the reserve to leave", async || {
+        let left = runners(&admin).await;
+        (left.len() == 2).then_some(left)
+    })
+    .await;
+    assert!(left.iter().all(|pid| all.contains(pid)), "{all:?}, {left:?}");
+    let next = nap(&ann, "next", 0.0).await;
+    assert_eq!(ended(&ann, &next).await["status"], "succeeded");
     assert!(!cluster.log().contains("helper_ai runner: "), "{}", cluster.log());
 }
 
@@ -393,7 +435,7 @@ async fn leases_of_a_live_runner_stay_and_those_of_others_do_not() {
     until("the call to wait again", async || (admin.one::<i64>(waits, &[&call]).await == 1).then_some(())).await;
     println!("given back after {:?}", begin.elapsed());
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
-    assert!(runners(&admin).await.is_empty());
+    until("all runners to leave", async || runners(&admin).await.is_empty().then_some(())).await;
     // That is said once, and it goes on as soon as there may be one.
     until("the log to say so", async || cluster.log().contains("helper_ai.runners is 0").then_some(())).await;
     admin.run("update helper.function_calls set arguments = '{\"mark\": \"given back\", \"seconds\": 0}' where finished_at is null").await;

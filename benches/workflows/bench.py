@@ -311,7 +311,7 @@ def claim(root, ours: Ours, due: int = 256, looks: int = 1) -> list[float]:
         )
         for _ in range(looks):
             begin = time.perf_counter()
-            root.execute("select count(*) from helper._claim_runs(%s, 256)", [ours.workspace])
+            root.execute("select count(*) from helper._claim_runs(%s, 256, '{}')", [ours.workspace])
             times.append((time.perf_counter() - begin) * 1e3)
     return times
 

@@ -8,6 +8,7 @@ use crate::pg::{shared, wake};
 use pgrx::Uuid;
 use pgrx::prelude::*;
 use std::cell::Cell;
+use std::time::Instant;
 
 thread_local! {
     /// This process is at a run or a call.
@@ -18,11 +19,12 @@ thread_local! {
 /// While it is there, this runner is at a run or a call, which can be called off.
 pub struct At(());
 
-/// Says which run or call is gone on with.
-pub fn at(what: Uuid) -> At {
+/// Says which run or call is gone on with, and whose it is.
+pub fn at(workspace: Uuid, what: Uuid) -> At {
     with_own_entry(|entry| {
         entry.at = *what.as_bytes();
-        entry.is_open = false;
+        entry.workspace = *workspace.as_bytes();
+        entry.open_since = None;
         entry.is_called_off = false;
     });
     IS_AT.set(true);
@@ -63,7 +65,7 @@ impl Open {
         let is_open = IS_AT.replace(false);
         if is_open {
             let is_called_off = with_own_entry(|entry| {
-                entry.is_open = true;
+                entry.open_since = Some(Instant::now());
                 entry.is_called_off
             });
             if is_called_off == Some(true) {
@@ -88,7 +90,7 @@ impl Open {
         }
         IS_AT.set(true);
         let is_called_off = with_own_entry(|entry| {
-            entry.is_open = false;
+            entry.open_since = None;
             entry.is_called_off
         });
         if is_called_off != Some(true) {
@@ -122,7 +124,7 @@ pub fn now(what: [u8; 16]) {
         let Some(slot) = state.slot(wake::this_database()) else { return };
         if let Some(runner) = slot.runners.iter_mut().find(|runner| runner.pid != 0 && runner.at == what) {
             runner.is_called_off = true;
-            if runner.is_open {
+            if runner.open_since.is_some() {
                 // Under the lock, which the runner takes before it does anything else.
                 shared::cancel(runner.pid);
             }

@@ -34,6 +34,9 @@ pub fn register() {
 /// When the launcher looks again though nothing happens.
 const LATER: Duration = Duration::from_secs(10);
 
+/// How often it looks whether all runners of a database are held by what takes long, once there are as many as there may be.
+const HELD_LOOK: Duration = Duration::from_millis(250);
+
 /// How long to wait before the next start of something that ends again and again.
 #[derive(Clone, Copy)]
 struct Backoff {
@@ -338,9 +341,14 @@ impl Launcher {
     fn keep(&mut self, database: u32, present: &mut Option<Vec<u32>>) -> Duration {
         let slot = self.bury(database);
         let worker = slot.wanted && slot.worker == 0;
-        let runner = slot.runner_wanted && slot.started().all(|runner| runner.busy);
-        if !worker && !runner {
-            return LATER;
+        let most = settings::RUNNERS.get() as usize;
+        let count = slot.regular().count();
+        let runner = slot.runner_wanted && slot.regular().all(|runner| runner.busy) && (count < most || most == 0);
+        // Nobody says that a statement has taken long: that is looked for.
+        let later = if most > 0 && count >= most { HELD_LOOK } else { LATER };
+        let reserve = slot.is_held(most) && slot.started().count() == count;
+        if !worker && !runner && !reserve {
+            return later;
         }
         if shared::is_session(slot.held_by) {
             // It wakes us when it is through.
@@ -361,12 +369,12 @@ impl Launcher {
             self.runners.remove(&database);
             return LATER;
         }
-        let mut next = LATER;
+        let mut next = later;
         if worker {
             next = next.min(self.start_worker(database));
         }
-        if runner {
-            next = next.min(self.start_runner(database, slot.started().count()));
+        if runner || reserve {
+            next = next.min(self.start_runner(database, most, reserve));
         }
         next
     }
@@ -441,9 +449,8 @@ impl Launcher {
         LATER
     }
 
-    /// Starts one more runner where there may be more than these.
-    fn start_runner(&mut self, database: u32, count: usize) -> Duration {
-        let most = settings::RUNNERS.get() as usize;
+    /// Starts one more runner.
+    fn start_runner(&mut self, database: u32, most: usize, is_reserve: bool) -> Duration {
         if most == 0 && self.runner_told.anew("none") {
             ereport!(
                 PgLogLevel::LOG,
@@ -452,7 +459,7 @@ impl Launcher {
                 "helper_ai.runners is 0: queued calls of SQL functions wait in all databases until it is raised."
             );
         }
-        if count >= most {
+        if most == 0 {
             return LATER;
         }
         let backoff = self.runners.entry(database).or_insert_with(Backoff::first);
@@ -465,8 +472,10 @@ impl Launcher {
             Some(pid) => shared::change(|state| {
                 if let Some(slot) = state.slot(database)
                     && shared::is_alive(pid)
+                    && let Some(runner) = slot.enter(pid)
+                    && runner.id == [0; 16]
                 {
-                    slot.enter(pid);
+                    runner.is_reserve = is_reserve;
                 }
             }),
             None if is_asked_to_end() => {}
@@ -478,7 +487,7 @@ impl Launcher {
                         PgLogLevel::LOG,
                         PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
                         "could not start a helper_ai runner",
-                        "Raise max_worker_processes: at most helper_ai.runners are needed for each database in which calls are queued, besides the launcher and the workers. Until then queued calls wait for those that run."
+                        "Raise max_worker_processes: at most helper_ai.runners and one are needed for each database in which calls are queued, besides the launcher and the workers. Until then queued calls wait for those that run."
                     );
                 }
                 return left;

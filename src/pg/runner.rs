@@ -3,6 +3,9 @@
 //!
 //! Whoever enqueues such work wakes an idle runner at commit ([`shared::want_runner`]), or has the launcher start one. A
 //! runner that begins something while more is due does the same; one that has done something looks for more itself.
+//!
+//! What a caller wrote may take as long as it may. When all runners are held by such statements the launcher starts one more,
+//! the reserve, which serves those alone who hold none: so that who has long statements waits for their own.
 
 mod calls;
 mod runs;
@@ -20,6 +23,7 @@ use pgrx::pg_sys::pqsignal;
 #[cfg(feature = "pg18")]
 use pgrx::pg_sys::pqsignal_be as pqsignal;
 use pgrx::prelude::*;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// A runner that has had nothing to do for so long leaves.
@@ -28,6 +32,12 @@ const IDLE: Duration = Duration::from_secs(300);
 unsafe extern "C-unwind" {
     fn die(signal: i32);
 }
+
+/// How long the reserve stays when not all the others are held any more, and does nothing for whoever held one.
+const RESERVE_STAYS: Duration = Duration::from_secs(10);
+
+/// How often the reserve looks for work: nobody wakes it, so that what is not for it wakes somebody else.
+const RESERVE_LOOK: Duration = Duration::from_millis(200);
 
 /// What became of a look for work.
 enum Worked {
@@ -63,7 +73,16 @@ struct Runner {
     starts_at: Instant,
     /// Jobs that could not be given back, because of a lock say.
     owed: Vec<Job>,
+    /// What it keeps in mind where it is the reserve.
+    reserve: Option<Reserve>,
     notes: Notes,
+}
+
+struct Reserve {
+    /// When all the others were last held.
+    held_at: Instant,
+    /// Workspaces that have held one, and when.
+    holders: HashMap<[u8; 16], Instant>,
 }
 
 /// Whether something is due that runners do; as the owner, inside a transaction.
@@ -119,31 +138,44 @@ impl Runner {
             careful: runs::CAREFUL,
             starts_at: Instant::now(),
             owed: Vec::new(),
+            reserve: None,
             notes: Notes::of("runner"),
         }
     }
 
     /// Enters itself into the database's slot; `false` where it is one too many, or somebody needs the database.
-    fn enter(&self) -> bool {
+    fn enter(&mut self) -> bool {
         let most = settings::RUNNERS.get() as usize;
-        shared::change(|state| {
-            let Some(slot) = state.slot(self.database) else { return false };
-            let others = slot.started().filter(|runner| runner.pid != self.pid).count();
-            let may = slot.held_by == 0 && others < most;
-            if may && let Some(entry) = slot.enter(self.pid) {
-                *entry =
-                    shared::Runner { pid: self.pid, id: *self.id.as_bytes(), busy: true, ..shared::Runner::default() };
-                return true;
+        let pid = self.pid;
+        let entered = shared::change(|state| {
+            let slot = state.slot(self.database)?;
+            if let Some(entry) = slot.runner(pid) {
+                *entry = shared::Runner::default();
             }
-            clear(slot, self.pid, true);
-            false
-        })
+            let is_reserve = slot.regular().count() >= most;
+            let may = slot.held_by == 0 && (!is_reserve || slot.is_held(most) && slot.started().all(|one| !one.is_reserve));
+            if may && let Some(entry) = slot.enter(pid) {
+                let id = *self.id.as_bytes();
+                *entry = shared::Runner { pid, id, busy: true, is_reserve, ..shared::Runner::default() };
+                return Some(is_reserve);
+            }
+            slot.runner_wanted |= !is_reserve;
+            None
+        });
+        if entered == Some(true) {
+            self.reserve = Some(Reserve { held_at: Instant::now(), holders: HashMap::new() });
+        }
+        entered.is_some()
     }
 
     fn leave(&self, may_have_work: bool) {
         shared::change(|state| {
             if let Some(slot) = state.slot(self.database) {
-                clear(slot, self.pid, may_have_work);
+                // If it has not done so for want of work.
+                if let Some(entry) = slot.runner(self.pid) {
+                    *entry = shared::Runner::default();
+                    slot.runner_wanted |= may_have_work;
+                }
                 slot.runner_lost |= !self.owed.is_empty();
             }
         });
@@ -171,7 +203,7 @@ impl Runner {
             // SAFETY: handles barriers and invalidations; a termination leaves above or raises here.
             pgrx::check_for_interrupts!();
             match self.step() {
-                Step::Leave => return true,
+                Step::Leave => return self.reserve.is_none(),
                 Step::Work if !extension_exists() => return false,
                 Step::Work => match self.work() {
                     Worked::Busy => {
@@ -187,18 +219,21 @@ impl Runner {
 
     /// Takes the wish for a runner, or else says that this one is idle: in one look at the slot, so that whoever wishes
     /// meanwhile wakes this one.
-    fn step(&self) -> Step {
+    fn step(&mut self) -> Step {
         let now = Instant::now();
+        if self.reserve.is_some() {
+            return self.step_as_reserve(now);
+        }
         let most = settings::RUNNERS.get() as usize;
         let is_due = self.next_look.is_some_and(|at| at <= now);
         let is_needed = self.worked_at.elapsed() < IDLE || self.next_look.is_some_and(|at| at <= now + IDLE);
         shared::change(|state| {
             let Some(slot) = state.slot(self.database) else { return Step::Leave };
-            if slot.held_by != 0 || slot.started().count() > most {
+            if slot.held_by != 0 || slot.regular().count() > most {
                 return Step::Leave;
             }
             let is_wanted = slot.runner_wanted;
-            let others_rest = slot.started().any(|other| other.pid != self.pid && !other.busy);
+            let others_rest = slot.regular().any(|other| other.pid != self.pid && !other.busy);
             let Some(entry) = slot.runner(self.pid) else { return Step::Leave };
             entry.busy = is_due || is_wanted;
             if entry.busy {
@@ -214,6 +249,31 @@ impl Runner {
         })
     }
 
+    /// Sees who holds the others.
+    fn step_as_reserve(&mut self, now: Instant) -> Step {
+        let most = settings::RUNNERS.get() as usize;
+        let Some(reserve) = &mut self.reserve else { return Step::Leave };
+        let is_there = shared::change(|state| {
+            let slot = state.slot(self.database).filter(|slot| slot.held_by == 0)?;
+            if slot.is_held(most) {
+                reserve.held_at = now;
+            }
+            let held = slot.regular().filter(|runner| runner.is_held());
+            reserve.holders.extend(held.map(|runner| (runner.workspace, now)));
+            slot.runner(self.pid).map(|_| ())
+        });
+        reserve.holders.retain(|_, at| at.elapsed() < RESERVE_STAYS);
+        if is_there.is_none() || most == 0 || reserve.held_at.elapsed() > RESERVE_STAYS {
+            return Step::Leave;
+        }
+        if self.next_look.is_some_and(|at| at <= now) { Step::Work } else { Step::Rest }
+    }
+
+    /// Workspaces for which it does nothing.
+    fn avoided(&self) -> Vec<Uuid> {
+        self.reserve.iter().flat_map(|reserve| reserve.holders.keys()).map(|id| Uuid::from_bytes(*id)).collect()
+    }
+
     /// Does a piece of work.
     fn work(&mut self) -> Worked {
         self.give_back();
@@ -223,7 +283,12 @@ impl Runner {
         let (Worked::Idle { next_look: call_at }, Worked::Idle { next_look: run_at }) = (calls, runs) else {
             return Worked::Busy;
         };
-        Worked::Idle { next_look: [starts_at, call_at, run_at].into_iter().flatten().min() }
+        let next_look = match &self.reserve {
+            // What is due and not for it is no reason to look again at once.
+            Some(_) => Some(Instant::now() + RESERVE_LOOK),
+            None => [starts_at, call_at, run_at].into_iter().flatten().min(),
+        };
+        Worked::Idle { next_look }
     }
 
     fn rest(&self) {
@@ -241,13 +306,5 @@ impl Runner {
                 self.owed.push(job);
             }
         }
-    }
-}
-
-/// Clears a runner's entry, if it has not done so for want of work.
-fn clear(slot: &mut shared::Slot, pid: i32, may_have_work: bool) {
-    if let Some(entry) = slot.runner(pid) {
-        *entry = shared::Runner::default();
-        slot.runner_wanted |= may_have_work;
     }
 }

@@ -84,7 +84,7 @@ pub fn define() {
     GucRegistry::define_int_guc(
         c"helper_ai.runners",
         c"Most processes in each database that run what callers queue in SQL.",
-        c"They are started when there is work and leave when there has been none for minutes. Each takes one of max_worker_processes, besides one for the launcher and one for each database's worker. With 0 queued calls of SQL functions wait.",
+        c"They are started when there is work and leave when there has been none for minutes. Each takes one of max_worker_processes, besides one for the launcher and one for each database's worker. One more comes while all of them are kept by statements that take long. With 0 queued calls of SQL functions wait.",
         &RUNNERS,
         0,
         crate::pg::shared::RUNNERS as i32,

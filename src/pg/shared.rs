@@ -5,6 +5,7 @@ use crate::pg::settings;
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgLwLock, pg_shmem_init};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Databases that can have a worker at once.
 pub const SLOTS: usize = 64;
@@ -12,8 +13,11 @@ pub const SLOTS: usize = 64;
 static STATE: PgLwLock<Shared> = unsafe { PgLwLock::new(c"helper_ai") };
 static PRELOADED: AtomicBool = AtomicBool::new(false);
 
-/// Runners that a database can have at once.
+/// Runners that a database can have at once, but for the reserve.
 pub const RUNNERS: usize = 8;
+
+/// A runner is held when it is at one statement for longer than this.
+const LONG: Duration = Duration::from_millis(500);
 
 /// A process that runs what callers ask for in SQL.
 #[derive(Clone, Copy, Default)]
@@ -26,10 +30,21 @@ pub struct Runner {
     pub busy: bool,
     /// The run or call that it is at; zeros while it is at none.
     pub at: [u8; 16],
-    /// It does something for that which callers wrote, and which a signal may break off.
-    pub is_open: bool,
+    /// Whose that is.
+    pub workspace: [u8; 16],
+    /// Since when it does something for that which callers wrote, and which a signal may break off.
+    pub open_since: Option<Instant>,
     /// Nobody wants that any more.
     pub is_called_off: bool,
+    /// It is one more than there may be, while all the others are held, and for those alone who hold none.
+    pub is_reserve: bool,
+}
+
+impl Runner {
+    /// Whether what somebody wrote keeps it from everybody else.
+    pub fn is_held(&self) -> bool {
+        self.open_since.is_some_and(|since| since.elapsed() > LONG)
+    }
 }
 
 /// A database, its worker and its runners.
@@ -44,7 +59,7 @@ pub struct Slot {
     /// Process that is about to drop, rename or copy the database; no worker and no runner meanwhile.
     pub held_by: i32,
     /// Its runners.
-    pub runners: [Runner; RUNNERS],
+    pub runners: [Runner; RUNNERS + 1],
     /// There may be work for a runner that none has looked for yet.
     pub runner_wanted: bool,
     /// A runner ended in the middle of something; the worker gives its leases back.
@@ -55,6 +70,16 @@ impl Slot {
     /// Its runners that were started and are not known to have ended.
     pub fn started(&self) -> impl Iterator<Item = &Runner> {
         self.runners.iter().filter(|runner| runner.pid != 0)
+    }
+
+    /// Those of them that count as one of `helper_ai.runners`.
+    pub fn regular(&self) -> impl Iterator<Item = &Runner> {
+        self.started().filter(|runner| !runner.is_reserve)
+    }
+
+    /// Whether all runners that there may be are held, so that nobody else is served.
+    pub fn is_held(&self, most: usize) -> bool {
+        most > 0 && self.regular().count() >= most && self.regular().all(Runner::is_held)
     }
 
     /// The entry of a runner.
@@ -134,7 +159,7 @@ impl Default for Shared {
     }
 }
 
-// SAFETY: plain numbers, no pointers.
+// SAFETY: plain numbers, no pointers. An `Instant` is the monotonic clock's, which is the same for all processes.
 unsafe impl PGRXSharedMemory for Shared {}
 
 /// Asks for the shared memory; only while the server preloads libraries.
@@ -194,8 +219,8 @@ pub fn want_runner(database: u32) {
         let launcher = state.launcher;
         let Some(slot) = state.slot_or_new(database) else { return 0 };
         slot.runner_wanted = true;
-        let idle = slot.started().find(|runner| !runner.busy).map(|runner| runner.pid);
-        let count = slot.started().count();
+        let idle = slot.regular().find(|runner| !runner.busy).map(|runner| runner.pid);
+        let count = slot.regular().count();
         // With none at all the launcher says why.
         idle.unwrap_or(if count < most || count == 0 { launcher } else { 0 })
     });

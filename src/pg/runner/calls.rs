@@ -40,23 +40,25 @@ impl Runner {
     /// that ends the server each time is counted.
     fn claim_call(&self) -> Result<Option<(Job, bool)>> {
         // Who has a runner already comes last, so that one workspace has all of them only while nobody else waits.
-        let served = spi::change(
+        let mut without = spi::change(
             "select distinct l.workspace_id from helper.job_leases l where l.runner is not null",
             &[],
             |row| row.get::<Uuid>(1),
         )?;
+        let avoided = self.avoided();
+        without.extend(&avoided);
         let (after, runner) = (self.call_turn, Some(self.id));
-        let wanted = Wanted { kind: "call", after, workspaces: LOOKED_AT, share: 1, without: &served, runner };
+        let wanted = Wanted { kind: "call", after, workspaces: LOOKED_AT, share: 1, without: &without, runner };
         let mut jobs = claim(&wanted)?;
-        if jobs.is_empty() && !served.is_empty() {
-            jobs = claim(&Wanted { without: &[], ..wanted })?;
+        if jobs.is_empty() && without.len() > avoided.len() {
+            jobs = claim(&Wanted { without: &avoided, ..wanted })?;
         }
         let Some(job) = jobs.pop() else { return Ok(None) };
         Ok(Some((job, is_due("call")?)))
     }
 
     fn run_call(&mut self, job: &Job) {
-        let at = calling_off::at(job.key);
+        let at = calling_off::at(job.workspace, job.key);
         let done = if job.attempts > MOST_ATTEMPTS { Err(never_ended()) } else { run(job) };
         drop(at);
         let Err(error) = done else { return };

@@ -18,6 +18,7 @@ const MOST_ATTEMPTS: i32 = jobs::MOST_ATTEMPTS;
 impl Runner {
     /// Goes on with some runs.
     pub(super) fn go_on_with_runs(&mut self) -> Worked {
+        self.run_turn.avoid(self.avoided());
         if self.careful > 0 || self.run_turn.is_full_due() {
             let woken = transaction(workflow::wake_sleepers);
             if self.notes.note(woken) == Some(true) {

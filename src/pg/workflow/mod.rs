@@ -183,7 +183,7 @@ fn advance(
     }
     let mut stepping = Stepping::new(stored, &definition)?;
     stepping.look(&mut progress)?;
-    let at = calling_off::at(stored.id);
+    let at = calling_off::at(stored.workspace, stored.id);
     let is_unfinished = do_steps(stored, &mut progress, &mut stepping, until)?;
     drop(at);
     let Stepping { is_used, inputs, bytes, .. } = stepping;

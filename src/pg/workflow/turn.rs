@@ -30,10 +30,10 @@ fn due(row: &spi::Row) -> Result<Due> {
 
 const DUE: &str = "c.workspace_id, c.id, c.run_id, c.priority, c.run_at";
 
-/// Due rows of the next workspace that has some, and whether others have all that there are.
-fn claim(after: Uuid, most: usize) -> Result<(Vec<Due>, bool)> {
-    let sql = format!("select {DUE} from helper._claim_runs($1, $2) c");
-    let rows = spi::change(&sql, &[after.into(), (most as i32).into()], |row| match row.opt::<Uuid>(1)? {
+/// Due rows of the next workspace that has some, but for some, and whether others have all that there are.
+fn claim(after: Uuid, most: usize, without: &[Uuid]) -> Result<(Vec<Due>, bool)> {
+    let sql = format!("select {DUE} from helper._claim_runs($1, $2, $3) c");
+    let rows = spi::change(&sql, &[after.into(), (most as i32).into(), without.to_vec().into()], |row| match row.opt::<Uuid>(1)? {
         Some(_) => due(row).map(Some),
         None => Ok(None),
     })?;
@@ -81,6 +81,8 @@ pub struct Turn {
     are_with_others: bool,
     /// How many rows are claimed: what is locked and not come to was locked for nothing.
     most: usize,
+    /// Workspaces whose runs are not taken.
+    without: Vec<Uuid>,
 }
 
 /// When it looks again for what others had.
@@ -103,11 +105,17 @@ impl Turn {
             is_partial: false,
             are_with_others: false,
             most: LEAST,
+            without: Vec::new(),
         }
     }
 
     pub fn after(&self) -> Uuid {
         self.after
+    }
+
+    /// Takes no runs of these workspaces from now on.
+    pub fn avoid(&mut self, workspaces: Vec<Uuid>) {
+        self.without = workspaces;
     }
 
     /// When there may be something due that was not looked for, or that others had; `None` where there is nothing due.
@@ -130,7 +138,8 @@ impl Turn {
         if self.is_partial {
             let turn = *self.after.as_bytes();
             let later = self.last.range((Bound::Excluded(turn), Bound::Unbounded));
-            for (_, last) in later.chain(self.last.range(..=turn)) {
+            let all = later.chain(self.last.range(..=turn));
+            for (_, last) in all.filter(|(_, last)| !self.without.contains(&last.workspace)) {
                 rows = claim_after(last, self.most)?;
                 if !rows.is_empty() {
                     break;
@@ -146,7 +155,7 @@ impl Turn {
     pub fn look(&mut self, most: usize) -> Result<Vec<Due>> {
         let began = Instant::now();
         let rows;
-        (rows, self.are_with_others) = claim(self.after, most)?;
+        (rows, self.are_with_others) = claim(self.after, most, &self.without)?;
         self.is_partial = false;
         self.full_at = Instant::now() + (began.elapsed() * SHARE).min(FULL);
         Ok(rows)
