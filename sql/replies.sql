@@ -174,18 +174,38 @@ $$;
 comment on function helper._end_reply(uuid, uuid, text, text, text, text, boolean, jsonb, jsonb, jsonb) is
   'Stores a reply, whole or not; one that has ended before is left alone';
 
-create function helper._stream_reply(workspace uuid, conversation uuid, message uuid, content text, delta text) returns void
+create function helper._stream_reply(workspace uuid, conversation uuid, message uuid, content text, delta text) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
+  -- Whoever holds the row keeps nobody else's reply from being written.
+  perform
+  from helper.messages m
+  where m.workspace_id = workspace and m.id = message and m.status in ('pending', 'streaming')
+  for no key update skip locked;
+  if not found then
+    return not exists (
+      select
+      from helper.messages m
+      where m.workspace_id = workspace and m.id = message and m.status in ('pending', 'streaming'));
+  end if;
   update helper.messages m
   set content = _stream_reply.content, status = 'streaming'
-  where m.workspace_id = workspace and m.id = message and m.status in ('pending', 'streaming');
-  if found then
-    perform helper._tell(conversation, message, 'streaming', delta);
-  end if;
+  where m.workspace_id = workspace and m.id = message;
+  perform helper._tell(conversation, message, 'streaming', delta);
+  return true;
 end
 $$;
-comment on function helper._stream_reply(uuid, uuid, uuid, text, text) is 'Stores what has come of a reply so far, and tells those who listen';
+comment on function helper._stream_reply(uuid, uuid, uuid, text, text) is
+  'Stores what has come of a reply so far, and tells those who listen; false where somebody holds its row';
+
+create function helper._is_free(workspace uuid, message uuid) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+begin
+  perform from helper.messages m where m.workspace_id = workspace and m.id = message for no key update skip locked;
+  return found or not exists (select from helper.messages m where m.workspace_id = workspace and m.id = message);
+end
+$$;
+comment on function helper._is_free(uuid, uuid) is 'Locks a reply for its end; false where somebody else has it locked';
 
 -- Supabase's realtime is told where it is there and its own, and never keeps a reply from being stored.
 create function helper._tell(conversation uuid, message uuid, status text, delta text) returns void

@@ -9,6 +9,7 @@ create table helper.usage_records (
   message_id uuid,
   purpose text not null,
   provider_id uuid,
+  own_provider boolean not null default false,
   provider text not null,
   model text not null,
   status text not null constraint usage_records_status_check check (status in ('succeeded', 'failed', 'cancelled', 'interrupted')),
@@ -39,6 +40,7 @@ comment on column helper.usage_records.conversation_id is 'The conversation; no 
 comment on column helper.usage_records.message_id is 'The reply';
 comment on column helper.usage_records.purpose is 'What for: ask, complete, embed, ...';
 comment on column helper.usage_records.provider_id is 'The provider; no foreign key, so that it outlives it';
+comment on column helper.usage_records.own_provider is 'It is the workspace''s own, so that budgets for all workspaces are not about it';
 comment on column helper.usage_records.provider is 'Its name then';
 comment on column helper.usage_records.model is 'The model';
 comment on column helper.usage_records.status is 'succeeded, failed, cancelled (the asker went away) or interrupted (the provider broke off)';
@@ -91,7 +93,7 @@ create table helper.usage_deleted (
   cost numeric not null,
   constraint usage_deleted_key unique nulls not distinct (user_id, day)
 );
-comment on table helper.usage_deleted is 'What was used in workspaces that are deleted, summed up, for budgets that are for all workspaces; kept for two months';
+comment on table helper.usage_deleted is 'What was used of providers for all in workspaces that are deleted, summed up, for budgets that are for all workspaces; kept for two months';
 comment on column helper.usage_deleted.user_id is 'Who asked';
 comment on column helper.usage_deleted.day is 'Day, by UTC';
 comment on column helper.usage_deleted.requests is 'Calls';
@@ -105,7 +107,7 @@ begin
   insert into helper.usage_deleted as d (user_id, day, requests, tokens, cost)
   select r.user_id, (r.created_at at time zone 'UTC')::date, count(*), sum(r.input_tokens + r.output_tokens), sum(r.cost)
   from gone r
-  where r.created_at > (select clock_timestamp() - interval '62 days')
+  where not r.own_provider and r.created_at > (select clock_timestamp() - interval '62 days')
   group by 1, 2
   -- Two that delete at once take the rows in the same order.
   order by 1, 2
@@ -186,7 +188,7 @@ begin
 end
 $$;
 comment on function helper.set_budget(numeric, text, text, uuid, boolean, uuid) is
-  'Limits what a workspace (its admins) or all of them together (workspace null, administrators), a person or each person may use in a day or month (UTC), in tokens, money or requests; amount null lifts the limit. Errors: 22023, 42501, 42704';
+  'Limits what a workspace (its admins) or all of them together (workspace null, administrators; of providers that are for all), a person or each person may use in a day or month (UTC), in tokens, money or requests; amount null lifts the limit. Errors: 22023, 42501, 42704';
 
 -- Budgets that bind a call, with what is used of each as far as it is recorded. What is under way is counted in shared
 -- memory, which this fills when a budget is first asked for.
@@ -226,7 +228,7 @@ begin
     from (
       select count(*) as requests, sum(u.input_tokens + u.output_tokens) as tokens, sum(u.cost) as cost
       from helper.usage_records u
-      where u.created_at >= began
+      where u.created_at >= began and not u.own_provider
       union all
       select sum(d.requests), sum(d.tokens), sum(d.cost)
       from helper.usage_deleted d
@@ -237,7 +239,7 @@ begin
     from (
       select count(*) as requests, sum(u.input_tokens + u.output_tokens) as tokens, sum(u.cost) as cost
       from helper.usage_records u
-      where u.created_at >= began and (u.user_id = v_person or v_person is null and u.user_id is null)
+      where u.created_at >= began and not u.own_provider and (u.user_id = v_person or v_person is null and u.user_id is null)
       union all
       select sum(d.requests), sum(d.tokens), sum(d.cost)
       from helper.usage_deleted d
@@ -254,14 +256,14 @@ create function helper._record(records jsonb) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 begin
   insert into helper.usage_records
-    (workspace_id, id, user_id, conversation_id, message_id, purpose, provider_id, provider, model, status,
+    (workspace_id, id, user_id, conversation_id, message_id, purpose, provider_id, own_provider, provider, model, status,
       input_tokens, cached_tokens, cache_written_tokens, output_tokens, estimated, cost, latency_ms, first_token_ms, attempts, sqlstate, error,
       request_id, created_at)
-  select r.workspace_id, r.id, r.user_id, r.conversation_id, r.message_id, r.purpose, r.provider_id, r.provider, r.model, r.status,
+  select r.workspace_id, r.id, r.user_id, r.conversation_id, r.message_id, r.purpose, r.provider_id, r.own_provider, r.provider, r.model, r.status,
     r.input_tokens, r.cached_tokens, r.cache_written_tokens, r.output_tokens, r.estimated, r.cost_nanos / 1000000000.0, r.latency_ms,
     r.first_token_ms, r.attempts, r.sqlstate, r.error, r.request_id, to_timestamp(r.began_ms / 1000.0)
   from jsonb_to_recordset(records) r (
-    workspace_id uuid, id uuid, user_id uuid, conversation_id uuid, message_id uuid, purpose text, provider_id uuid, provider text, model text,
+    workspace_id uuid, id uuid, user_id uuid, conversation_id uuid, message_id uuid, purpose text, provider_id uuid, own_provider boolean, provider text, model text,
     status text, input_tokens bigint, cached_tokens bigint, cache_written_tokens bigint, output_tokens bigint, estimated boolean,
     cost_nanos numeric, latency_ms bigint, first_token_ms bigint, attempts integer, sqlstate text, error text, request_id text, began_ms bigint)
   on conflict do nothing;

@@ -8,7 +8,7 @@ mod place;
 mod provider;
 
 use cluster::{Session, until};
-use place::{ANN, Place};
+use place::{ANN, BEA, Place};
 use provider::{Answer, Say};
 use serde_json::{Value, json};
 use std::process::Stdio;
@@ -97,6 +97,78 @@ async fn a_reply_is_written_every_quarter_of_a_second_or_two_hundred_characters_
         }
     }
     assert!(soon > 0, "two hundred characters did not come sooner");
+}
+
+#[tokio::test]
+async fn what_is_written_of_a_long_reply_is_a_few_times_its_length() {
+    let place = Place::new().await;
+    place
+        .admin
+        .run(
+            "create table public.writes (characters integer); \
+             create function public.note() returns trigger language plpgsql security definer as $$ begin \
+               insert into public.writes values (char_length(new.content)); return null; end $$; \
+             create trigger note after update on helper.messages for each row when (new.status = 'streaming') \
+               execute function public.note()",
+        )
+        .await;
+    let text =
+        "a hundred characters, or somewhat less, and no more of them before the next word is begun ".replace(' ', "_");
+    let say = Say { text: format!("{text} ").repeat(600), delay: Duration::from_millis(2), ..Say::default() };
+    let length = say.text.trim_end().len() as i64;
+    place.server.answer_by(move |_| Answer::Say(say.clone()));
+    let id: String = place.ann.one("select helper.ask_async('Talk', knowledge => false)::text", &[]).await;
+    assert_eq!(ended(&place.ann, &id).await.0, "done");
+    let written: i64 = place.admin.one("select coalesce(sum(w.characters), 0) from public.writes w", &[]).await;
+    assert!(written > length / 2 && written < 8 * length, "{written} characters were written of {length}");
+}
+
+#[tokio::test]
+async fn whoever_holds_a_reply_keeps_no_other_from_being_written_and_is_not_asked_for_twice() {
+    let place = Place::new().await;
+    let gate = gated(&place, "one two three four five six");
+    let bea = place.cluster.user(BEA).await;
+    bea.run("select helper.create_workspace('Bea')").await;
+    let ask = "select helper.ask_async('Talk', knowledge => false)::text";
+    let (anns, beas): (String, String) = (place.ann.one(ask, &[]).await, bea.one(ask, &[]).await);
+    until("both requests", async || (place.server.count() == 2).then_some(())).await;
+    gate.add_permits(3);
+    until("Ann's words", async || {
+        let words = format!("select from helper.messages where id = '{anns}' and content <> ''");
+        place.ann.query_opt(&words, &[]).await.unwrap().map(|_| ())
+    })
+    .await;
+    place.admin.run(&format!("begin; select from helper.messages where id = '{anns}' for share")).await;
+    gate.add_permits(4);
+    let said = format!("select from helper.messages where id = '{beas}' and content like '%two%'");
+    until("Bea's words", async || bea.query_opt(&said, &[]).await.unwrap().map(|_| ())).await;
+    // Its end waits for whoever holds it, and nobody is asked again.
+    assert!(place.ann.one::<bool>(&format!("select helper.cancel('{anns}')"), &[]).await);
+    until("the worker to meet the lock", async || {
+        place.cluster.log().contains("somebody's transaction holds the reply").then_some(())
+    })
+    .await;
+    gate.add_permits(20);
+    assert_eq!(ended(&bea, &beas).await, ("done".into(), "one two three four five six".into()));
+    place.admin.run("commit").await;
+    assert_eq!(ended(&place.ann, &anns).await.0, "cancelled");
+    assert_eq!(place.server.count(), 2);
+}
+
+#[tokio::test]
+async fn a_reply_that_was_begun_when_the_worker_ended_is_an_error_and_keeps_its_words() {
+    let place = Place::new().await;
+    let gate = gated(&place, "one two three four five six");
+    gate.add_permits(3);
+    let id: String = place.ann.one("select helper.ask_async('Talk', knowledge => false)::text", &[]).await;
+    let said = format!("select content from helper.messages where id = '{id}' and content <> ''");
+    let words: String =
+        until("its words", async || place.ann.query_opt(&said, &[]).await.unwrap().map(|row| row.get(0))).await;
+    let worker = place.admin.pids().await.worker;
+    assert!(place.admin.one::<bool>("select pg_terminate_backend($1, 10000)", &[&worker]).await);
+    let (status, content) = ended(&place.ann, &id).await;
+    assert!(status == "error" && content.starts_with(&words), "{status}: {content}");
+    assert_eq!(place.server.count(), 1, "nobody pays for it twice");
 }
 
 #[tokio::test]

@@ -10,7 +10,10 @@ use cluster::until;
 use place::{ANN, BEA, Place};
 use provider::{Answer, Say};
 use serde_json::Value;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 #[tokio::test]
 async fn a_budget_for_ten_calls_gives_a_hundred_sessions_exactly_ten() {
@@ -82,6 +85,77 @@ async fn who_stops_listening_has_used_what_they_heard() {
     place.ann.run("fetch 400 from c; close c; commit").await;
     let error = place.ann.error("select helper.complete('Talk', options => '{\"max_tokens\": 1800}')").await;
     assert_eq!(error.code().code(), "53400", "{error:?}");
+}
+
+#[tokio::test]
+async fn whoever_is_gone_has_used_what_they_heard_and_no_more() {
+    let place = Place::new().await;
+    place.ann.run("select helper.set_budget(2400, workspace => helper.current_workspace())").await;
+    let gate = Arc::new(Semaphore::new(2));
+    let held = Arc::clone(&gate);
+    place.server.answer_by(move |seen| match seen.json()["stream"].as_bool() {
+        Some(true) => {
+            Answer::Say(Say { text: "many words ".repeat(9), gate: Some(Arc::clone(&held)), ..Say::default() })
+        }
+        _ => Answer::say("Hello."),
+    });
+    let leaver = place.cluster.user(ANN).await;
+    leaver
+        .run("begin; declare c cursor for select helper.ask_stream('Talk', knowledge => false, options => '{\"max_tokens\": 1800}'); fetch 2 from c")
+        .await;
+    let call = "select helper.complete('Talk', options => '{\"max_tokens\": 1800}')";
+    assert_eq!(place.ann.error(call).await.code().code(), "53400", "it is set aside while the reply is under way");
+    assert!(place.admin.one::<bool>("select pg_terminate_backend($1, 10000)", &[&leaver.pid().await]).await);
+    assert_eq!(place.ann.one::<String>(call, &[]).await, "Hello.");
+}
+
+#[tokio::test]
+async fn what_a_workspaces_own_provider_says_it_counted_is_no_matter_of_others() {
+    let place = Place::new().await;
+    place.admin.run("select helper.set_budget(20000), helper.set_budget(1, 'money')").await;
+    let own = format!("update helper.providers set workspace_id = '{}' where name = 'other'", place.workspace);
+    place.admin.run(&own).await;
+    place.server.answer_by(|_| Answer::Say(Say { prompt_times: 10_000_000, ..Say::default() }));
+    place.ann.one::<String>("select helper.complete('Hello', model => 'other/m')", &[]).await;
+    let record = place.records(1).await.remove(0);
+    assert!(record["own_provider"] == true && record["input_tokens"].as_u64() > Some(1_000_000), "{record}");
+    place.server.answer_by(|_| Answer::say("Hello."));
+    let bea = place.cluster.user(BEA).await;
+    bea.run("select helper.create_workspace('Bea')").await;
+    let call = "select helper.complete('Hello')";
+    assert_eq!(bea.one::<String>(call, &[]).await, "Hello.");
+    // Nor is it by the records, from which counters begin again, or once the workspace is gone.
+    place.cluster.restart();
+    place.cluster.pids().await;
+    let ann = place.cluster.user(ANN).await;
+    ann.run(&format!("select helper.delete_workspace('{}')", place.workspace)).await;
+    let bea = place.cluster.user(BEA).await;
+    assert_eq!(bea.one::<String>(call, &[]).await, "Hello.");
+}
+
+#[tokio::test]
+async fn records_that_could_not_be_stored_are_stored_later() {
+    let place = Place::new().await;
+    place.admin.run("begin; lock table helper.usage_records in share mode").await;
+    place.ann.one::<String>("select helper.complete('One')", &[]).await;
+    until("the worker to meet the lock", async || place.cluster.log().contains("helper_ai worker: ").then_some(()))
+        .await;
+    place.admin.run("commit").await;
+    place.ann.one::<String>("select helper.complete('Two')", &[]).await;
+    assert_eq!(place.records(2).await.len(), 2);
+    // One that can never be stored keeps no others.
+    place
+        .admin
+        .run("alter table helper.usage_records add constraint no_three check (output_tokens <> 3) not valid")
+        .await;
+    let count = AtomicUsize::new(0);
+    place.server.answer_by(move |_| match count.fetch_add(1, Ordering::SeqCst) {
+        0 => Answer::Say(Say { text: "one two three".into(), ..Say::default() }),
+        _ => Answer::say("Hello."),
+    });
+    place.ann.one::<String>("select helper.complete('Three')", &[]).await;
+    place.ann.one::<String>("select helper.complete('Four')", &[]).await;
+    assert_eq!(place.records(3).await.len(), 3);
 }
 
 /// Sends a statement, and cancels it as soon as the provider has the request.

@@ -101,7 +101,11 @@ async fn a_character_that_no_text_can_hold_is_replaced() {
         let ask = format!("'Count', knowledge => false, model => '{name}/m'");
         let (_, message) = streamed(&place.ann, &ask).await;
         for message in [message, queued(&place.ann, &ask).await] {
-            assert_eq!((&message["status"], &message["content"]), (&json!("done"), &json!("One\u{fffd} two.")), "{name}");
+            assert_eq!(
+                (&message["status"], &message["content"]),
+                (&json!("done"), &json!("One\u{fffd} two.")),
+                "{name}"
+            );
         }
         let text: String = place.ann.one(&format!("select helper.ask({ask})"), &[]).await;
         assert_eq!(text, "One\u{fffd} two.", "{name}");

@@ -254,7 +254,8 @@ async fn who_holds_all_runners_keeps_nobody_else_waiting() {
     for n in 0..4 {
         long.push(nap(&ann, &format!("long {n}"), 50.0).await);
     }
-    let asleep = "select count(*) from pg_stat_activity where backend_type = 'helper_ai runner' and wait_event = 'PgSleep'";
+    let asleep =
+        "select count(*) from pg_stat_activity where backend_type = 'helper_ai runner' and wait_event = 'PgSleep'";
     until("two naps", async || (admin.one::<i64>(asleep, &[]).await == 2).then_some(())).await;
     // Bea's call, and a run of hers, are the reserve's.
     let call = nap(&bea, "short", 0.0).await;

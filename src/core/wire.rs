@@ -140,6 +140,8 @@ impl std::fmt::Debug for Credential {
 pub struct Provider {
     /// Its row.
     pub id: [u8; 16],
+    /// It is a workspace's own, and not for all.
+    pub own: bool,
     /// Its name, for messages.
     pub name: String,
     /// Its protocol.
@@ -477,6 +479,8 @@ pub struct Record {
 pub struct CallEnd {
     /// Row of the provider that answered, or was tried last.
     pub provider_id: [u8; 16],
+    /// It is a workspace's own: budgets for all workspaces are not about it.
+    pub own: bool,
     /// Its name.
     pub provider: String,
     /// The model.
@@ -503,6 +507,13 @@ pub struct CallEnd {
     pub provider_request_id: Option<String>,
     /// Why it failed.
     pub error: Option<Error>,
+}
+
+impl CallEnd {
+    /// Tokens in all.
+    pub fn tokens(&self) -> u64 {
+        self.usage.input.saturating_add(self.usage.output)
+    }
 }
 
 /// How a provider is.

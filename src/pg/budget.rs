@@ -9,12 +9,14 @@ use crate::core::counters::{self, Counters, Held, Made, Need, Outcome, Owner};
 use crate::core::error::{Error, Kind, Result};
 use crate::core::prices;
 use crate::core::prompt::window::estimate;
-use crate::core::wire::Prices;
+use crate::core::wire::{CallEnd, Prices, Route};
 use crate::pg::kept::Kept;
 use crate::pg::{owner, spi};
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, PgLwLock, pg_shmem_init};
 use sha2::{Digest, Sha256};
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
 
 static TABLE: PgLwLock<Counters> = unsafe { PgLwLock::new(c"helper_ai_budgets") };
 
@@ -68,71 +70,135 @@ struct Budget {
     renews: String,
 }
 
+impl Budget {
+    /// Whether it is for all workspaces.
+    fn is_for_all(&self) -> bool {
+        self.owner.workspace.is_none()
+    }
+}
+
 /// What was set aside for a call. Dropped before it is settled, it gives back what was not sent, and of what was sent as
-/// much as the call cannot have taken.
-pub struct Reservation {
-    parts: Vec<(Held, Unit)>,
+/// much as the call cannot have taken; so it does where the session is ended from outside.
+pub struct Reservation(Rc<RefCell<Pending>>);
+
+struct Part {
+    held: Held,
+    unit: Unit,
+    /// Of a budget for all workspaces, which is not about a workspace's own provider.
+    for_all: bool,
+}
+
+#[derive(Default)]
+struct Pending {
+    parts: Vec<Part>,
     /// Tokens of the prompt.
     input: u64,
     /// Tokens of the reply that nobody has heard, and that were made all the same where it does not stream.
     unheard: u64,
     heard: u64,
     prices: Prices,
+    /// The prices of the first provider that is for all.
+    shared_prices: Prices,
     sent: bool,
+}
+
+thread_local! {
+    /// What this process has set aside. Nothing is dropped where it ends with an error.
+    static PENDING: RefCell<Vec<Weak<RefCell<Pending>>>> = const { RefCell::new(Vec::new()) };
+    static IS_LISTENING: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Reservation {
     fn none() -> Reservation {
-        Reservation { parts: Vec::new(), input: 0, unheard: 0, heard: 0, prices: Prices::default(), sent: false }
+        Reservation(Rc::default())
+    }
+
+    fn of(parts: Vec<Part>) -> Reservation {
+        let reservation = Reservation(Rc::new(RefCell::new(Pending { parts, ..Pending::default() })));
+        if !IS_LISTENING.replace(true) {
+            // SAFETY: the callback is a static function. It runs while the process still has its place among the others.
+            unsafe { pg_sys::before_shmem_exit(Some(at_exit), pg_sys::Datum::from(0)) };
+        }
+        PENDING.with_borrow_mut(|pending| {
+            pending.retain(|one| one.strong_count() > 0);
+            pending.push(Rc::downgrade(&reservation.0));
+        });
+        reservation
     }
 
     /// Whether any budget binds the call.
     pub fn is_bound(&self) -> bool {
-        !self.parts.is_empty()
+        !self.0.borrow().parts.is_empty()
     }
 
     /// What the call has taken as soon as it is sent: its prompt, and a reply that comes in one piece.
-    pub fn takes(&mut self, input: u64, whole_reply: u64, prices: Prices) {
-        (self.input, self.unheard, self.prices) = (input, whole_reply, prices);
+    pub fn takes(&mut self, input: u64, whole_reply: u64, routes: &[Route]) {
+        let mut pending = self.0.borrow_mut();
+        (pending.input, pending.unheard) = (input, whole_reply);
+        pending.prices = routes.first().map(|route| route.prices).unwrap_or_default();
+        let shared = routes.iter().find(|route| !route.provider.own);
+        pending.shared_prices = shared.map(|route| route.prices).unwrap_or_default();
     }
 
     /// Whether the call was sent: from here on the provider may be at work.
     pub fn set_sent(&mut self, sent: bool) {
-        self.sent = sent;
+        self.0.borrow_mut().sent = sent;
     }
 
     /// More of the reply came. Whoever stops listening before the end has used what they heard.
     pub fn heard(&mut self, event: &Event) {
         if let Event::Text(text) | Event::Thinking(text) | Event::Arguments { fragment: text, .. } = event {
-            self.heard += u64::from(estimate(text));
+            self.0.borrow_mut().heard += u64::from(estimate(text));
         }
     }
 
-    /// The call ended, and took this.
-    pub fn settle(mut self, tokens: u64, cost_nanos: u64) {
-        self.put_right(tokens, cost_nanos, 1);
+    /// The call ended.
+    pub fn settle(self, end: &CallEnd) {
+        self.0.borrow_mut().put_right(|part| match part.for_all && end.own {
+            true => 0,
+            false => part.unit.of(end.tokens(), end.cost_nanos, 1),
+        });
     }
+}
 
-    fn put_right(&mut self, tokens: u64, cost_nanos: u64, requests: u64) {
+impl Pending {
+    fn put_right(&mut self, took: impl Fn(&Part) -> i64) {
         let parts = std::mem::take(&mut self.parts);
         if parts.is_empty() {
             return;
         }
         let now = now();
         let mut table = TABLE.exclusive();
-        for (held, unit) in &parts {
-            table.settle(held, unit.of(tokens, cost_nanos, requests), now);
+        for part in &parts {
+            table.settle(&part.held, took(part), now);
         }
+    }
+
+    fn give_back(&mut self) {
+        if !self.sent {
+            return self.put_right(|_| 0);
+        }
+        let (input, output) = (self.input, self.heard.max(self.unheard));
+        let (own, shared) = (self.prices, self.shared_prices);
+        self.put_right(|part| {
+            let prices = if part.for_all { &shared } else { &own };
+            part.unit.of(input + output, most_cost(prices, input, output), 1)
+        });
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if self.sent {
-            let output = self.heard.max(self.unheard);
-            self.put_right(self.input + output, most_cost(&self.prices, self.input, output), 1);
-        } else {
-            self.put_right(0, 0, 0);
+        self.0.borrow_mut().give_back();
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn at_exit(_code: i32, _arg: pg_sys::Datum) {
+    let pending = PENDING.take();
+    for pending in pending.iter().filter_map(Weak::upgrade) {
+        if let Ok(mut pending) = pending.try_borrow_mut() {
+            pending.give_back();
         }
     }
 }
@@ -169,35 +235,45 @@ fn is_bound(workspace: pgrx::Uuid) -> Result<bool> {
     Ok(any.is_some())
 }
 
-/// Sets aside what a call may take. `need` is called when budgets bind it, to tell how much that is.
+/// Sets aside what a call may take. `need` tells how many tokens that are and what they cost, of all providers that may
+/// answer or of those alone that are for all workspaces; `None` where there are none of these.
 pub fn reserve(
     workspace: pgrx::Uuid,
     user: Option<pgrx::Uuid>,
-    need: impl FnOnce() -> (u64, u64),
+    need: impl Fn(bool) -> Option<(u64, u64)>,
 ) -> Result<Reservation> {
     if !BOUND.with(|bound| bound.get(*workspace.as_bytes(), || is_bound(workspace)))? {
         return Ok(Reservation::none());
     }
-    let budgets = owner::as_owner(|| binding(workspace, user))?;
+    let mut budgets = owner::as_owner(|| binding(workspace, user))?;
     if budgets.is_empty() {
         return Ok(Reservation::none());
     }
-    let (tokens, cost) = need();
+    let (of_all, of_shared) = (need(false), need(true));
+    let amount = |budget: &Budget| {
+        let (tokens, cost) = if budget.is_for_all() { of_shared } else { of_all }?;
+        Some(budget.unit.of(tokens, cost, 1))
+    };
+    budgets.retain(|budget| amount(budget).is_some());
     let needs: Vec<Need> = budgets
         .iter()
         .map(|budget| Need {
             key: budget.key,
             until: budget.until,
             limit: budget.limit,
-            amount: budget.unit.of(tokens, cost, 1),
+            amount: amount(budget).unwrap_or_default(),
         })
         .collect();
+    if needs.is_empty() {
+        return Ok(Reservation::none());
+    }
     loop {
         let outcome = TABLE.exclusive().reserve(&needs, now());
         match outcome {
             Outcome::Held(held) => {
-                let parts = held.into_iter().zip(&budgets).map(|(held, budget)| (held, budget.unit)).collect();
-                return Ok(Reservation { parts, ..Reservation::none() });
+                let part =
+                    |(held, budget): (Held, &Budget)| Part { held, unit: budget.unit, for_all: budget.is_for_all() };
+                return Ok(Reservation::of(held.into_iter().zip(&budgets).map(part).collect()));
             }
             Outcome::Over { which, left } => return Err(over(&budgets[which], left, needs[which].amount)),
             Outcome::Missing => count(&budgets, user)?,

@@ -105,19 +105,19 @@ pub fn prepare(
         && !chat.messages.iter().flat_map(|message| &message.parts).any(|part| !matches!(part, Part::Text(_)));
     let output_limit = if chosen.output == 0 { REPLY } else { chosen.output };
     let output = chat.max_output_tokens.unwrap_or(output_limit.min(REPLY));
-    let mut reservation = budget::reserve(caller.workspace, caller.user, || {
-        let most = routes.iter().map(|route| {
+    let mut reservation = budget::reserve(caller.workspace, caller.user, |shared| {
+        let most = routes.iter().filter(|route| !(shared && route.provider.own)).map(|route| {
             let input = route.corrected(guessed_tokens + guessed_tokens / 4);
             (input + u64::from(output), budget::most_cost(&route.prices, input, output.into()))
         });
-        most.reduce(|one, other| (one.0.max(other.0), one.1.max(other.1))).unwrap_or_default()
+        most.reduce(|one, other| (one.0.max(other.0), one.1.max(other.1)))
     })?;
     if reservation.is_bound() {
         // What was not set aside cannot be said.
         chat.max_output_tokens = Some(output);
         if let Some(route) = routes.first() {
             let whole_reply = if chat.stream { 0 } else { output.into() };
-            reservation.takes(route.corrected(guessed_tokens), whole_reply, route.prices);
+            reservation.takes(route.corrected(guessed_tokens), whole_reply, &routes);
         }
     }
     // SAFETY: set once when the process connects.
@@ -166,7 +166,7 @@ pub fn run(
         },
     )?;
     let Reply::Chat(end) = reply else { return Err(another()) };
-    reservation.into_inner().settle(end.usage.input + end.usage.output, end.cost_nanos);
+    reservation.into_inner().settle(&end);
     match end.error {
         Some(error) => Err(error),
         None => Ok((said, *end)),

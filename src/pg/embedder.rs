@@ -135,11 +135,11 @@ impl Embedder {
         };
         let tokens: u64 = inputs.iter().map(|input| u64::from(estimate(input))).sum();
         let route = remote.route.clone();
-        let mut reservation = budget::reserve(asking.workspace, asking.user, || {
+        let mut reservation = budget::reserve(asking.workspace, asking.user, |shared| {
             let tokens = tokens + tokens / 4;
-            (tokens, budget::most_cost(&route.prices, tokens, 0))
+            (!(shared && route.provider.own)).then(|| (tokens, budget::most_cost(&route.prices, tokens, 0)))
         })?;
-        reservation.takes(tokens, 0, route.prices);
+        reservation.takes(tokens, 0, std::slice::from_ref(&route));
         // SAFETY: set once when the process connects.
         let database = unsafe { pg_sys::MyDatabaseId.to_u32() };
         let call = EmbedCall {

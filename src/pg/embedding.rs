@@ -53,7 +53,7 @@ fn embed(embedder: &Embedder, asking: &Asking, inputs: Vec<String>) -> Result<Ve
         }
     })?;
     if let (Reply::Call(end), Some(reservation)) = (reply, reservation) {
-        reservation.settle(end.usage.input, end.cost_nanos);
+        reservation.settle(&end);
         if let Some(error) = end.error {
             return Err(error);
         }

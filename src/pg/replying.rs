@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 const OFTEN: Duration = Duration::from_millis(250);
 /// or when so many characters came together.
 const MANY: usize = 200;
+/// Bytes of a reply; each time so many make the time between two writes longer.
+const LONG: usize = 8192;
 
 /// What is to be done next with a reply.
 pub enum Next {
@@ -78,14 +80,25 @@ pub struct Replying {
     problems: Option<Vec<Problem>>,
     /// How often the end of a turn could not be stored.
     stores: u32,
+    /// A worker that is gone had written of it.
+    pub was_begun: bool,
     /// What of it may be shown, and how many bytes of that are stored.
     shown: String,
     written: usize,
     written_at: Instant,
+    /// Somebody held its row when it was last to be written.
+    is_held: bool,
     /// A step of a workflow waits for it.
     is_once: bool,
     /// Requests of such a one that were sent and whose answers are not stored.
     asked: u32,
+}
+
+/// See [`Replying::check_free`].
+fn check_free(workspace: pgrx::Uuid, reply: pgrx::Uuid) -> Result<()> {
+    let sql = "select helper._is_free($1, $2)";
+    let free = spi::change(sql, &[workspace.into(), reply.into()], |row| row.get::<bool>(1))?;
+    if free == [true] { Ok(()) } else { Err(Error::not_ready("somebody's transaction holds the reply")) }
 }
 
 impl Replying {
@@ -98,7 +111,9 @@ impl Replying {
                (select least(coalesce(sum(octet_length(a.content)), 0), $3) \
                 from helper.messages m \
                 join helper.message_attachments a on a.workspace_id = m.workspace_id and a.message_id = m.id \
-                where m.workspace_id = r.workspace_id and m.conversation_id = r.conversation_id and m.id < q.id) \
+                where m.workspace_id = r.workspace_id and m.conversation_id = r.conversation_id and m.id < q.id), \
+               r.status = 'streaming' and not exists ( \
+                 select from helper.reply_states s where s.workspace_id = r.workspace_id and s.message_id = r.id) \
              from helper.jobs j \
              join helper.messages q on q.workspace_id = j.workspace_id and q.id = (j.payload ->> 'question_id')::uuid \
              join helper.messages r on r.workspace_id = j.workspace_id and r.id = (j.payload ->> 'message_id')::uuid \
@@ -113,12 +128,17 @@ impl Replying {
                     Stored { question: row.get(7)?, reply: row.get(8)?, conversation: row.get(9)? },
                     (row.get::<bool>(10)?, row.get::<bool>(11)?),
                     row.opt::<i64>(12)?.unwrap_or_default() as usize,
+                    row.get::<bool>(13)?,
                 ))
             },
         )?
         .pop();
-        Ok(found.map(|(asker, payload, text, stored, (is_asked, is_once), again)| Replying {
+        if let Some((_, _, _, stored, ..)) = &found {
+            check_free(job.workspace, stored.reply)?;
+        }
+        Ok(found.map(|(asker, payload, text, stored, (is_asked, is_once), again, was_begun)| Replying {
             job,
+            was_begun,
             asker,
             weight: again + attached(&payload),
             payload,
@@ -138,6 +158,7 @@ impl Replying {
             shown: String::new(),
             written: 0,
             written_at: Instant::now(),
+            is_held: false,
             is_once: is_once || is_asked,
             asked: is_asked.into(),
         }))
@@ -381,7 +402,7 @@ impl Replying {
 
     fn settle(&mut self, end: &CallEnd) {
         if let Some(reservation) = self.reservation.take() {
-            reservation.settle(end.usage.input + end.usage.output, end.cost_nanos);
+            reservation.settle(end);
         }
     }
 
@@ -411,19 +432,22 @@ impl Replying {
         }
     }
 
-    /// When its row is to be written again; `None` where there is nothing new.
+    /// When its row is to be written again; `None` where there is nothing new. All of it is written each time, so that the
+    /// longer it is the more has to come, or the longer it takes: what is written in all is a few times its length.
     pub fn due(&self) -> Option<Instant> {
         let new = self.shown.get(self.written..).unwrap_or_default();
-        match new.chars().take(MANY).count() {
+        let many = MANY.max(self.written / 4);
+        let often = OFTEN * (1 + self.written / LONG) as u32;
+        match new.chars().take(many).count() {
             0 => None,
-            MANY => Some(self.written_at),
-            _ => Some(self.written_at + OFTEN),
+            count if count == many && !self.is_held => Some(self.written_at),
+            _ => Some(self.written_at + often),
         }
     }
 
-    /// Writes what has come so far, as the owner; inside a transaction.
-    pub fn write(&self) -> Result<()> {
-        spi::run(
+    /// Writes what has come so far, as the owner; inside a transaction. `false` where somebody holds its row.
+    pub fn write(&self) -> Result<bool> {
+        let written = spi::change(
             "select helper._stream_reply($1, $2, $3, $4, $5)",
             &[
                 self.job.workspace.into(),
@@ -432,13 +456,24 @@ impl Replying {
                 self.shown.as_str().into(),
                 self.shown[self.written..].into(),
             ],
-        )
+            |row| row.get::<bool>(1),
+        )?;
+        Ok(written == [true])
     }
 
-    /// It was written.
-    pub fn written(&mut self) {
-        self.written = self.shown.len();
+    /// It was written, or was to be.
+    pub fn written(&mut self, is_written: bool) {
+        if is_written {
+            self.written = self.shown.len();
+        }
+        self.is_held = !is_written;
         self.written_at = Instant::now();
+    }
+
+    /// Whether nobody holds the row that its end is written to, whom the worker must not wait for: others' replies would too.
+    /// As the owner, inside a transaction. Errors: 55000
+    pub fn check_free(&self) -> Result<()> {
+        check_free(self.job.workspace, self.stored.reply)
     }
 
     /// Whether the model is asked once at most, as a step of a workflow waits for it.

@@ -30,7 +30,7 @@ const WINDOW: u32 = 8192;
 
 const COLUMNS: &str = "r.provider_id, r.provider, r.kind, r.base_url, r.credential, r.secret, r.options, r.model, r.context_window, \
      r.output_limit, r.dimensions, r.input_price, r.cached_price, r.cache_write_price, r.output_price, r.model_options, r.token_ratio, \
-     r.enabled, r.purpose";
+     r.enabled, r.purpose, r.workspace_id is not null";
 
 /// A workspace, a purpose and the model that was named.
 type Wanted = ([u8; 16], String, Option<String>);
@@ -173,6 +173,7 @@ fn read(sql: &str, args: &[pgrx::datum::DatumWithOid], purpose: &str) -> Result<
         let route = Route {
             provider: Provider {
                 id: *row.get::<pgrx::Uuid>(1)?.as_bytes(),
+                own: row.get(20)?,
                 name,
                 kind,
                 base_url,

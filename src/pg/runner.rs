@@ -153,7 +153,8 @@ impl Runner {
                 *entry = shared::Runner::default();
             }
             let is_reserve = slot.regular().count() >= most;
-            let may = slot.held_by == 0 && (!is_reserve || slot.is_held(most) && slot.started().all(|one| !one.is_reserve));
+            let may =
+                slot.held_by == 0 && (!is_reserve || slot.is_held(most) && slot.started().all(|one| !one.is_reserve));
             if may && let Some(entry) = slot.enter(pid) {
                 let id = *self.id.as_bytes();
                 *entry = shared::Runner { pid, id, busy: true, is_reserve, ..shared::Runner::default() };

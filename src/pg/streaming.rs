@@ -181,7 +181,7 @@ impl Stream {
         // What is said is said, whatever is to be written now.
         flush();
         let UnderWay { reservation, said, .. } = call;
-        reservation.settle(end.usage.input + end.usage.output, end.cost_nanos);
+        reservation.settle(&end);
         if let Some(error) = end.error.clone().or_else(|| calling::refused(&said, &end)) {
             return self.fail(&said, Some(end.provider), &error);
         }

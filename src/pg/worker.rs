@@ -10,7 +10,7 @@ mod sent;
 mod tidying;
 mod whatsapp;
 
-use replies::{Fetching, Unstored};
+use replies::{Fetching, Unended, Unstored};
 
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{Frame, Request, ToolReply};
@@ -65,6 +65,8 @@ struct Worker {
     with_runners: HashMap<pgrx::Uuid, (pgrx::Uuid, Errand)>,
     /// Replies that are whole but could not be stored, because of a lock say.
     unstored: Vec<Unstored>,
+    /// Replies that have ended otherwise, which could not be stored.
+    unended: Vec<Unended>,
     /// Calls of HTTP tools that were sent.
     calls: HashMap<u32, Sent>,
     /// Calls whose answer is here but could not be stored.
@@ -77,6 +79,8 @@ struct Worker {
     unstored_messages: Vec<(Message, ToolReply)>,
     /// The request that brings the records of calls.
     ledger: u32,
+    /// When they are read again, where they could not be stored.
+    ledger_again: Instant,
     /// Workspace that was served last.
     turn: pgrx::Uuid,
     /// The same for reembeds.
@@ -171,12 +175,14 @@ impl Worker {
             errands: HashMap::new(),
             with_runners: HashMap::new(),
             unstored: Vec::new(),
+            unended: Vec::new(),
             calls: HashMap::new(),
             unstored_calls: Vec::new(),
             calls_again: now,
             messages: HashMap::new(),
             unstored_messages: Vec::new(),
             ledger: 0,
+            ledger_again: now,
             turn: first(),
             reembed_turn: first(),
             reply_turn: first(),
@@ -240,6 +246,7 @@ impl Worker {
                     self.note(released);
                 }
                 self.give_back();
+                self.read_ledger_again();
                 self.cancel_replies();
                 self.hear_runners();
                 self.store_again();
@@ -312,11 +319,7 @@ impl Worker {
         let greeted = self.link.as_ref().is_some_and(Link::greeted);
         self.frames();
         if !greeted && self.link.as_ref().is_some_and(Link::greeted) {
-            // SAFETY: set once when the process connects.
-            let database = unsafe { pg_sys::MyDatabaseId.to_u32() };
-            if let Some(link) = &mut self.link {
-                self.ledger = link.request(&Request::Ledger { database }).unwrap_or_default();
-            }
+            self.read_ledger();
             self.connect_delay = Duration::ZERO;
             self.next_look = Instant::now();
         }
@@ -343,7 +346,7 @@ impl Worker {
     }
 
     fn frame(&mut self, frame: &Frame) {
-        if frame.id == self.ledger {
+        if self.ledger != 0 && frame.id == self.ledger {
             return self.record(frame);
         }
         if let Some(sent) = self.calls.remove(&frame.id) {
@@ -392,9 +395,9 @@ impl Worker {
             let Some(reply) = self.keep_unchecked(reply) else { continue };
             if reply.has_begun() && !reply.is_asked() {
                 let error = Error::not_ready("the helper_ai gateway went away during the reply").hint("Ask again.");
-                self.reply_failed(&reply, &error);
+                self.reply_failed(reply, &error);
             } else {
-                self.reply_again(&reply, 0.0);
+                self.reply_again(reply, 0.0);
             }
         }
         self.fetching_lost();

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use super::reply::MOST_TOKENS;
 use super::request::post;
 use super::{Batch, Call, Embedded, Failure, failure, gemini};
 use crate::core::chat::{Kind, Purpose};
@@ -102,7 +103,7 @@ pub(super) fn reply(kind: Kind, body: &[u8], expected: usize) -> std::result::Re
         Kind::Ollama => value.get("prompt_eval_count"),
         _ => value.pointer("/usage/prompt_tokens").or_else(|| value.pointer("/usage/total_tokens")),
     };
-    Ok(Embedded { vectors, tokens: tokens.and_then(Value::as_u64) })
+    Ok(Embedded { vectors, tokens: tokens.and_then(Value::as_u64).map(|tokens| tokens.min(MOST_TOKENS)) })
 }
 
 /// Vectors that may come in another order than the texts, each with the number of its text.

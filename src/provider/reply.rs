@@ -174,7 +174,35 @@ fn parse(text: &[u8]) -> Result<Value, Failure> {
         Ok(text) => serde_json::from_str(text),
         Err(_) => serde_json::from_str(&String::from_utf8_lossy(text)),
     };
-    parsed.map_err(|_| Failure::nonsense())
+    parsed
+        .ok()
+        .or_else(|| serde_json::from_str(&without_lone_surrogates(&String::from_utf8_lossy(text))?).ok())
+        .ok_or_else(Failure::nonsense)
+}
+
+/// JSON in which the escape of half a character (a surrogate without its other half) stands for U+FFFD, as servers write that
+/// cut their words anywhere; `None` where there is none.
+fn without_lone_surrogates(json: &str) -> Option<String> {
+    let unit = |at: usize| {
+        let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
+        u16::from_str_radix(digits, 16).ok()
+    };
+    let mut mended = String::with_capacity(json.len());
+    let (mut from, mut at) = (0, 0);
+    while let Some(escape) = json[at..].find('\\').map(|found| at + found) {
+        at = match unit(escape) {
+            Some(0xd800..=0xdbff) if matches!(unit(escape + 6), Some(0xdc00..=0xdfff)) => escape + 12,
+            Some(0xd800..=0xdfff) => {
+                mended.push_str(&json[from..escape]);
+                mended.push('\u{fffd}');
+                from = escape + 6;
+                from
+            }
+            // Whatever is escaped is one character of ASCII; in JSON that is broken otherwise it may be any.
+            _ => json[escape + 1..].chars().next().map_or(json.len(), |escaped| escape + 1 + escaped.len_utf8()),
+        };
+    }
+    (from > 0).then(|| mended + &json[from..])
 }
 
 /// A string in a value, if it is there and not empty.
@@ -182,7 +210,37 @@ pub(super) fn text<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
     value.get(name).and_then(Value::as_str).filter(|text| !text.is_empty())
 }
 
+/// More tokens than any call has: whoever says more is believed so much.
+pub(super) const MOST_TOKENS: u64 = 1_000_000_000;
+
 /// A number of tokens in a value, if it is there.
 pub(super) fn count(value: &Value, name: &str) -> Option<u64> {
-    value.get(name).and_then(Value::as_u64)
+    value.get(name).and_then(Value::as_u64).map(|tokens| tokens.min(MOST_TOKENS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn half_a_character_is_replaced_and_a_whole_one_stays() {
+        for (written, read) in [
+            (r#"{"a": "\ud83d\ude00 \ud800 b"}"#, "\u{1f600} \u{fffd} b"),
+            (r#"{"a": "\ude00\ud83d"}"#, "\u{fffd}\u{fffd}"),
+            (r#"{"a": "\\ud800 \udfff"}"#, "\\ud800 \u{fffd}"),
+            (r#"{"a": "\ud800\u0041"}"#, "\u{fffd}A"),
+        ] {
+            assert_eq!(parse(written.as_bytes()).unwrap(), json!({ "a": read }), "{written}");
+        }
+        for broken in [r#"{"a": "\ud800"#, r#"{"a": "\ud8"#, "\\", r#"{"a": \é \ud800}"#] {
+            assert!(parse(broken.as_bytes()).is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn no_call_has_more_tokens_than_can_be_counted() {
+        let value = json!({ "tokens": u64::MAX, "few": 3 });
+        assert_eq!((count(&value, "tokens"), count(&value, "few")), (Some(MOST_TOKENS), Some(3)));
+    }
 }

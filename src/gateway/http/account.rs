@@ -45,6 +45,7 @@ pub struct Account {
     began: Instant,
     began_ms: u64,
     provider: ([u8; 16], String, String),
+    own: bool,
     prices: Prices,
     outcome: Outcome,
     error: Option<Error>,
@@ -116,6 +117,7 @@ impl Account {
             began,
             began_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
             provider: Default::default(),
+            own: false,
             prices: Prices::default(),
             outcome: Outcome::Cancelled,
             error: None,
@@ -129,6 +131,7 @@ impl Account {
     /// It goes to this provider now.
     pub fn goes_to(&mut self, route: &Route) {
         self.provider = (route.provider.id, route.provider.name.clone(), route.model.clone());
+        self.own = route.provider.own;
         self.prices = route.prices;
         self.heard.restart();
         self.heard.prompt = route.corrected(self.guess.prompt);
@@ -187,6 +190,7 @@ impl Account {
         let (provider_id, provider, model) = std::mem::take(&mut self.provider);
         let call = CallEnd {
             provider_id,
+            own: self.own,
             provider,
             model,
             outcome: self.outcome,

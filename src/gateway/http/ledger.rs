@@ -150,6 +150,7 @@ mod tests {
         };
         let call = CallEnd {
             provider_id: [0; 16],
+            own: false,
             provider: String::new(),
             model: String::new(),
             outcome: Outcome::Succeeded,

@@ -66,7 +66,7 @@ impl Call {
     /// Takes the end of a provider's call.
     pub fn ended(&mut self, end: &CallEnd) -> Result<()> {
         if let Some(reservation) = self.reservation.take() {
-            reservation.settle(end.usage.input, end.cost_nanos);
+            reservation.settle(end);
         }
         end.error.clone().map_or(Ok(()), Err)
     }

@@ -1,22 +1,62 @@
 //! The worker's ledger: the gateway's records of calls, stored whatever became of the transactions that made them.
 
 use super::Worker;
+use crate::core::error::{Kind, Result};
 use crate::core::wire::{self, Frame, Item, Record, Request};
+use crate::pg::gateway::Link;
 use crate::pg::spi;
 use crate::pg::transaction::transaction;
 use pgrx::JsonB;
 use pgrx::prelude::*;
+use std::time::{Duration, Instant};
+
+/// How long nothing is recorded after records could not be stored, because of a lock say.
+const AGAIN: Duration = Duration::from_secs(1);
 
 impl Worker {
-    /// Stores the records of calls, then tells the gateway that they are.
+    /// Has the gateway bring the records of calls that nobody has acknowledged, and those that come.
+    pub(super) fn read_ledger(&mut self) {
+        // SAFETY: set once when the process connects.
+        let database = unsafe { pg_sys::MyDatabaseId.to_u32() };
+        if let Some(link) = &mut self.link {
+            self.ledger = link.request(&Request::Ledger { database }).unwrap_or_default();
+        }
+    }
+
+    /// Reads it again, where that was put off.
+    pub(super) fn read_ledger_again(&mut self) {
+        let is_greeted = self.link.as_ref().is_some_and(Link::greeted);
+        if self.ledger != 0 || !is_greeted {
+            return;
+        }
+        if self.ledger_again <= Instant::now() {
+            self.read_ledger();
+        } else {
+            self.next_look = self.next_look.min(self.ledger_again);
+        }
+    }
+
+    /// Stores the records of calls, then tells the gateway that they are. What cannot be stored now is read again later, and
+    /// nothing that comes after it is acknowledged before; what can never be stored is given up.
     pub(super) fn record(&mut self, frame: &Frame) {
         let Ok(Item::Records(records)) = wire::decode::<Item>(&frame.body) else { return };
         let Some(upto) = records.iter().map(|record| record.number).max() else { return };
-        let rows: Vec<serde_json::Value> = records.iter().map(row_of).collect();
-        let rows = serde_json::Value::Array(rows);
-        let stored = transaction(|| spi::run("select helper._record($1)", &[JsonB(rows).into()]));
+        let stored = store(&records).or_else(|error| match error.kind {
+            Kind::NotReady => Err(error),
+            // One of them is to blame.
+            _ => records.iter().try_for_each(|record| match store(std::slice::from_ref(record)) {
+                Err(error) if error.kind != Kind::NotReady => {
+                    self.notes.note::<()>(Err(error));
+                    Ok(())
+                }
+                stored => stored,
+            }),
+        });
         if self.note(stored).is_none() {
-            // Whatever is not acknowledged comes again with the next connection.
+            self.no_more_of(self.ledger);
+            self.ledger = 0;
+            self.ledger_again = Instant::now() + AGAIN;
+            self.next_look = self.next_look.min(self.ledger_again);
             return;
         }
         // SAFETY: set once when the process connects.
@@ -25,6 +65,11 @@ impl Worker {
             let _ = link.request(&Request::Recorded { database, upto });
         }
     }
+}
+
+fn store(records: &[Record]) -> Result<()> {
+    let rows = serde_json::Value::Array(records.iter().map(row_of).collect());
+    transaction(|| spi::run("select helper._record($1)", &[JsonB(rows).into()]))
 }
 
 /// A record as `helper._record` takes it.
@@ -39,6 +84,7 @@ fn row_of(record: &Record) -> serde_json::Value {
         "message_id": asker.message.as_ref().map(id),
         "purpose": asker.purpose,
         "provider_id": id(&call.provider_id),
+        "own_provider": call.own,
         "provider": call.provider,
         "model": call.model,
         "status": call.outcome.name(),

@@ -32,6 +32,54 @@ pub(super) struct Unstored {
     at: Instant,
 }
 
+/// When something is stored again that could not be.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
+
+/// How a reply ends that is not whole.
+enum How {
+    /// Nobody heard what the model said.
+    Lost,
+    /// With an error, or because nobody wants it any more.
+    Failed,
+}
+
+/// A reply that has ended without being whole.
+pub(super) struct Unended {
+    reply: Box<Replying>,
+    how: How,
+    error: Error,
+    /// When it is stored.
+    at: Instant,
+}
+
+impl Unended {
+    fn new(reply: Box<Replying>, how: How, error: &Error) -> Self {
+        Unended { reply, how, error: error.clone(), at: Instant::now() }
+    }
+
+    /// Stores it with the end of its job, as the owner; inside a transaction.
+    fn store(&self) -> Result<()> {
+        let Unended { reply, how, error, .. } = self;
+        reply.check_free()?;
+        let status = match (how, error.kind) {
+            (How::Lost, _) => {
+                reply.lose(error)?;
+                "failed"
+            }
+            // Out of time is an error like any other, and says how much it had.
+            (How::Failed, Kind::Cancelled) if error.detail.is_none() => {
+                reply.fail("cancelled", Some(error))?;
+                "cancelled"
+            }
+            (How::Failed, _) => {
+                reply.fail("error", Some(error))?;
+                "failed"
+            }
+        };
+        jobs::end(&reply.job, status, Some(error))
+    }
+}
+
 impl Worker {
     pub(super) fn claim_replies(&mut self) {
         while self.connected() {
@@ -47,7 +95,13 @@ impl Worker {
                 self.reply_turn = job.workspace;
                 match transaction(|| Replying::load(job.clone())) {
                     // Who asked the model is gone, and with them what it said.
-                    Ok(Some(reply)) if reply.is_asked() => self.reply_lost(&reply, &unheard()),
+                    Ok(Some(reply)) if reply.is_asked() => self.reply_lost(Box::new(reply), &unheard()),
+                    // Some of it has been read, and another try would say something else, and cost as much again.
+                    Ok(Some(reply)) if reply.was_begun => {
+                        let error = Error::not_ready("the reply was broken off when the server or its worker ended");
+                        self.reply_failed(Box::new(reply), &error.hint("Ask again."));
+                    }
+                    Ok(Some(reply)) if job.attempts > MOST_ATTEMPTS => self.reply_failed(Box::new(reply), &too_often()),
                     Ok(Some(mut reply)) => {
                         let next = bare_transaction(|| reply.begin());
                         self.reply_on(Box::new(reply), next);
@@ -68,6 +122,7 @@ impl Worker {
     /// How many replies may be claimed at once. What goes with one is known once it is claimed, so that they are few.
     fn room_for_replies(&self) -> usize {
         let unstored = self.unstored.iter().map(|unstored| &unstored.reply);
+        let unstored = unstored.chain(self.unended.iter().map(|unended| &unended.reply));
         let fetching = self.fetching.values().map(|fetching| &fetching.reply);
         let weights = self.replies.values().chain(fetching).chain(unstored).map(|reply| reply.weight());
         let (count, bytes) = weights.fold((0, 0), |(count, bytes), weight| (count + 1, bytes + weight));
@@ -86,7 +141,7 @@ impl Worker {
                 if is_noted {
                     let noted = lasting_transaction(|| reply.note_asked(true));
                     if self.note(noted).is_none() {
-                        return self.reply_again(&reply, 1.0);
+                        return self.reply_again(reply, 1.0);
                     }
                     reply.asking();
                 }
@@ -101,11 +156,11 @@ impl Worker {
                             reply.not_asked();
                         }
                         if let Some(reply) = self.keep_unchecked(reply) {
-                            self.reply_again(&reply, 0.0);
+                            self.reply_again(reply, 0.0);
                         }
                         self.lost();
                     }
-                    Err(error) => self.reply_failed(&reply, &error),
+                    Err(error) => self.reply_failed(reply, &error),
                 }
             }
             Ok(Next::Fetch(errands)) => self.fetch(reply, errands),
@@ -115,10 +170,10 @@ impl Worker {
             {
                 self.note::<()>(Err(error));
                 if let Some(reply) = self.keep_unchecked(reply) {
-                    self.reply_again(&reply, 1.0);
+                    self.reply_again(reply, 1.0);
                 }
             }
-            Err(error) => self.reply_failed(&reply, &error),
+            Err(error) => self.reply_failed(reply, &error),
         }
     }
 
@@ -139,7 +194,7 @@ impl Worker {
                 }
                 Ok(None) => {
                     self.forget_errands(message, true);
-                    self.reply_again(&fetching.reply, 0.0);
+                    self.reply_again(fetching.reply, 0.0);
                     return self.lost();
                 }
                 Err(error) => {
@@ -150,7 +205,7 @@ impl Worker {
                     });
                     if let Err(error) = noted {
                         self.forget_errands(message, false);
-                        return self.reply_failed(&fetching.reply, &error);
+                        return self.reply_failed(fetching.reply, &error);
                     }
                 }
             }
@@ -223,7 +278,7 @@ impl Worker {
             Ok(()) => self.fetched(fetching),
             Err(error) => {
                 self.forget_errands(message, false);
-                self.reply_failed(&fetching.reply, &error);
+                self.reply_failed(fetching.reply, &error);
             }
         }
     }
@@ -235,7 +290,7 @@ impl Worker {
         self.with_runners.retain(|_, (message, _)| !lost.contains(message));
         for message in lost {
             if let Some(fetching) = self.fetching.remove(&message) {
-                self.reply_again(&fetching.reply, 0.0);
+                self.reply_again(fetching.reply, 0.0);
             }
         }
     }
@@ -274,15 +329,15 @@ impl Worker {
                     }
                     Err(error) => {
                         self.no_more_of(id);
-                        self.reply_failed(&reply, &error);
+                        self.reply_failed(reply, &error);
                     }
                 },
                 Ok(Item::Events(events)) => {
                     reply.events(&events);
                     self.replies.insert(id, reply);
                 }
-                Ok(Item::Records(_)) => self.reply_failed(&reply, &calling::another()),
-                Err(error) => self.reply_failed(&reply, &error),
+                Ok(Item::Records(_)) => self.reply_failed(reply, &calling::another()),
+                Err(error) => self.reply_failed(reply, &error),
             },
             Tag::End => match wire::decode::<Reply>(&frame.body) {
                 Ok(Reply::Done { .. }) => {
@@ -304,16 +359,16 @@ impl Worker {
                 }
                 Ok(Reply::Checked(problems)) => match reply.checked(problems) {
                     Some(end) => self.reply_ended(reply, end),
-                    None => self.reply_failed(&reply, &calling::another()),
+                    None => self.reply_failed(reply, &calling::another()),
                 },
-                Ok(_) => self.reply_failed(&reply, &calling::another()),
-                Err(error) => self.reply_failed(&reply, &error),
+                Ok(_) => self.reply_failed(reply, &calling::another()),
+                Err(error) => self.reply_failed(reply, &error),
             },
             Tag::Error => {
                 let error = wire::decode::<Error>(&frame.body).unwrap_or_else(|error| error);
                 self.reply_on(reply, Err(error));
             }
-            Tag::Hello | Tag::Request | Tag::Cancel => self.reply_failed(&reply, &calling::another()),
+            Tag::Hello | Tag::Request | Tag::Cancel => self.reply_failed(reply, &calling::another()),
         }
         if self.replies.len() < settings::REPLY_CONCURRENCY.get() as usize {
             self.next_look = self.next_look.min(Instant::now());
@@ -323,6 +378,7 @@ impl Worker {
     pub(super) fn reply_ended(&mut self, mut reply: Box<Replying>, end: CallEnd) {
         let stored = bare_transaction(|| {
             durable();
+            owner::as_owner(|| reply.check_free())?;
             let ended = reply.ended(&end)?;
             if matches!(ended, Ended::Heard { next: Next::Done, .. }) {
                 owner::as_owner(|| jobs::end(&reply.job, "succeeded", None))?;
@@ -338,14 +394,14 @@ impl Worker {
                 self.note::<()>(Err(error));
                 self.keep_unstored(reply, end);
             }
-            Err(error) if reply.is_once() && end.lost => self.reply_lost(&reply, &error),
-            Err(error) => self.reply_failed(&reply, &error),
+            Err(error) if reply.is_once() && end.lost => self.reply_lost(reply, &error),
+            Err(error) => self.reply_failed(reply, &error),
         }
     }
 
     /// Keeps the end of a turn that was heard whole, to be taken again in a second.
     fn keep_unstored(&mut self, reply: Box<Replying>, end: CallEnd) {
-        let at = Instant::now() + Duration::from_secs(1);
+        let at = Instant::now() + STORE_AGAIN;
         self.next_look = self.next_look.min(at);
         self.unstored.push(Unstored { reply, end, at });
     }
@@ -357,7 +413,7 @@ impl Worker {
             self.keep_unstored(reply, end);
         } else {
             let error = Error::not_ready("nobody could tell whether the value fits its schema").hint("Ask again.");
-            self.reply_failed(&reply, &error);
+            self.reply_failed(reply, &error);
         }
         None
     }
@@ -368,18 +424,22 @@ impl Worker {
         for Unstored { reply, end, .. } in due {
             self.reply_ended(reply, end);
         }
-        if let Some(at) = self.unstored.iter().map(|unstored| unstored.at).min() {
+        let due: Vec<Unended> = self.unended.extract_if(.., |unended| unended.at <= now).collect();
+        for ending in due {
+            self.end_reply(ending);
+        }
+        let unstored = self.unstored.iter().map(|unstored| unstored.at);
+        if let Some(at) = unstored.chain(self.unended.iter().map(|unended| unended.at)).min() {
             self.next_look = self.next_look.min(at);
         }
     }
 
-    pub(super) fn reply_again(&mut self, reply: &Replying, seconds: f64) {
+    pub(super) fn reply_again(&mut self, reply: Box<Replying>, seconds: f64) {
         if reply.is_asked() {
             return self.reply_lost(reply, &unheard());
         }
         if reply.job.attempts >= MOST_ATTEMPTS {
-            let error = Error::not_ready("the reply was tried too often").hint("The server log says more; ask again.");
-            return self.reply_failed(reply, &error);
+            return self.reply_failed(reply, &too_often());
         }
         let given = transaction(|| {
             if reply.is_once() {
@@ -394,46 +454,35 @@ impl Worker {
     }
 
     /// Ends a reply whose model was asked and not heard; the step that waits for it decides whether it is asked again.
-    pub(super) fn reply_lost(&mut self, reply: &Replying, error: &Error) {
-        let failed = transaction(|| {
-            reply.lose(error)?;
-            jobs::end(&reply.job, "failed", Some(error))
-        });
-        self.reply_ends(reply, failed, error);
+    pub(super) fn reply_lost(&mut self, reply: Box<Replying>, error: &Error) {
+        self.end_reply(Unended::new(reply, How::Lost, error));
     }
 
-    /// An end that cannot be stored is tried again with the job where what forbids it passes. Where it does not, what was
-    /// said or called may be the cause, and the reply ends without; as a last resort the job ends alone.
-    fn reply_ends(&mut self, reply: &Replying, failed: Result<()>, error: &Error) {
-        let passes = failed.as_ref().err().is_none_or(|error| error.kind == Kind::NotReady);
-        if self.note(failed).is_some() {
+    pub(super) fn reply_failed(&mut self, reply: Box<Replying>, error: &Error) {
+        self.end_reply(Unended::new(reply, How::Failed, error));
+    }
+
+    /// Stores how a reply ended. Where that cannot be done now it is done later, and nobody is asked again; where it can never
+    /// be, what was said or called may be the cause, and the reply ends without.
+    fn end_reply(&mut self, mut ending: Unended) {
+        let ended = transaction(|| ending.store());
+        let passes = ended.as_ref().err().is_none_or(|error| error.kind == Kind::NotReady);
+        if self.note(ended).is_some() {
             return;
         }
-        if passes {
-            return self.owed.push(reply.job.clone());
+        if passes && ending.reply.stores_again() {
+            ending.at = Instant::now() + STORE_AGAIN;
+            self.next_look = self.next_look.min(ending.at);
+            return self.unended.push(ending);
         }
+        let Unended { reply, error, .. } = ending;
         let ended = transaction(|| {
             reply.give_up()?;
-            jobs::end(&reply.job, "failed", Some(error))
+            jobs::end(&reply.job, "failed", Some(&error))
         });
-        match self.note(ended) {
-            Some(()) => {}
-            None if reply.job.attempts < MOST_ATTEMPTS => self.owed.push(reply.job.clone()),
-            None => self.finish(&reply.job, "failed", Some(error)),
+        if self.note(ended).is_none() {
+            self.finish(&reply.job, "failed", Some(&error));
         }
-    }
-
-    pub(super) fn reply_failed(&mut self, reply: &Replying, error: &Error) {
-        let (message, job) = match error.kind {
-            // Out of time is an error like any other, and says how much it had.
-            Kind::Cancelled if error.detail.is_none() => ("cancelled", "cancelled"),
-            _ => ("error", "failed"),
-        };
-        let failed = transaction(|| {
-            reply.fail(message, Some(error))?;
-            jobs::end(&reply.job, job, Some(error))
-        });
-        self.reply_ends(reply, failed, error);
     }
 
     /// Writes what has come of all replies that are due, in one transaction.
@@ -448,14 +497,14 @@ impl Worker {
         if due.is_empty() {
             return;
         }
-        let written =
-            transaction(|| due.iter().filter_map(|id| self.replies.get(id)).try_for_each(|reply| reply.write()));
-        // What could not be written now comes with what is written next.
-        self.note(written);
-        for id in due {
-            if let Some(reply) = self.replies.get_mut(&id) {
-                reply.written();
-            }
+        let due: Vec<&mut Replying> =
+            self.replies.iter_mut().filter(|(id, _)| due.contains(id)).map(|(_, reply)| &mut **reply).collect();
+        let written = transaction(|| due.iter().map(|reply| reply.write()).collect::<Result<Vec<bool>>>());
+        // What could not be written now, because somebody holds its row say, comes with what is written next.
+        let written = self.notes.note(written).unwrap_or_default();
+        let written = written.into_iter().chain(std::iter::repeat(false));
+        for (reply, is_written) in due.into_iter().zip(written) {
+            reply.written(is_written);
         }
     }
 
@@ -479,16 +528,20 @@ impl Worker {
         for message in &named {
             if let Some(fetching) = self.fetching.remove(message) {
                 self.forget_errands(*message, false);
-                self.reply_failed(&fetching.reply, &Error::new(Kind::Cancelled, "the reply was cancelled"));
+                self.reply_failed(fetching.reply, &Error::new(Kind::Cancelled, "the reply was cancelled"));
             }
         }
         for id in ids {
             self.no_more_of(id);
             if let Some(reply) = self.replies.remove(&id) {
-                self.reply_failed(&reply, &Error::new(Kind::Cancelled, "the reply was cancelled"));
+                self.reply_failed(reply, &Error::new(Kind::Cancelled, "the reply was cancelled"));
             }
         }
     }
+}
+
+fn too_often() -> Error {
+    Error::not_ready("the reply was tried too often").hint("The server log says more; ask again.")
 }
 
 /// What the model said was lost with whoever asked it.

@@ -33,9 +33,11 @@ const DUE: &str = "c.workspace_id, c.id, c.run_id, c.priority, c.run_at";
 /// Due rows of the next workspace that has some, but for some, and whether others have all that there are.
 fn claim(after: Uuid, most: usize, without: &[Uuid]) -> Result<(Vec<Due>, bool)> {
     let sql = format!("select {DUE} from helper._claim_runs($1, $2, $3) c");
-    let rows = spi::change(&sql, &[after.into(), (most as i32).into(), without.to_vec().into()], |row| match row.opt::<Uuid>(1)? {
-        Some(_) => due(row).map(Some),
-        None => Ok(None),
+    let rows = spi::change(&sql, &[after.into(), (most as i32).into(), without.to_vec().into()], |row| {
+        match row.opt::<Uuid>(1)? {
+            Some(_) => due(row).map(Some),
+            None => Ok(None),
+        }
     })?;
     let are_with_others = rows.iter().any(Option::is_none);
     Ok((rows.into_iter().flatten().collect(), are_with_others))

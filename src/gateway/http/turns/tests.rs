@@ -4,6 +4,7 @@ use std::time::Duration;
 
 fn provider(max_concurrent: u32, requests_per_minute: u32, tokens_per_minute: u64) -> Provider {
     Provider {
+        own: false,
         id: [1; 16],
         name: "p".into(),
         kind: Kind::OpenAi,
