@@ -239,7 +239,7 @@ begin
 end
 $$;
 comment on function helper.delete_conversation(uuid) is
-  'Deletes a conversation of the caller with its messages. Errors: 42704 not a conversation of the caller';
+  'Deletes a conversation of the caller with its messages; a reply of helper.ask_async that is under way in it is broken off when the transaction commits. Errors: 42704 not a conversation of the caller';
 
 create function helper.list_conversations(workspace uuid default null, "limit" integer default 50, before timestamptz default null)
 returns table (id uuid, title text, message_count integer, created_at timestamptz, updated_at timestamptz, last_message_at timestamptz)

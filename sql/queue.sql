@@ -268,6 +268,8 @@ $$;
 comment on function helper._finish_all(uuid, uuid[], uuid[], text) is 'Ends the jobs of a workspace whose leases are not lost';
 
 -- Gives a leased job back to the queue, to be claimed after `delay`. A job that was asked for again meanwhile is dropped.
+-- A reply that may be begun again at once comes before all that were asked for after it, as those of its conversation have to
+-- wait for it; the claim itself looks at no other job of the same key.
 create function helper._requeue(workspace uuid, job uuid, token uuid, delay interval, count_attempt boolean) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
@@ -280,7 +282,8 @@ begin
     return false;
   end if;
   insert into helper.job_queue (workspace_id, kind, job_id, key, run_at)
-  select workspace, j.kind, job, v_key, clock_timestamp() + delay
+  select workspace, j.kind, job, v_key,
+    case when j.kind = 'reply' and delay <= interval '0' then j.created_at else clock_timestamp() + delay end
   from helper.jobs j
   where j.workspace_id = workspace and j.id = job
   on conflict (workspace_id, key) where kind = 'index' do nothing;

@@ -80,46 +80,82 @@ $$;
 comment on function helper._append_citation(uuid, uuid, uuid, integer, uuid, uuid, integer, integer, text, text, real) is
   'Adds a citation to a reply in the conversation of a person and returns its id. Errors: 42704 not a reply to that person in that workspace';
 
--- One reply at a time. What another session has not committed is seen by its lock on the conversation alone.
+-- What is seen of a transaction that has not ended was written by this one or a part of it. A row has the lower half of the
+-- transaction's number alone, and no part of this one has a number below its own.
+create function helper._is_written_here(version xid) returns boolean
+language sql volatile set search_path = pg_catalog, pg_temp as $$
+  select coalesce((
+    select case when t.since < 2147483648 then pg_xact_status((t.own + t.since)::text::xid8) = 'in progress' end
+    from (
+      select o.own, (version::text::bigint - o.own) & 4294967295 as since
+      from (select pg_current_xact_id_if_assigned()::text::bigint as own) o
+    ) t
+  ), false)
+$$;
+comment on function helper._is_written_here(xid) is 'Whether a row that is seen, given its xmin, was written in this very transaction';
+
+-- One reply at a time. What another session has not committed is seen by its lock on the conversation alone, so that who has
+-- got the lock looks again.
 create function helper._take_turn(workspace uuid, conversation uuid, busy text) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+  v_is_own boolean;
 begin
-  if busy <> 'queue' then
+  loop
+    begin
+      if busy = 'refuse' then
+        perform from helper.conversations c where c.workspace_id = workspace and c.id = conversation for update nowait;
+      else
+        perform from helper.conversations c where c.workspace_id = workspace and c.id = conversation for update;
+      end if;
+      if busy = 'queue' then
+        return;
+      end if;
+      -- Null: there is none.
+      select bool_or(helper._is_written_here(m.xmin)) into v_is_own
+      from helper.messages m
+      where m.workspace_id = workspace and m.conversation_id = conversation and m.role = 'assistant' and m.status in ('pending', 'streaming');
+      if v_is_own is null then
+        return;
+      end if;
+      -- No lock is held meanwhile, or the reply could not be written: it goes with what was done since begin.
+      raise object_in_use;
+    exception
+      when object_in_use then null;
+      when lock_not_available then
+        raise exception using
+          errcode = '55000',
+          message = 'another reply is under way in the conversation',
+          hint = 'Wait for it, or leave out the option busy.';
+    end;
+    if busy = 'refuse' then
+      raise exception using
+        errcode = '55000',
+        message = 'another reply is under way in the conversation',
+        hint = 'Wait for it, cancel it with helper.cancel, or leave out the option busy.';
+    end if;
+    if v_is_own then
+      raise exception using
+        errcode = '55000',
+        message = 'another reply is under way in the conversation',
+        detail = 'It is this transaction''s own, and does not end before the transaction does.',
+        hint = 'Commit, then ask; helper.ask_async queues behind it.';
+    end if;
+    -- One snapshot never sees it end.
+    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+      raise exception using
+        errcode = '55000',
+        message = 'another reply is under way in the conversation',
+        detail = format('A transaction of isolation level %s cannot wait for it.', upper(current_setting('transaction_isolation'))),
+        hint = 'Ask in a transaction of isolation level READ COMMITTED, or again in a new one.';
+    end if;
     while exists (
       select from helper.messages m
       where m.workspace_id = workspace and m.conversation_id = conversation and m.role = 'assistant' and m.status in ('pending', 'streaming')
     ) loop
-      if busy = 'refuse' then
-        raise exception using
-          errcode = '55000',
-          message = 'another reply is under way in the conversation',
-          hint = 'Wait for it, cancel it with helper.cancel, or leave out the option busy.';
-      end if;
-      -- One snapshot never sees it end.
-      if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
-        raise exception using
-          errcode = '55000',
-          message = 'another reply is under way in the conversation',
-          detail = format('A transaction of isolation level %s cannot wait for it.', upper(current_setting('transaction_isolation'))),
-          hint = 'Ask in a transaction of isolation level READ COMMITTED, or again in a new one.';
-      end if;
-      -- No lock is held meanwhile, or the reply could not be written.
       perform pg_sleep(0.02);
     end loop;
-  end if;
-  begin
-    if busy = 'refuse' then
-      perform from helper.conversations c where c.workspace_id = workspace and c.id = conversation for update nowait;
-    else
-      perform from helper.conversations c where c.workspace_id = workspace and c.id = conversation for update;
-    end if;
-  exception
-    when lock_not_available then
-      raise exception using
-        errcode = '55000',
-        message = 'another reply is under way in the conversation',
-        hint = 'Wait for it, or leave out the option busy.';
-  end;
+  end loop;
 end
 $$;
 comment on function helper._take_turn(uuid, uuid, text) is
@@ -233,24 +269,39 @@ end
 $$;
 comment on function helper._tell(uuid, uuid, text, text) is 'Notifies channel helper_messages with the message''s id, and broadcasts to realtime where it exists';
 
--- What is to be cancelled is told to the worker by a row, so that it is heard of at commit and not before.
+-- What is to be cancelled is told to the worker by a row, so that it is heard of at commit and not before. It has no foreign
+-- key: what is asked for a reply that was deleted is not to be asked on.
 create table helper.reply_cancellations (
   workspace_id uuid not null,
   message_id uuid not null,
-  primary key (workspace_id, message_id),
-  constraint reply_cancellations_message_fkey foreign key (workspace_id, message_id) references helper.messages (workspace_id, id) on delete cascade
+  primary key (workspace_id, message_id)
 );
-comment on table helper.reply_cancellations is 'Replies that somebody does not want any more and the worker still works on';
+comment on table helper.reply_cancellations is 'Replies that somebody does not want any more, or has deleted, and the worker still works on';
 comment on column helper.reply_cancellations.workspace_id is 'Workspace of the message';
-comment on column helper.reply_cancellations.message_id is 'The reply';
+comment on column helper.reply_cancellations.message_id is 'The reply, which may be gone';
 alter table helper.reply_cancellations enable row level security;
 create trigger reply_cancellations_wake after insert on helper.reply_cancellations
   for each statement execute function helper._wake_worker();
 
-create function helper._cancel_waiting(workspace uuid, message uuid) returns void
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+create function helper._cancel_deleted() returns trigger
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  insert into helper.reply_cancellations (workspace_id, message_id)
+  values (old.workspace_id, old.id)
+  on conflict do nothing;
+  return null;
+end
+$$;
+comment on function helper._cancel_deleted() is 'Has the worker leave a reply that was deleted on its way';
+create trigger messages_cancel after delete on helper.messages
+  for each row when (old.status in ('pending', 'streaming')) execute function helper._cancel_deleted();
+
+-- A reply that was cancelled on its way may have stopped for an approval before that was committed.
+create function helper._cancel_waiting(workspace uuid, message uuid) returns boolean
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' as $$
 declare
   v_job record;
+  v_message helper.messages;
 begin
   for v_job in
     select j.id
@@ -260,11 +311,20 @@ begin
   loop
     delete from helper.job_queue q where q.workspace_id = workspace and q.job_id = v_job.id;
     update helper.jobs j set status = 'cancelled', finished_at = clock_timestamp() where j.workspace_id = workspace and j.id = v_job.id;
-    perform helper._end_reply(workspace, message, '', 'cancelled', null, null, null, null, null, null);
+    perform helper._end_reply(workspace, message, null, 'cancelled', null, null, null, null, null, null);
   end loop;
+  select m.* into v_message
+  from helper.messages m
+  where m.workspace_id = workspace and m.id = message and m.status = 'awaiting_confirmation';
+  return not found or helper._cancel_awaiting(v_message);
+exception
+  -- What one reply waits for keeps no other from being cancelled.
+  when lock_not_available then
+    return false;
 end
 $$;
-comment on function helper._cancel_waiting(uuid, uuid) is 'Ends a reply that nobody has begun yet';
+comment on function helper._cancel_waiting(uuid, uuid) is
+  'Ends a reply that nobody works on now, as it waits in the queue or for a confirmation; false where somebody is deciding just now, and it is to be tried again';
 
 create function helper._cancel_reply(message helper.messages) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
@@ -302,4 +362,4 @@ begin
 end
 $$;
 comment on function helper.cancel(uuid) is
-  'Cancels a reply that helper.ask_async is working on, or one that waits for a confirmation, whose calls are cancelled too, and broken off at once where they are run: its message keeps what was said and gets the status cancelled. False where it has ended. Errors: 42704';
+  'Cancels a reply that helper.ask_async is working on, or one that waits for a confirmation, whose calls are cancelled too, and broken off at once where they are run: its message keeps what was said and gets the status cancelled, also where it has stopped for a confirmation before the transaction commits. False where it has ended. Errors: 42704';

@@ -618,6 +618,90 @@ async fn cancelling_a_reply_and_confirming_its_call_at_once_never_block_each_oth
 }
 
 #[tokio::test]
+async fn a_reply_that_is_cancelled_in_the_queue_keeps_its_words() {
+    let place = place().await;
+    script(&place, vec![(0, calls(&[("cancel_order", r#"{"id": 8}"#)])), (1, Answer::say("Done."))]);
+    let asked = ask(&place.ann, "Cancel it.", r#"{"tools": ["cancel_order"]}"#).await;
+    let conversation = format!("select conversation_id::text from helper.messages where id = '{}'", asked.message);
+    let conversation: String = place.ann.one(&conversation, &[]).await;
+    // A reply that is under way in the conversation keeps it in the queue.
+    place.server.next(Answer::Hang);
+    place.ann.run(&format!("select helper.ask_async('And?', '{conversation}', knowledge => false)")).await;
+    until("the other request", async || (place.server.count() == 2).then_some(())).await;
+    place.ann.run(&format!("select helper.confirm('{}')", call_of(&asked))).await;
+    assert_eq!(message(&place, &asked.message, "pending").await, "Let me see.");
+    assert!(place.ann.one::<bool>(&format!("select helper.cancel('{}')", asked.message), &[]).await);
+    assert_eq!(message(&place, &asked.message, "cancelled").await, "Let me see.");
+}
+
+#[tokio::test]
+async fn a_reply_that_stops_for_an_approval_before_its_cancel_is_committed_is_cancelled() {
+    let place = place().await;
+    register_ping(&place).await;
+    let gate = script_with_ping(&place, &[("ping", r#"{"n": 1}"#), ("cancel_order", r#"{"id": 7}"#)]);
+    let id = ask_with_ping(&place, r#"["ping", "cancel_order"]"#).await;
+    let other = place.cluster.user(ANN).await;
+    other.run("begin").await;
+    assert!(other.one::<bool>(&format!("select helper.cancel('{id}')"), &[]).await);
+    gate.notify_one();
+    message(&place, &id, "awaiting_confirmation").await;
+    other.run("commit").await;
+    assert_eq!(message(&place, &id, "cancelled").await, "Let me see.");
+    let calls =
+        "select string_agg(function_name || ' ' || status, ', ' order by function_name) from helper.function_calls";
+    assert_eq!(place.admin.one::<String>(calls, &[]).await, "cancel_order cancelled, ping succeeded");
+    assert!(effects(&place).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_that_a_confirmation_holds_up_is_not_lost_and_holds_up_no_other() {
+    let place = place().await;
+    register_ping(&place).await;
+    place
+        .admin
+        .run(
+            "create function public.held(n integer) returns text language sql as $$ select pg_advisory_xact_lock_shared(42)::text $$; \
+             select helper.register_function('held', 'public.held(integer)', 'Waits.')",
+        )
+        .await;
+    let gate = Arc::new(Notify::new());
+    let pong = Answer::Held(gate.clone(), Box::new(Answer::status(200, r#"{"pong": true}"#)));
+    place.server.answer_by(move |seen| match seen.path.as_str() {
+        "/ping" => pong.clone(),
+        _ if results(seen) == 0 => calls(&[("ping", r#"{"n": 1}"#), ("held", r#"{"n": 1}"#)]),
+        _ => Answer::Hang,
+    });
+    let id = ask_with_ping(&place, r#"["ping", "held"]"#).await;
+    let cancelling = place.cluster.user(ANN).await;
+    cancelling.run("begin").await;
+    assert!(cancelling.one::<bool>(&format!("select helper.cancel('{id}')"), &[]).await);
+    gate.notify_one();
+    message(&place, &id, "awaiting_confirmation").await;
+    // Somebody confirms, and the tool takes its time.
+    place.admin.run("select pg_advisory_lock(42)").await;
+    let call = "select id::text from helper.function_calls where status = 'awaiting_confirmation'";
+    let call: String = place.admin.one(call, &[]).await;
+    let other = place.cluster.user(ANN).await;
+    let confirming = tokio::spawn(async move {
+        other.one::<String>(&format!("select helper.confirm('{call}') ->> 'status'"), &[]).await
+    });
+    waiting(&place, 1).await;
+    cancelling.run("commit").await;
+    // Another's is heard meanwhile.
+    place.server.next(Answer::Hang);
+    let count = place.server.count();
+    let second: String = place.ann.one("select helper.ask_async('Talk.', knowledge => false)::text", &[]).await;
+    until("the other request", async || (place.server.count() > count).then_some(())).await;
+    assert!(place.ann.one::<bool>(&format!("select helper.cancel('{second}')"), &[]).await);
+    message(&place, &second, "cancelled").await;
+    message(&place, &id, "awaiting_confirmation").await;
+    place.admin.run("select pg_advisory_unlock(42)").await;
+    assert_eq!(confirming.await.unwrap(), "succeeded");
+    assert!(message(&place, &id, "cancelled").await.starts_with("Let me see."));
+    assert_eq!(place.admin.one::<i64>("select count(*) from helper.reply_cancellations", &[]).await, 0);
+}
+
+#[tokio::test]
 async fn a_call_lapses_although_anothers_reply_is_held() {
     let place = place().await;
     place

@@ -254,6 +254,89 @@ async fn a_second_question_of_a_conversation_waits_for_the_first_ones_reply() {
 }
 
 #[tokio::test]
+async fn a_question_that_waited_for_a_lock_waits_for_the_replies_that_it_held_back() {
+    let place = Place::new().await;
+    let conversation: String = place.ann.one("select helper.create_conversation('Turns')::text", &[]).await;
+    let ask =
+        |how: &str, text: &str| format!("select helper.{how}('{text}', '{conversation}', knowledge => false)::text");
+    let gate = Arc::new(Notify::new());
+    place.server.next(Answer::Held(Arc::clone(&gate), Box::new(Answer::say("The first reply."))));
+    let (second, third) = (place.cluster.user(ANN).await, place.cluster.user(ANN).await);
+    let pid = third.pid().await;
+    let waiting = async |count: i64| {
+        let locks = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'";
+        until("sessions to wait", async || (place.admin.one::<i64>(locks, &[]).await == count).then_some(())).await;
+    };
+    // The worker does not know of it yet, and those who come later not either.
+    place.ann.run(&format!("begin; {}", ask("ask_async", "First?"))).await;
+    let (queued, asked) = (ask("ask_async", "Second?"), ask("ask", "Third?"));
+    let begun = Notify::new();
+    let ask_third = async {
+        waiting(1).await;
+        begun.notify_one();
+        third.one::<String>(&asked, &[]).await
+    };
+    let let_go = async {
+        begun.notified().await;
+        waiting(2).await;
+        place.ann.run("commit").await;
+        until("the first request", async || (place.server.count() >= 1).then_some(())).await;
+        let waits = format!("select count(*) from pg_stat_activity where pid = {pid} and wait_event = 'PgSleep'");
+        until("the third to wait or to be answered", async || {
+            (place.server.count() > 1 || place.admin.one::<i64>(&waits, &[]).await == 1).then_some(())
+        })
+        .await;
+        assert_eq!(place.server.count(), 1, "two replies at once");
+        gate.notify_one();
+    };
+    let (_, reply, ()) = tokio::join!(second.one::<String>(&queued, &[]), ask_third, let_go);
+    assert_eq!(reply, "Grüße from the provider.");
+    let kept: String = place.ann.one("select string_agg(content, '|' order by id) from helper.messages", &[]).await;
+    assert_eq!(kept, "First?|The first reply.|Second?|Grüße from the provider.|Third?|Grüße from the provider.");
+    // Who asked last knows what was said to the others.
+    let last = place.server.seen()[2].json()["messages"].to_string();
+    assert!(last.contains("First?") && last.contains("Second?") && last.contains("Third?"), "{last}");
+}
+
+#[tokio::test]
+async fn a_reply_that_is_begun_again_comes_before_the_next_one_of_its_conversation() {
+    let place = Place::new().await;
+    let conversation: String = place.ann.one("select helper.create_conversation('Turns')::text", &[]).await;
+    let ask = |text: &str| format!("select helper.ask_async('{text}', '{conversation}', knowledge => false)::text");
+    place.server.next(Answer::Hang);
+    let first: String = place.ann.one(&ask("First?"), &[]).await;
+    let second: String = place.ann.one(&ask("Second?"), &[]).await;
+    until("the first request", async || (place.server.count() == 1).then_some(())).await;
+    cluster::signal(place.admin.pids().await.gateway, "KILL");
+    for id in [&first, &second] {
+        assert_eq!(ended(&place.ann, id).await, ("done".into(), "Grüße from the provider.".into()));
+    }
+    let asked: Vec<String> = place.server.seen().iter().map(|seen| seen.json()["messages"].to_string()).collect();
+    assert_eq!(asked.len(), 3, "{asked:?}");
+    assert!(asked[1].contains("First?") && !asked[1].contains("Second?"), "{asked:?}");
+    assert!(asked[2].contains("Grüße from the provider.") && asked[2].contains("Second?"), "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_reply_whose_conversation_is_deleted_is_broken_off() {
+    let place = Place::new().await;
+    for (count, cancels) in [(1, true), (2, false)] {
+        let conversation: String = place.ann.one("select helper.create_conversation('Gone')::text", &[]).await;
+        let ask = format!("select helper.ask_async('Talk', '{conversation}', knowledge => false)::text");
+        place.server.next(Answer::Hang);
+        let id: String = place.ann.one(&ask, &[]).await;
+        until("the request", async || (place.server.count() == count).then_some(())).await;
+        let cancel = if cancels { format!("select helper.cancel('{id}'); ") } else { String::new() };
+        place.ann.run(&format!("begin; {cancel}select helper.delete_conversation('{conversation}'); commit")).await;
+        until("the request to be broken off", async || (place.server.gone().len() == count).then_some(())).await;
+        let status = format!("select status from helper.jobs where payload ->> 'message_id' = '{id}'");
+        until("the job's end", async || (place.admin.one::<String>(&status, &[]).await == "cancelled").then_some(()))
+            .await;
+    }
+    assert_eq!(place.admin.one::<i64>("select count(*) from helper.reply_cancellations", &[]).await, 0);
+}
+
+#[tokio::test]
 async fn a_cursor_gives_each_word_before_the_provider_says_the_next() {
     let place = Place::new().await;
     let gate = gated(&place, "one two three");

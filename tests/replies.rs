@@ -243,6 +243,47 @@ async fn a_transaction_that_cannot_see_a_reply_end_does_not_wait_for_it() {
 }
 
 #[tokio::test]
+async fn a_transaction_does_not_wait_for_a_reply_of_its_own() {
+    let place = Place::new().await;
+    let conversation: String = place.ann.one("select helper.create_conversation('C')::text", &[]).await;
+    let queue = format!("select helper.ask_async('One', '{conversation}', knowledge => false)::text");
+    let ask = format!("select helper.ask('Two', '{conversation}', knowledge => false)");
+    // A subtransaction's are its transaction's.
+    for begin in [
+        format!("begin; {queue}"),
+        format!("begin; savepoint s; {queue}"),
+        format!("begin; savepoint s; {queue}; release s"),
+    ] {
+        place.ann.run(&begin).await;
+        let error = place.ann.error(&ask).await;
+        assert_eq!(error.code().code(), "55000", "{begin}: {error:?}");
+        assert!(error.message().contains("under way") && error.hint().unwrap().contains("Commit"), "{error:?}");
+        place.ann.run("rollback").await;
+    }
+    // What was taken back is not there to be waited for.
+    place.ann.run(&format!("begin; savepoint s; {queue}; rollback to s; {ask}; commit")).await;
+    assert_eq!(place.server.count(), 1);
+    // Another's is waited for, also where it is younger than the transaction.
+    let gate = Arc::new(Notify::new());
+    place.server.next(Answer::Held(Arc::clone(&gate), Box::new(Answer::say("One."))));
+    place.ann.run("begin; select helper.create_conversation('D')").await;
+    let other = place.cluster.user(ANN).await;
+    let first: String = other.one(&queue, &[]).await;
+    until("the request", async || (place.server.count() == 2).then_some(())).await;
+    let waits = format!(
+        "select count(*) from pg_stat_activity where pid = {} and wait_event = 'PgSleep'",
+        place.ann.pid().await
+    );
+    let let_go = async {
+        until("the question to wait", async || (place.admin.one::<i64>(&waits, &[]).await == 1).then_some(())).await;
+        gate.notify_one();
+    };
+    tokio::join!(place.ann.run(&ask), let_go);
+    place.ann.run("commit").await;
+    assert_eq!(ended(&place.ann, &first).await["content"], "One.");
+}
+
+#[tokio::test]
 async fn a_picture_goes_with_the_questions_after_its_own() {
     let place = Place::new().await;
     let mut conversations = Vec::new();

@@ -98,12 +98,8 @@ pub fn begin(question: &Question, status: &str) -> Result<Stored> {
 /// Takes the turn in the conversation, and says where question and reply will be stored: in a new one where none is given.
 /// Another reply that is under way is waited for, or refused, as the question says; one that may wait queues behind it.
 pub fn take_turn(question: &Question, may_queue: bool) -> Result<Stored> {
-    // In this order, and so are their ids.
-    let asked = pgrx::Uuid::from_bytes(identity::new_id());
-    let reply = pgrx::Uuid::from_bytes(identity::new_id());
     let Some(conversation) = question.conversation else {
-        let conversation = pgrx::Uuid::from_bytes(identity::new_id());
-        return Ok(Stored { conversation, question: asked, reply });
+        return Ok(places(pgrx::Uuid::from_bytes(identity::new_id())));
     };
     let busy = match (question.waits, may_queue) {
         (false, _) => "refuse",
@@ -113,7 +109,15 @@ pub fn take_turn(question: &Question, may_queue: bool) -> Result<Stored> {
     owner::as_owner(|| {
         spi::run("select helper._take_turn($1, $2, $3)", &[question.workspace.into(), conversation.into(), busy.into()])
     })?;
-    Ok(Stored { conversation, question: asked, reply })
+    // Not before: who waited comes after those who did not.
+    Ok(places(conversation))
+}
+
+/// Where a question and its reply will be stored: in this order, and so are their ids.
+fn places(conversation: pgrx::Uuid) -> Stored {
+    let question = pgrx::Uuid::from_bytes(identity::new_id());
+    let reply = pgrx::Uuid::from_bytes(identity::new_id());
+    Stored { conversation, question, reply }
 }
 
 /// Stores a question and the place of its reply, whose turn it is.

@@ -508,12 +508,19 @@ impl Worker {
         }
     }
 
-    /// Ends the replies that their askers do not want any more.
+    /// Ends the replies that their askers do not want any more. One that somebody holds just now stays named.
     pub(super) fn cancel_replies(&mut self) {
         let named = transaction(|| {
             spi::change(
-                "with gone as (delete from helper.reply_cancellations c returning c.workspace_id, c.message_id) \
-                 select g.message_id, helper._cancel_waiting(g.workspace_id, g.message_id) from gone g",
+                "with named as materialized ( \
+                   select c.workspace_id, c.message_id, \
+                     helper._cancel_waiting(c.workspace_id, c.message_id) as is_heard \
+                   from helper.reply_cancellations c \
+                 ), gone as ( \
+                   delete from helper.reply_cancellations c using named n \
+                   where n.is_heard and c.workspace_id = n.workspace_id and c.message_id = n.message_id \
+                 ) \
+                 select n.message_id from named n",
                 &[],
                 |row| row.get::<pgrx::Uuid>(1),
             )
