@@ -100,12 +100,18 @@ async fn whoever_is_gone_has_used_what_they_heard_and_no_more() {
         _ => Answer::say("Hello."),
     });
     let leaver = place.cluster.user(ANN).await;
-    leaver
-        .run("begin; declare c cursor for select helper.ask_stream('Talk', knowledge => false, options => '{\"max_tokens\": 1800}'); fetch 2 from c")
-        .await;
+    let pid = leaver.pid().await;
     let call = "select helper.complete('Talk', options => '{\"max_tokens\": 1800}')";
-    assert_eq!(place.ann.error(call).await.code().code(), "53400", "it is set aside while the reply is under way");
-    assert!(place.admin.one::<bool>("select pg_terminate_backend($1, 10000)", &[&leaver.pid().await]).await);
+    let talk = "select helper.ask_stream('Talk', knowledge => false, options => '{\"max_tokens\": 1800}')";
+    let end = async {
+        until("the reply's first words", async || (gate.available_permits() == 0).then_some(())).await;
+        let error = place.ann.error(call).await;
+        assert_eq!(error.code().code(), "53400", "it is set aside while the reply is under way");
+        // In the middle of the statement, as when the client goes away.
+        assert!(place.admin.one::<bool>("select pg_terminate_backend($1, 10000)", &[&pid]).await);
+    };
+    let (outcome, ()) = tokio::join!(leaver.query(talk, &[]), end);
+    assert!(outcome.is_err());
     assert_eq!(place.ann.one::<String>(call, &[]).await, "Hello.");
 }
 
@@ -117,7 +123,11 @@ async fn what_a_workspaces_own_provider_says_it_counted_is_no_matter_of_others()
     place.admin.run(&own).await;
     place.server.answer_by(|_| Answer::Say(Say { prompt_times: 10_000_000, ..Say::default() }));
     place.ann.one::<String>("select helper.complete('Hello', model => 'other/m')", &[]).await;
-    let record = place.records(1).await.remove(0);
+    // Where another may take its place, who answered decides.
+    let other = format!("select helper.set_default('chat', 'other', 'm', workspace => '{}', fallback => '{{open/m}}')", place.workspace);
+    place.ann.run(&other).await;
+    place.ann.one::<String>("select helper.complete('Hello')", &[]).await;
+    let record = place.records(2).await.remove(1);
     assert!(record["own_provider"] == true && record["input_tokens"].as_u64() > Some(1_000_000), "{record}");
     place.server.answer_by(|_| Answer::say("Hello."));
     let bea = place.cluster.user(BEA).await;

@@ -532,6 +532,11 @@ impl Worker {
             .filter(|(_, reply)| named.iter().any(|message| *message == reply.message()))
             .map(|(id, _)| *id)
             .collect();
+        let unwanted: Vec<Unstored> =
+            self.unstored.extract_if(.., |unstored| named.contains(&unstored.reply.message())).collect();
+        for Unstored { reply, .. } in unwanted {
+            self.reply_failed(reply, &Error::new(Kind::Cancelled, "the reply was cancelled"));
+        }
         for message in &named {
             if let Some(fetching) = self.fetching.remove(message) {
                 self.forget_errands(*message, false);
