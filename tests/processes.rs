@@ -158,6 +158,57 @@ async fn a_server_that_is_stopped_just_as_a_worker_is_started_stops() {
 }
 
 #[tokio::test]
+async fn a_database_that_was_closed_or_a_template_has_its_worker_again() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin().await;
+    for name in ["closed", "model"] {
+        admin.run(&format!("create database {name}")).await;
+        cluster.connect(name, "postgres").await.run("create extension helper_ai cascade").await;
+    }
+    let worker = cluster.pids_of("closed").await.worker;
+    admin.run("alter database closed allow_connections false").await;
+    assert!(!is_alive(worker), "it is still in the database");
+    admin.run("alter database model is_template true").await;
+    cluster.restart();
+    // The launcher has looked which databases there are.
+    cluster.pids().await;
+    let admin = cluster.admin().await;
+    admin.run("alter database closed allow_connections true").await;
+    cluster.pids_of("closed").await;
+    timed(&admin, "create database copy template model").await;
+    cluster.pids_of("copy").await;
+    admin.run("alter database model is_template false").await;
+    cluster.pids_of("model").await;
+}
+
+#[tokio::test]
+async fn who_may_create_databases_may_copy_a_template_with_a_worker() {
+    let cluster = Cluster::bare("").await;
+    cluster.connect("template1", "postgres").await.run("create extension helper_ai cascade").await;
+    let worker = cluster.pids_of("template1").await.worker;
+    cluster.admin().await.run("create role creator login createdb").await;
+    let creator = cluster.connect("postgres", "creator").await;
+    timed(&creator, "create database mine").await;
+    until_gone("the former worker to leave", worker).await;
+    for name in ["template1", "mine"] {
+        cluster.pids_of(name).await;
+    }
+    // A stranger's statement fails, and nobody has to leave for it.
+    let worker = cluster.pids_of("template1").await.worker;
+    let stranger = cluster.connect("postgres", "authenticator").await;
+    assert_eq!(stranger.error("create database theirs").await.code(), &SqlState::INSUFFICIENT_PRIVILEGE);
+    assert!(is_alive(worker), "a worker had to leave for somebody who may not create databases");
+}
+
+#[tokio::test]
+async fn a_database_is_altered_with_its_worker_in_it() {
+    let cluster = Cluster::shared().await;
+    let before = cluster.pids().await;
+    cluster.admin().await.run("alter database postgres connection limit -1").await;
+    assert!(is_alive(before.worker), "a worker that was in nobody's way had to leave");
+}
+
+#[tokio::test]
 async fn whatever_an_administrator_terminates_comes_back() {
     let cluster = Cluster::start().await;
     let session = cluster.admin().await;

@@ -29,11 +29,14 @@ unsafe fn needed_alone(statement: *mut pg_sys::Node) -> u32 {
         }
         let name = match (*statement).type_ {
             pg_sys::NodeTag::T_DropdbStmt => (*statement.cast::<pg_sys::DropdbStmt>()).dbname,
-            pg_sys::NodeTag::T_AlterDatabaseStmt => (*statement.cast::<pg_sys::AlterDatabaseStmt>()).dbname,
-            pg_sys::NodeTag::T_CreatedbStmt => {
-                let named = template((*statement.cast::<pg_sys::CreatedbStmt>()).options);
-                if named.is_null() { c"template1".as_ptr().cast_mut() } else { named }
+            pg_sys::NodeTag::T_AlterDatabaseStmt => {
+                let alter = statement.cast::<pg_sys::AlterDatabaseStmt>();
+                if !elements((*alter).options).any(|option| empties(option)) {
+                    return 0;
+                }
+                (*alter).dbname
             }
+            pg_sys::NodeTag::T_CreatedbStmt => template((*statement.cast::<pg_sys::CreatedbStmt>()).options),
             pg_sys::NodeTag::T_RenameStmt => {
                 let rename = statement.cast::<pg_sys::RenameStmt>();
                 if (*rename).renameType != pg_sys::ObjectType::OBJECT_DATABASE {
@@ -107,34 +110,56 @@ fn refuse_reaching_out() -> ! {
     unreachable!()
 }
 
-/// The template that `create database` names.
-unsafe fn template(options: *mut pg_sys::List) -> *mut std::ffi::c_char {
+/// What a list points to.
+unsafe fn elements<T>(list: *mut pg_sys::List) -> impl Iterator<Item = *mut T> {
     unsafe {
-        if options.is_null() {
-            return std::ptr::null_mut();
-        }
-        for at in 0..(*options).length {
-            let option = (*(*options).elements.add(at as usize)).ptr_value.cast::<pg_sys::DefElem>();
-            if CStr::from_ptr((*option).defname) == c"template" && !(*option).arg.is_null() {
-                return pg_sys::defGetString(option);
-            }
-        }
-        std::ptr::null_mut()
+        let length = if list.is_null() { 0 } else { (*list).length };
+        (0..length as usize).map(move |at| (*(*list).elements.add(at)).ptr_value.cast::<T>())
     }
 }
 
-/// Gets worker and runners out of a database and keeps them out until the transaction ends. Returns whether it may have
-/// the extension.
-fn vacate(database: u32) -> bool {
-    let Some(processes) = wake::hold(database) else { return false };
-    end(&processes);
-    true
+/// The template of `create database`.
+unsafe fn template(options: *mut pg_sys::List) -> *mut std::ffi::c_char {
+    unsafe {
+        elements::<pg_sys::DefElem>(options)
+            .find(|option| CStr::from_ptr((**option).defname) == c"template" && !(**option).arg.is_null())
+            .map_or(c"template1".as_ptr().cast_mut(), |option| pg_sys::defGetString(option))
+    }
 }
 
-/// Ends processes of ours and waits until they are gone.
-fn end(processes: &[i32]) {
+/// Whether an option of `alter database` is for one that nobody is in: its files are moved, or nobody may connect any more.
+unsafe fn empties(option: *mut pg_sys::DefElem) -> bool {
+    unsafe {
+        let name = CStr::from_ptr((*option).defname);
+        name == c"tablespace" || name == c"allow_connections" && !pg_sys::defGetBoolean(option)
+    }
+}
+
+/// The database that a statement has made or altered, or 0. A copy has the extension too, and so may one that nobody could
+/// connect to, or that was a template.
+unsafe fn made(statement: *mut pg_sys::Node) -> u32 {
+    unsafe {
+        let name = match (!statement.is_null()).then(|| (*statement).type_) {
+            Some(pg_sys::NodeTag::T_CreatedbStmt) => (*statement.cast::<pg_sys::CreatedbStmt>()).dbname,
+            Some(pg_sys::NodeTag::T_AlterDatabaseStmt) => (*statement.cast::<pg_sys::AlterDatabaseStmt>()).dbname,
+            _ => return 0,
+        };
+        pg_sys::get_database_oid(name, true).to_u32()
+    }
+}
+
+/// Gets worker and runners out of a database and keeps them out until the transaction ends.
+fn vacate(database: u32) {
+    end(wake::hold(database));
+}
+
+/// Ends processes of ours, but for the caller's own, and waits until they are gone.
+fn end(mut processes: Vec<i32>) {
     let begin = Instant::now();
-    for pid in processes {
+    // SAFETY: a plain number.
+    let me = unsafe { pg_sys::MyProcPid };
+    processes.retain(|pid| *pid != me);
+    for pid in &processes {
         // It ends on SIGTERM, in a transaction or not.
         shared::terminate(*pid);
     }
@@ -168,13 +193,7 @@ unsafe fn needs_extension(statement: *mut pg_sys::Node) -> bool {
 
 /// Whether a list of names has the extension's.
 unsafe fn names_extension(names: *mut pg_sys::List) -> bool {
-    unsafe {
-        let length = if names.is_null() { 0 } else { (*names).length };
-        (0..length as usize).any(|at| {
-            let name = (*(*names).elements.add(at)).ptr_value;
-            CStr::from_ptr((*name.cast::<pg_sys::String>()).sval) == c"helper_ai"
-        })
-    }
+    unsafe { elements::<pg_sys::String>(names).any(|name| CStr::from_ptr((*name).sval) == c"helper_ai") }
 }
 
 /// Gets the runners out of the extension's way. Those that are started meanwhile wait for the extension's lock behind
@@ -184,7 +203,7 @@ fn vacate_extension() {
         let slot = state.slot(wake::this_database());
         slot.iter().flat_map(|slot| slot.started()).map(|runner| runner.pid).collect()
     });
-    end(&runners);
+    end(runners);
 }
 
 #[pg_guard]
@@ -201,20 +220,23 @@ unsafe extern "C-unwind" fn utility(
 ) {
     // SAFETY: called by the server with what its hook promises; passed on unchanged.
     unsafe {
-        if tools::is_inside_statement() && sets_something((*statement).utilityStmt) {
+        let node = (*statement).utilityStmt;
+        if tools::is_inside_statement() && sets_something(node) {
             refuse_setting();
         }
-        let database = needed_alone((*statement).utilityStmt);
+        let database = needed_alone(node);
         // Privileges are checked by the statement itself: who may not drop a database only makes our worker restart.
-        let vacated = database != 0 && owns(database) && vacate(database);
-        if shared::preloaded() && needs_extension((*statement).utilityStmt) {
+        let vacated = database != 0 && (owns(database) || may_copy(node, database));
+        if vacated {
+            vacate(database);
+        }
+        if shared::preloaded() && needs_extension(node) {
             vacate_extension();
         }
         let next = PREVIOUS_UTILITY.unwrap_or(standard);
         pg_sys::ffi::pg_guard_ffi_boundary(|| {
             next(statement, query, read_only, context, params, environment, destination, completion)
         });
-        let node = (*statement).utilityStmt;
         if vacated && (*node).type_ == pg_sys::NodeTag::T_DropdbStmt {
             // Nobody need look for the extension in it.
             shared::change(|state| {
@@ -223,10 +245,9 @@ unsafe extern "C-unwind" fn utility(
                 }
             });
         }
-        // A copy of a database has the extension too.
-        if vacated && (*node).type_ == pg_sys::NodeTag::T_CreatedbStmt {
-            let name = (*node.cast::<pg_sys::CreatedbStmt>()).dbname;
-            wake::made_at_commit(pg_sys::get_database_oid(name, true).to_u32());
+        let made = made(node);
+        if made != 0 {
+            wake::made_at_commit(made);
         }
     }
 }
@@ -282,6 +303,34 @@ unsafe fn owns(database: u32) -> bool {
     unsafe {
         let user = pg_sys::GetUserId();
         pg_sys::superuser() || is_owner(database.into(), user)
+    }
+}
+
+/// Whether a statement copies a template, which need not be the caller's.
+unsafe fn may_copy(statement: *mut pg_sys::Node, database: u32) -> bool {
+    use pg_sys::SysCacheIdentifier::{AUTHOID, DATABASEOID};
+    unsafe {
+        (*statement).type_ == pg_sys::NodeTag::T_CreatedbStmt
+            && is_so(DATABASEOID, database.into(), |row: &pg_sys::FormData_pg_database| row.datistemplate)
+            && is_so(AUTHOID, pg_sys::GetUserId(), |row: &pg_sys::FormData_pg_authid| row.rolcreatedb)
+    }
+}
+
+/// Whether something is so of an object, by its row in the catalog.
+unsafe fn is_so<T>(
+    cache: pg_sys::SysCacheIdentifier::Type,
+    object: pg_sys::Oid,
+    look: impl FnOnce(&T) -> bool,
+) -> bool {
+    // SAFETY: the caller names the cache of this kind of row; it is released after its last use.
+    unsafe {
+        let tuple = pg_sys::SearchSysCache1(cache as i32, pg_sys::Datum::from(object));
+        if tuple.is_null() {
+            return false;
+        }
+        let is_so = look(&*pg_sys::GETSTRUCT(tuple).cast::<T>());
+        pg_sys::ReleaseSysCache(tuple);
+        is_so
     }
 }
 

@@ -14,8 +14,8 @@ thread_local! {
     static CALLED_OFF: RefCell<Vec<[u8; 16]>> = const { RefCell::new(Vec::new()) };
     /// Databases that no worker may enter until the transaction ends.
     static HELD: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
-    /// A database that this transaction makes.
-    static MADE: Cell<u32> = const { Cell::new(0) };
+    /// Databases that this transaction makes or alters.
+    static MADE: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
 pub fn this_database() -> u32 {
@@ -34,17 +34,14 @@ unsafe extern "C-unwind" fn at_end(event: pg_sys::XactEvent::Type, _arg: *mut st
         if PENDING.replace(false) {
             worker_now();
         }
-        let made = MADE.replace(0);
-        if made != 0 {
-            worker_in(made);
-        }
+        MADE.take().into_iter().for_each(worker_in);
         release();
     } else if event == pg_sys::XactEvent::XACT_EVENT_ABORT || event == pg_sys::XactEvent::XACT_EVENT_PREPARE {
         // A prepared transaction may be committed by any session later: the worker's own rounds find its work.
         CALLED_OFF.take();
         PENDING.set(false);
         RUNNER.set(false);
-        MADE.set(0);
+        MADE.take();
         release();
     }
 }
@@ -55,10 +52,15 @@ fn release() {
     if held.is_empty() {
         return;
     }
+    // SAFETY: a plain number.
+    let me = unsafe { pg_sys::MyProcPid };
     let launcher = shared::change(|state| {
         for database in held {
             if let Some(slot) = state.slot(database) {
-                slot.held_by = 0;
+                // Somebody else may have come to need it meanwhile.
+                if slot.held_by == me {
+                    slot.held_by = 0;
+                }
                 slot.wanted = true;
             }
         }
@@ -96,26 +98,24 @@ pub fn call_off_at_commit(what: [u8; 16]) {
     CALLED_OFF.with_borrow_mut(|called_off| called_off.push(what));
 }
 
-/// Keeps worker and runners out of a database until this transaction ends, however it ends. Returns those that are in it;
-/// `None` where the database has no slot and so none of them.
-pub fn hold(database: u32) -> Option<Vec<i32>> {
+/// Keeps worker and runners out of a database until this transaction ends, however it ends. Returns those that are in it.
+pub fn hold(database: u32) -> Vec<i32> {
     listen();
     // SAFETY: a plain number.
     let me = unsafe { pg_sys::MyProcPid };
     HELD.with_borrow_mut(|held| held.push(database));
     shared::change(|state| {
-        state.slot(database).map(|slot| {
-            slot.held_by = me;
-            let runners = slot.started().map(|runner| runner.pid);
-            runners.chain(std::iter::once(slot.worker)).filter(|pid| *pid != 0).collect()
-        })
+        let Some(slot) = state.slot(database) else { return Vec::new() };
+        slot.held_by = me;
+        let runners = slot.started().map(|runner| runner.pid);
+        runners.chain(std::iter::once(slot.worker)).filter(|pid| *pid != 0).collect()
     })
 }
 
-/// At commit: a worker looks into a database that this transaction makes.
+/// At commit: a worker looks into a database that this transaction makes or alters.
 pub fn made_at_commit(database: u32) {
     listen();
-    MADE.set(database);
+    MADE.with_borrow_mut(|made| made.push(database));
 }
 
 /// Wakes this database's worker, or asks the launcher for one.
@@ -132,7 +132,8 @@ fn worker_in(database: u32) {
         });
         (worker, launcher)
     });
-    shared::wake_process(if worker == 0 { launcher } else { worker });
+    // The launcher may not have been told of one that is gone.
+    shared::wake_process(if shared::is_session(worker) { worker } else { launcher });
 }
 
 /// Trigger on the queue.
