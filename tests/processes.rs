@@ -51,6 +51,17 @@ async fn wait_for_log(cluster: &Cluster, what: &str) {
     until(what, async || cluster.log().contains(what).then_some(())).await;
 }
 
+/// The launcher, once it waits for a process to be started by a postmaster that does nothing.
+async fn starting_launcher(session: &Session) -> i32 {
+    let waits = "select pid from pg_stat_activity where backend_type = 'helper_ai launcher'
+         and lower(wait_event) = 'bgworkerstartup'";
+    until("the launcher to start a worker", async || session.query_opt(waits, &[]).await.unwrap().map(|row| row.get(0)))
+        .await
+}
+
+/// Less than the launcher, which looks by itself every ten seconds, takes where nobody tells it.
+const SOON: Duration = Duration::from_secs(6);
+
 /// Workers of all databases.
 async fn workers(session: &Session) -> i64 {
     session.one("select count(*) from pg_stat_activity where backend_type = 'helper_ai worker'", &[]).await
@@ -144,17 +155,88 @@ async fn a_server_that_is_stopped_just_as_a_worker_is_started_stops() {
     // Whoever has a process started waits for it, as the postmaster does nothing for now.
     signal(postmaster, "STOP");
     session.run("create extension helper_ai cascade").await;
-    let waits = "select pid from pg_stat_activity where backend_type = 'helper_ai launcher'
-         and lower(wait_event) = 'bgworkerstartup'";
-    let launcher = until("the launcher to start a worker", async || {
-        session.query_opt(waits, &[]).await.unwrap().map(|row| row.get::<_, i32>(0))
-    })
-    .await;
+    let launcher = starting_launcher(&session).await;
     // The order to stop is there before the request to start.
     signal(postmaster, "INT");
     signal(postmaster, "CONT");
     until_gone("the launcher to end", launcher).await;
     until_gone("the server to stop", postmaster).await;
+}
+
+#[tokio::test]
+async fn what_is_wanted_while_a_worker_is_started_is_started_next() {
+    let cluster = Cluster::bare("").await;
+    let session = cluster.admin().await;
+    session.run("create database other").await;
+    // It goes on though the postmaster does nothing.
+    let other = cluster.connect("other", "postgres").await;
+    let postmaster = cluster.postmaster();
+    signal(postmaster, "STOP");
+    session.run("create extension helper_ai cascade").await;
+    starting_launcher(&session).await;
+    other.run("create extension helper_ai cascade").await;
+    let begin = Instant::now();
+    signal(postmaster, "CONT");
+    until("both workers", async || (workers(&session).await == 2).then_some(())).await;
+    assert!(begin.elapsed() < SOON, "the launcher saw one of them only when it looked again by itself");
+}
+
+#[tokio::test]
+async fn a_cancel_ends_no_process_that_has_nothing_to_cancel() {
+    let cluster = Cluster::start().await;
+    let session = cluster.admin().await;
+    session.run("select helper.create_workspace('Test')").await;
+    session.run("create database other").await;
+    let other = cluster.connect("other", "postgres").await;
+    let before = cluster.pids().await;
+    for pid in [before.worker, before.launcher] {
+        assert!(session.one::<bool>("select pg_cancel_backend($1)", &[&pid]).await);
+    }
+    add_documents(&session, 1).await;
+    assert_eq!(session.one::<i64>("select helper.wait_indexed()", &[]).await, 1);
+    let postmaster = cluster.postmaster();
+    signal(postmaster, "STOP");
+    other.run("create extension helper_ai cascade").await;
+    let launcher = starting_launcher(&session).await;
+    assert!(session.one::<bool>("select pg_cancel_backend($1)", &[&launcher]).await);
+    signal(postmaster, "CONT");
+    assert_eq!(cluster.pids_of("other").await.launcher, before.launcher);
+    assert_eq!(cluster.pids().await, before);
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_look_for_its_extension_stays() {
+    let cluster = Cluster::start().await;
+    let session = cluster.admin().await;
+    session.run("select helper.create_workspace('Test')").await;
+    let before = cluster.pids().await;
+    let author = cluster.admin().await;
+    author.run("begin; select helper.add_document('One', 'Text.')").await;
+    session.run("begin; lock table pg_catalog.pg_extension in access exclusive mode").await;
+    author.run("commit").await;
+    wait_for_log(&cluster, "canceling statement due to lock timeout").await;
+    session.run("rollback").await;
+    assert_eq!(session.one::<i64>("select helper.wait_indexed()", &[]).await, 1);
+    assert_eq!(cluster.pids().await, before);
+}
+
+#[tokio::test]
+async fn a_worker_that_an_earlier_launcher_started_is_missed_too() {
+    let cluster = Cluster::start().await;
+    let session = cluster.admin().await;
+    let first = cluster.pids().await;
+    assert!(session.one::<bool>("select pg_terminate_backend($1, 10000)", &[&first.launcher]).await);
+    let second = cluster.pids().await;
+    assert!(second.launcher != first.launcher && second.worker == first.worker);
+    let begin = Instant::now();
+    assert!(session.one::<bool>("select pg_terminate_backend($1, 10000)", &[&second.worker]).await);
+    let third = until("another worker", async || {
+        let pids = session.pids().await;
+        (pids.worker != 0 && pids.worker != second.worker).then_some(pids)
+    })
+    .await;
+    assert!(begin.elapsed() < SOON, "the launcher missed it only when it looked again by itself");
+    assert_eq!(third.launcher, second.launcher);
 }
 
 #[tokio::test]

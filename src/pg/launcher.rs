@@ -34,6 +34,9 @@ pub fn register() {
 /// When the launcher looks again though nothing happens.
 const LATER: Duration = Duration::from_secs(10);
 
+/// When it asks again for what it cannot have just now.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// How often it looks whether all runners of a database are held by what takes long, once there are as many as there may be.
 const HELD_LOOK: Duration = Duration::from_millis(250);
 
@@ -170,10 +173,14 @@ struct Launcher {
     worker_told: Told,
     gateway_backoff: Backoff,
     runner_told: Told,
+    slots_told: Told,
     workers: HashMap<u32, Backoff>,
     runners: HashMap<u32, Backoff>,
-    /// Databases that nobody has looked into since the server started.
-    unseen: Vec<u32>,
+    /// Databases that nobody has looked into since the server started, or that found no slot; none at all until it is known
+    /// which databases there are.
+    unseen: Option<Vec<u32>>,
+    /// When the last of them was given a slot, or was there first.
+    seen_at: Instant,
 }
 
 /// The launcher's main function.
@@ -193,10 +200,12 @@ pub extern "C-unwind" fn helper_ai_launcher_main(_arg: pg_sys::Datum) {
         gateway_told: Told::default(),
         worker_told: Told::default(),
         runner_told: Told::default(),
+        slots_told: Told::default(),
         gateway_backoff: Backoff::first(),
         workers: HashMap::new(),
         runners: HashMap::new(),
-        unseen: databases().into_iter().filter(|(_, template)| !template).map(|(database, _)| database).collect(),
+        unseen: None,
+        seen_at: Instant::now(),
     };
     while !is_asked_to_end() {
         if BackgroundWorker::sighup_received() {
@@ -204,13 +213,10 @@ pub extern "C-unwind" fn helper_ai_launcher_main(_arg: pg_sys::Datum) {
             unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
         }
         let next = launcher.round();
-        // Waiting for a process to start resets the latch that a termination had set.
-        if is_asked_to_end() {
-            break;
-        }
+        wait::wait(None, Some(next));
         // `drop database` waits until every process has closed what it had open of it: that is done in here. A
         // termination is none of the interrupts, the handler only sets the flag above.
-        wait::interruptible(None, Some(next));
+        wait::attend();
     }
     if let Some((mut child, _)) = launcher.gateway.take() {
         drop(child.stdin.take());
@@ -315,26 +321,52 @@ impl Launcher {
     }
 
     fn worker_round(&mut self) -> Duration {
-        let mut next = LATER;
-        // One without the extension gives its slot back at once, so that any number of databases has its turn.
-        shared::change(|state| {
-            while let Some(database) = self.unseen.last() {
-                match state.slot_or_new(*database) {
-                    Some(slot) => slot.wanted = true,
-                    None => break,
-                }
-                self.unseen.pop();
-            }
-        });
-        if !self.unseen.is_empty() {
-            next = Duration::from_millis(500);
-        }
+        let mut next = self.see();
         let mut present = None;
         let slots = shared::read(|state| state.slots);
         for slot in slots.iter().filter(|slot| slot.database != 0) {
             next = next.min(self.keep(slot.database, &mut present));
         }
         next
+    }
+
+    /// Gives the databases that nobody has looked into their slots. One without the extension gives its slot back at once, so
+    /// that any number of databases has its turn.
+    fn see(&mut self) -> Duration {
+        if self.unseen.is_none() {
+            self.unseen = databases()
+                .map(|all| all.into_iter().filter(|(_, template)| !template).map(|(database, _)| database).collect());
+        }
+        let Some(unseen) = &mut self.unseen else { return AGAIN };
+        let before = unseen.len();
+        shared::change(|state| {
+            let turned_away = std::mem::take(&mut state.turned_away);
+            if turned_away != 0 && !unseen.contains(&turned_away) {
+                unseen.push(turned_away);
+            }
+            while let Some(database) = unseen.last() {
+                match state.slot_or_new(*database) {
+                    Some(slot) => slot.wanted = true,
+                    None => break,
+                }
+                unseen.pop();
+            }
+        });
+        if unseen.is_empty() {
+            return LATER;
+        }
+        if before == 0 || unseen.len() < before {
+            self.seen_at = Instant::now();
+        }
+        if self.seen_at.elapsed() > LATER && self.slots_told.anew("no slot") {
+            ereport!(
+                PgLogLevel::LOG,
+                PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                format!("helper_ai works in {} databases and in no more", shared::SLOTS),
+                format!("Of the others {} wait. Drop the extension where it is not needed.", unseen.len())
+            );
+        }
+        Duration::from_millis(500)
     }
 
     /// Starts what a database wants and has not. `present` are the databases that there are, once somebody had to know.
@@ -352,13 +384,19 @@ impl Launcher {
         }
         if shared::is_session(slot.held_by) {
             // It wakes us when it is through.
-            return Duration::from_secs(1);
+            return AGAIN;
         }
-        let present = present.get_or_insert_with(|| databases().into_iter().map(|(database, _)| database).collect());
+        if present.is_none() {
+            *present = databases().map(|all| all.into_iter().map(|(database, _)| database).collect());
+        }
+        let Some(present) = present else { return AGAIN };
         let gone = !present.contains(&database);
+        let held_by = slot.held_by;
         shared::change(|state| {
             if let Some(slot) = state.slot(database) {
-                slot.held_by = 0;
+                if slot.held_by == held_by {
+                    slot.held_by = 0;
+                }
                 if gone {
                     *slot = Slot::default();
                 }
@@ -422,7 +460,7 @@ impl Launcher {
         }
         backoff.started = Instant::now();
         match launch("worker", c"helper_ai_worker_main", database) {
-            Some(pid) => shared::change(|state| {
+            Start::Started(pid) => shared::change(|state| {
                 if let Some(slot) = state.slot(database)
                     && slot.worker == 0
                     && slot.wanted
@@ -431,8 +469,11 @@ impl Launcher {
                     slot.worker = pid;
                 }
             }),
-            None if is_asked_to_end() => {}
-            None => {
+            Start::Ended => {
+                backoff.ended(Backoff::LONGEST);
+                return backoff.left();
+            }
+            Start::NoRoom => {
                 backoff.ended(Backoff::LONGEST);
                 let left = backoff.left();
                 if self.worker_told.anew("no room") {
@@ -469,7 +510,7 @@ impl Launcher {
         backoff.started = Instant::now();
         match launch("runner", c"helper_ai_runner_main", database) {
             // One that has entered itself is as it says, and one that is gone has left.
-            Some(pid) => shared::change(|state| {
+            Start::Started(pid) => shared::change(|state| {
                 if let Some(slot) = state.slot(database)
                     && shared::is_alive(pid)
                     && let Some(runner) = slot.enter(pid)
@@ -478,8 +519,11 @@ impl Launcher {
                     runner.is_reserve = is_reserve;
                 }
             }),
-            None if is_asked_to_end() => {}
-            None => {
+            Start::Ended => {
+                backoff.ended(Backoff::LONGEST);
+                return backoff.left();
+            }
+            Start::NoRoom => {
                 backoff.ended(Backoff::LONGEST);
                 let left = backoff.left();
                 if self.runner_told.anew("no room") {
@@ -497,8 +541,16 @@ impl Launcher {
     }
 }
 
-/// Starts a process of a database; `None` where there is no room for it.
-fn launch(kind: &str, function: &CStr, database: u32) -> Option<i32> {
+/// What became of the start of a process.
+enum Start {
+    Started(i32),
+    /// It has ended before anybody looked, or the server stops.
+    Ended,
+    NoRoom,
+}
+
+/// Starts a process of a database.
+fn launch(kind: &str, function: &CStr, database: u32) -> Start {
     let started = BackgroundWorkerBuilder::new(&format!("helper_ai {kind} for database {database}"))
         .set_type(&format!("helper_ai {kind}"))
         .set_library("helper_ai")
@@ -508,15 +560,32 @@ fn launch(kind: &str, function: &CStr, database: u32) -> Option<i32> {
         .set_restart_time(None)
         .enable_spi_access()
         .load_dynamic();
-    started.ok()?.wait_for_startup().ok()
+    let Ok(started) = started else { return Start::NoRoom };
+    let pid = wait::uncancelled(|| started.wait_for_startup());
+    // That wait takes whatever came meanwhile from the one between two rounds.
+    // SAFETY: our own latch.
+    unsafe { pg_sys::SetLatch(pg_sys::MyLatch) };
+    pid.map_or(Start::Ended, Start::Started)
 }
 
-/// Databases that can be connected to, and whether each is a template.
-fn databases() -> Vec<(u32, bool)> {
-    // SAFETY: a scan of a shared catalog inside a transaction; the tuples are read before the scan ends.
+/// Databases that can be connected to, and whether each is a template; `None` where somebody has locked the catalog, for
+/// which the launcher cannot wait as it has more to look after.
+fn databases() -> Option<Vec<(u32, bool)>> {
+    // SAFETY: the server's own sequence for a transaction of a background worker.
+    wait::uncancelled(|| unsafe {
+        pg_sys::StartTransactionCommand();
+        let is_free = pg_sys::ConditionalLockRelationOid(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as i32);
+        let databases = is_free.then(scan_databases);
+        pg_sys::CommitTransactionCommand();
+        databases
+    })
+}
+
+/// The same inside a transaction.
+fn scan_databases() -> Vec<(u32, bool)> {
+    // SAFETY: a scan of a shared catalog; the tuples are read before the scan ends.
     unsafe {
         let mut databases = Vec::new();
-        pg_sys::StartTransactionCommand();
         pg_sys::GetTransactionSnapshot();
         let relation = pg_sys::table_open(pg_sys::DatabaseRelationId, pg_sys::AccessShareLock as i32);
         let scan = pg_sys::table_beginscan_catalog(relation, 0, std::ptr::null_mut());
@@ -533,7 +602,6 @@ fn databases() -> Vec<(u32, bool)> {
         }
         pg_sys::heap_endscan(scan);
         pg_sys::table_close(relation, pg_sys::AccessShareLock as i32);
-        pg_sys::CommitTransactionCommand();
         databases
     }
 }

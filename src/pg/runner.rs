@@ -180,6 +180,7 @@ impl Runner {
                 slot.runner_lost |= !self.owed.is_empty();
             }
         });
+        shared::say_gone();
     }
 
     /// Works until it is not needed or asked to leave; says whether there may be work to come back to.
@@ -198,11 +199,7 @@ impl Runner {
                 // SAFETY: the server's own way to read its configuration again.
                 unsafe { pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP) };
             }
-            // Nothing is done that an administrator could cancel.
-            // SAFETY: a plain flag.
-            unsafe { (&raw mut pg_sys::QueryCancelPending).write_volatile(0) };
-            // SAFETY: handles barriers and invalidations; a termination leaves above or raises here.
-            pgrx::check_for_interrupts!();
+            wait::attend();
             match self.step() {
                 Step::Leave => return self.reserve.is_none(),
                 Step::Work if !extension_exists() => return false,

@@ -145,6 +145,8 @@ pub struct Shared {
     pub gateway_problem: Note,
     /// A slot for each database that has, or may have, the extension.
     pub slots: [Slot; SLOTS],
+    /// The last database for which there was no slot, or 0; the launcher finds it one.
+    pub turned_away: u32,
 }
 
 impl Default for Shared {
@@ -155,6 +157,7 @@ impl Default for Shared {
             gateway_starts: 0,
             gateway_problem: Note::default(),
             slots: [Slot::default(); SLOTS],
+            turned_away: 0,
         }
     }
 }
@@ -198,13 +201,17 @@ impl Shared {
         self.slots.iter_mut().find(|slot| slot.database == database)
     }
 
-    /// The slot of a database, taken if it has none; `None` where all are taken.
+    /// The slot of a database, taken if it has none; `None` where all are taken, which the launcher is to be woken for.
     pub fn slot_or_new(&mut self, database: u32) -> Option<&mut Slot> {
         let at = self
             .slots
             .iter()
             .position(|slot| slot.database == database)
-            .or_else(|| self.slots.iter().position(|slot| slot.database == 0))?;
+            .or_else(|| self.slots.iter().position(|slot| slot.database == 0));
+        let Some(at) = at else {
+            self.turned_away = database;
+            return None;
+        };
         let slot = &mut self.slots[at];
         slot.database = database;
         Some(slot)
@@ -217,14 +224,33 @@ pub fn want_runner(database: u32) {
     let most = settings::RUNNERS.get() as usize;
     let pid = change(|state| {
         let launcher = state.launcher;
-        let Some(slot) = state.slot_or_new(database) else { return 0 };
+        let Some(slot) = state.slot_or_new(database) else { return launcher };
         slot.runner_wanted = true;
-        let idle = slot.regular().find(|runner| !runner.busy).map(|runner| runner.pid);
         let count = slot.regular().count();
-        // With none at all the launcher says why.
-        idle.unwrap_or(if count < most || count == 0 { launcher } else { 0 })
+        match slot.regular().find(|runner| !runner.busy) {
+            Some(idle) if is_session(idle.pid) => idle.pid,
+            // With none at all the launcher says why, and one that is gone it may not have been told of.
+            None if count > 0 && count >= most && slot.regular().all(|runner| is_session(runner.pid)) => 0,
+            _ => launcher,
+        }
     });
     wake_process(pid);
+}
+
+/// Whether somebody wants a database's worker to look.
+pub fn is_wanted(database: u32) -> bool {
+    read(|state| state.slots.iter().any(|slot| slot.database == database && slot.wanted))
+}
+
+/// Has the launcher look after this process, which has left its slot. The launcher that started it is told by the postmaster,
+/// once there is room for another one; only one that came later knows nothing of it.
+pub fn say_gone() {
+    // SAFETY: set for the life of a background worker.
+    let told = unsafe { (*pg_sys::MyBgworkerEntry).bgw_notify_pid };
+    let launcher = read(|state| state.launcher);
+    if launcher != told {
+        wake_process(launcher);
+    }
 }
 
 /// Ids of a database's runners that are there. Whoever asks which leases are nobody's reads the leases first.
@@ -258,7 +284,7 @@ pub fn is_alive(pid: i32) -> bool {
     pid != 0 && unsafe { kill(pid, 0) } == 0
 }
 
-/// Whether a session is there that holds a database. Nobody else's process can be taken for it.
+/// Whether a process is there that is connected to the server. Nobody else's process can be taken for it.
 pub fn is_session(pid: i32) -> bool {
     // SAFETY: a look into the server's own table.
     pid != 0 && unsafe { !pg_sys::BackendPidGetProc(pid).is_null() }

@@ -21,25 +21,40 @@ pub fn lasting_transaction<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 
 /// Runs one short transaction that says itself as whom.
 pub fn bare_transaction<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    // SAFETY: the server's own sequence for a transaction of a background worker; every way out ends it.
+    // SAFETY: inside a transaction; an error takes the snapshot back with it.
+    ended(|| unsafe {
+        // Whoever drops the extension takes this lock first, and then the tables one by one: with it taken here before
+        // any table, neither can come to wait for the other in a circle.
+        let extension = extension();
+        if extension != pg_sys::InvalidOid {
+            pg_sys::LockDatabaseObject(
+                pg_sys::ExtensionRelationId,
+                extension,
+                0,
+                pg_sys::AccessShareLock as pg_sys::LOCKMODE,
+            );
+        }
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let value = work()?;
+        pg_sys::PopActiveSnapshot();
+        Ok(value)
+    })
+}
+
+/// The extension in this database; as everything, it may have to wait for a lock.
+fn extension() -> pg_sys::Oid {
+    // SAFETY: a lookup inside a transaction.
+    unsafe { pg_sys::get_extension_oid(c"helper_ai".as_ptr(), true) }
+}
+
+/// Does something in a transaction that is ended on every way out.
+fn ended<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    // SAFETY: the server's own sequence for a transaction of a background worker.
     unsafe {
         pg_sys::SetCurrentStatementStartTimestamp();
         let outcome = PgTryBuilder::new(AssertUnwindSafe(|| {
             pg_sys::StartTransactionCommand();
-            // Whoever drops the extension takes this lock first, and then the tables one by one: with it taken here before
-            // any table, neither can come to wait for the other in a circle.
-            let extension = pg_sys::get_extension_oid(c"helper_ai".as_ptr(), true);
-            if extension != pg_sys::InvalidOid {
-                pg_sys::LockDatabaseObject(
-                    pg_sys::ExtensionRelationId,
-                    extension,
-                    0,
-                    pg_sys::AccessShareLock as pg_sys::LOCKMODE,
-                );
-            }
-            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             let value = work()?;
-            pg_sys::PopActiveSnapshot();
             pg_sys::CommitTransactionCommand();
             Ok(value)
         }))
@@ -76,14 +91,7 @@ fn from_postgres(caught: &pg_sys::panic::CaughtError) -> Error {
     Error::new(if passing { Kind::NotReady } else { Kind::Bug }, report.message().to_owned())
 }
 
-/// Whether this database has the extension.
+/// Whether this database has the extension; so it is said too where somebody's lock keeps that from being found out.
 pub fn extension_exists() -> bool {
-    // SAFETY: a lookup inside a transaction of its own.
-    unsafe {
-        pg_sys::SetCurrentStatementStartTimestamp();
-        pg_sys::StartTransactionCommand();
-        let exists = pg_sys::get_extension_oid(c"helper_ai".as_ptr(), true) != pg_sys::InvalidOid;
-        pg_sys::CommitTransactionCommand();
-        exists
-    }
+    ended(|| Ok(extension() != pg_sys::InvalidOid)).unwrap_or(true)
 }

@@ -88,6 +88,27 @@ pub fn wait(socket: Option<(RawFd, bool)>, time: Option<Duration>) -> Woken {
     woken
 }
 
+/// Does something while a background process is in no transaction, so that there is nothing that a cancel could end but the
+/// process. One that comes before is forgotten; one that comes meanwhile is an error of the next transaction at most.
+pub fn uncancelled<T>(work: impl FnOnce() -> T) -> T {
+    // SAFETY: a flag and a counter of this process. An error of the server's sets the counter back.
+    unsafe {
+        (&raw mut pg_sys::QueryCancelPending).write_volatile(0);
+        pg_sys::QueryCancelHoldoffCount += 1;
+        let done = work();
+        pg_sys::QueryCancelHoldoffCount -= 1;
+        done
+    }
+}
+
+/// Handles barriers and invalidations between two transactions of a background process. A termination that is one of the
+/// interrupts raises here.
+pub fn attend() {
+    uncancelled(|| {
+        pgrx::check_for_interrupts!();
+    });
+}
+
 /// Waits, then honours a cancel, a timeout, a termination or the client's departure by raising it.
 pub fn interruptible(socket: Option<(RawFd, bool)>, time: Option<Duration>) -> Woken {
     pgrx::check_for_interrupts!();

@@ -51,6 +51,8 @@ enum Leave {
 }
 
 struct Worker {
+    /// What an earlier worker left behind was given back.
+    is_settled: bool,
     link: Option<Link>,
     tasks: HashMap<u32, Indexing>,
     /// Documents that are claimed of one workspace at once: more while all of them find room.
@@ -120,51 +122,58 @@ pub extern "C-unwind" fn helper_ai_worker_main(arg: pg_sys::Datum) {
         pqsignal(pg_sys::SIGTERM as i32, Some(die));
         pg_sys::MyProcPid
     };
-    let other = shared::change(|state| {
-        let slot = state.slot_or_new(database)?;
-        let other = slot.worker;
-        if other != 0 && other != me && shared::is_alive(other) {
-            return Some(other);
-        }
-        if slot.held_by != 0 {
-            // Somebody needs the database for a statement; the launcher starts another one after it.
-            slot.worker = 0;
-            slot.wanted = true;
-            return Some(slot.held_by);
-        }
-        slot.worker = me;
-        None
-    });
-    if other.is_some() {
+    if !enter(database, me) {
         return;
     }
     BackgroundWorker::connect_worker_to_spi_by_oid(Some(database.into()), None);
     session::configure(c"helper_ai worker");
     session::relax();
-    let leave = Worker::new().run(database);
+    let leave = Worker::new().run(database, me);
     let mut runners = Vec::new();
     shared::change(|state| {
-        if let Some(slot) = state.slot(database) {
-            slot.worker = 0;
-            match leave {
-                Leave::NotNeeded if slot.held_by == 0 => {
-                    runners.extend(slot.started().map(|runner| runner.pid));
-                    *slot = shared::Slot::default();
-                }
-                Leave::NotNeeded => {}
-                // Whoever asked, there is work to come back to.
-                Leave::Asked => slot.wanted = true,
+        let Some(slot) = state.slot(database).filter(|slot| slot.worker == me) else { return };
+        slot.worker = 0;
+        match leave {
+            Leave::NotNeeded if slot.held_by == 0 && !slot.wanted => {
+                runners.extend(slot.started().map(|runner| runner.pid));
+                *slot = shared::Slot::default();
             }
+            // Another one looks: somebody may have made the extension since this one did.
+            Leave::NotNeeded => {}
+            // Whoever asked, there is work to come back to.
+            Leave::Asked => slot.wanted = true,
         }
     });
     // Without a slot they leave too.
     runners.into_iter().for_each(shared::wake_process);
+    shared::say_gone();
+}
+
+/// Enters itself into the database's slot, which makes it the one that is wanted; `false` where there is another worker,
+/// somebody needs the database, or it has no slot any more.
+fn enter(database: u32, me: i32) -> bool {
+    shared::change(|state| {
+        let Some(slot) = state.slot(database) else { return false };
+        if slot.worker != 0 && slot.worker != me && shared::is_alive(slot.worker) {
+            return false;
+        }
+        if slot.held_by != 0 {
+            // The launcher starts another one after the statement.
+            slot.worker = 0;
+            slot.wanted = true;
+            return false;
+        }
+        slot.worker = me;
+        slot.wanted = false;
+        true
+    })
 }
 
 impl Worker {
     fn new() -> Self {
         let now = Instant::now();
         Worker {
+            is_settled: false,
             link: None,
             tasks: HashMap::new(),
             share: 1,
@@ -203,15 +212,7 @@ impl Worker {
         }
     }
 
-    fn run(&mut self, database: u32) -> Leave {
-        if !extension_exists() {
-            return Leave::NotNeeded;
-        }
-        // What the worker seems to do is what an earlier one left behind: a database has one.
-        let released = transaction(|| spi::run("select helper._settle_calls(), helper._release_leases()", &[]));
-        self.note(released);
-        let settled = lasting_transaction(|| spi::run("select helper._settle_whatsapp()", &[]));
-        self.note(settled);
+    fn run(&mut self, database: u32, me: i32) -> Leave {
         loop {
             // SAFETY: a flag that the signal handler sets.
             if unsafe { (&raw const pg_sys::ProcDiePending).read_volatile() } != 0 {
@@ -224,27 +225,26 @@ impl Worker {
                 self.next_cleaning = Instant::now();
                 self.next_chore = Instant::now();
             }
-            // SAFETY: handles barriers and invalidations; a termination leaves above or raises here.
-            pgrx::check_for_interrupts!();
-            let (woken, lost, held) = shared::change(|state| match state.slot(database) {
-                Some(slot) => {
-                    (std::mem::take(&mut slot.wanted), std::mem::take(&mut slot.runner_lost), slot.held_by != 0)
-                }
-                None => (false, false, false),
+            wait::attend();
+            let told = shared::change(|state| {
+                let slot = state.slot(database).filter(|slot| slot.worker == me && slot.held_by == 0)?;
+                Some((std::mem::take(&mut slot.wanted), std::mem::take(&mut slot.runner_lost)))
             });
-            if held {
-                return Leave::Asked;
-            }
+            // Somebody needs the database, or the slot is another's.
+            let Some((woken, lost)) = told else { return Leave::Asked };
             let now = Instant::now();
-            if (woken || now >= self.next_look) && !extension_exists() {
+            let is_due = woken || lost || now >= self.next_look;
+            if is_due && !extension_exists() {
                 return Leave::NotNeeded;
             }
-            if woken || now >= self.next_look {
+            if is_due {
                 self.next_look = now + ROUND;
                 if lost {
                     let released = transaction(|| spi::run("select helper._release_leases(null)", &[]));
                     self.note(released);
                 }
+            }
+            if is_due && self.settle() {
                 self.give_back();
                 self.read_ledger_again();
                 self.cancel_replies();
@@ -268,8 +268,23 @@ impl Worker {
             let next = due.map_or(self.next_look, |due| due.min(self.next_look));
             // Whole milliseconds, rounded up, or the last one would be waited for in many short waits.
             let pause = next.saturating_duration_since(Instant::now()) + Duration::from_micros(999);
-            wait::wait(socket, Some(pause));
+            // Who wanted it while it waited for a lock has woken it from that.
+            wait::wait(socket, Some(if shared::is_wanted(database) { Duration::ZERO } else { pause }));
         }
+    }
+
+    /// Gives back, once, what an earlier worker left behind: a database has one, so that is all which this one seems to do
+    /// until then. Says whether that is done; where somebody's lock is in the way nothing else is begun before.
+    fn settle(&mut self) -> bool {
+        if !self.is_settled {
+            let released = transaction(|| spi::run("select helper._settle_calls(), helper._release_leases()", &[]));
+            let settled = lasting_transaction(|| spi::run("select helper._settle_whatsapp()", &[]));
+            let passes = |outcome: &Result<()>| outcome.as_ref().is_err_and(|error| error.kind == Kind::NotReady);
+            self.is_settled = !passes(&released) && !passes(&settled);
+            self.note(released);
+            self.note(settled);
+        }
+        self.is_settled
     }
 
     /// Logs an error; the work goes on.
