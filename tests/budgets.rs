@@ -124,7 +124,10 @@ async fn what_a_workspaces_own_provider_says_it_counted_is_no_matter_of_others()
     place.server.answer_by(|_| Answer::Say(Say { prompt_times: 10_000_000, ..Say::default() }));
     place.ann.one::<String>("select helper.complete('Hello', model => 'other/m')", &[]).await;
     // Where another may take its place, who answered decides.
-    let other = format!("select helper.set_default('chat', 'other', 'm', workspace => '{}', fallback => '{{open/m}}')", place.workspace);
+    let other = format!(
+        "select helper.set_default('chat', 'other', 'm', workspace => '{}', fallback => '{{open/m}}')",
+        place.workspace
+    );
     place.ann.run(&other).await;
     place.ann.one::<String>("select helper.complete('Hello')", &[]).await;
     let record = place.records(2).await.remove(1);

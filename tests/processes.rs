@@ -60,7 +60,7 @@ async fn starting_launcher(session: &Session) -> i32 {
 }
 
 /// Less than the launcher, which looks by itself every ten seconds, takes where nobody tells it.
-const SOON: Duration = Duration::from_secs(6);
+const SOON: Duration = Duration::from_secs(9);
 
 /// Workers of all databases.
 async fn workers(session: &Session) -> i64 {

@@ -43,6 +43,7 @@ fn route(kind: Kind, server: &Server) -> Route {
     let path = if matches!(kind, Kind::OpenAi | Kind::OpenAiCompatible) { "/v1" } else { "" };
     Route {
         provider: Provider {
+            own: false,
             id: [NEXT.fetch_add(1, Ordering::Relaxed); 16],
             name: "acme".into(),
             kind,
