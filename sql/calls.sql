@@ -199,37 +199,46 @@ end
 $$;
 comment on function helper._expire_calls() is 'Ends calls that nobody approved in time, and says how many';
 
--- What is still seen to run when a worker begins was sent by one before it: whether the request or its answer was lost,
--- nobody knows.
-create function helper._settle_calls() returns bigint
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+-- What is seen to run when a worker begins was sent by one before it: whether the request or its answer was lost, nobody knows.
+create function helper._settle_calls(workspaces uuid[], calls uuid[]) returns table (workspace_id uuid, call uuid)
+language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' as $$
+#variable_conflict use_column
 declare
-  v_count bigint := 0;
   v_call record;
   v_state text;
 begin
   for v_call in
     select c.workspace_id, c.id, c.in_queue, coalesce(f.idempotent, false) as idempotent
-    from helper.function_calls c
+    from unnest(workspaces, calls) l (workspace_id, id)
+    join helper.function_calls c on c.workspace_id = l.workspace_id and c.id = l.id
     left join helper.functions f on f.id = c.function_id
     where c.status = 'running'
     for update of c skip locked
   loop
     v_state := case when not v_call.idempotent then 'uncertain' when v_call.in_queue then 'queued' else 'failed' end;
-    v_count := v_count + helper._move_call(v_call.workspace_id, v_call.id, array['running'], v_state,
-      case when v_state = 'queued' then '{}' else jsonb_build_object('error', jsonb_build_object(
-        'sqlstate', '55000',
-        'message', 'the server ended during the call',
-        'hint', case v_state
-          when 'failed' then 'Call the function again.'
-          else 'Whether the tool has done it is not known: look there before it is called again.'
-        end)) end)::integer;
+    -- A reply that somebody's open transaction holds keeps nobody else's calls from being settled.
+    begin
+      perform helper._move_call(v_call.workspace_id, v_call.id, array['running'], v_state,
+        case when v_state = 'queued' then '{}' else jsonb_build_object('error', jsonb_build_object(
+          'sqlstate', '55000',
+          'message', 'the server ended during the call',
+          'hint', case v_state
+            when 'failed' then 'Call the function again.'
+            else 'Whether the tool has done it is not known: look there before it is called again.'
+          end)) end);
+    exception
+      when lock_not_available then null;
+    end;
   end loop;
-  return v_count;
+  return query
+    select c.workspace_id, c.id
+    from unnest(workspaces, calls) l (workspace_id, id)
+    join helper.function_calls c on c.workspace_id = l.workspace_id and c.id = l.id
+    where c.status = 'running';
 end
 $$;
-comment on function helper._settle_calls() is
-  'Ends calls that a worker which is gone had sent, or has them sent again where a repetition does no harm, and says how many; called when a worker begins';
+comment on function helper._settle_calls(uuid[], uuid[]) is
+  'Ends calls that a worker which is gone had sent, or has them sent again where a repetition does no harm; what is left for the next time, as somebody holds it';
 
 -- In small parts, each a statement of its own, until nothing is left. What a reply still goes on from stays.
 create function helper._clean_calls(retention_minutes integer, most integer default 1000) returns bigint

@@ -297,24 +297,34 @@ $$;
 comment on function helper._requeue(uuid, uuid, uuid, interval, boolean) is 'Gives a leased job back; false where the lease was lost';
 
 create function helper._release_leases(alive uuid[] default '{}') returns bigint
-language plpgsql set search_path = pg_catalog, pg_temp as $$
+language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '50ms' as $$
 declare
-  v_count bigint := 0;
+  v_runners uuid[];
   v_lease record;
+  v_left bigint;
 begin
   for v_lease in
     select l.workspace_id, l.job_id, l.token
     from helper.job_leases l
     -- Each runner is known before its first lease can be seen here.
     where case when l.runner is null then l.token <> all (alive) else l.runner <> all (helper._runners()) end
+    for update skip locked
   loop
-    perform helper._requeue(v_lease.workspace_id, v_lease.job_id, v_lease.token, interval '0', true);
-    v_count := v_count + 1;
+    -- What somebody's open transaction holds keeps nobody else's job from being given back.
+    begin
+      perform helper._requeue(v_lease.workspace_id, v_lease.job_id, v_lease.token, interval '0', true);
+    exception
+      when lock_not_available then null;
+    end;
   end loop;
-  return v_count;
+  v_runners := helper._runners();
+  select count(*) into v_left
+  from helper.job_leases l
+  where case when l.runner is null then l.token <> all (alive) else l.runner <> all (v_runners) end;
+  return v_left;
 end
 $$;
-comment on function helper._release_leases(uuid[]) is 'Gives back what processes that are gone had claimed: runners that are not there any more, and the worker but for the tokens it holds, as a database has one; null leaves the worker''s alone';
+comment on function helper._release_leases(uuid[]) is 'Gives back what processes that are gone had claimed, and says how many are left for the next time, as somebody holds them: runners that are not there any more, and the worker but for the tokens it holds, as a database has one; null leaves the worker''s alone';
 
 create function helper._clean(retention_minutes integer, alive uuid[]) returns void
 language plpgsql set search_path = pg_catalog, pg_temp as $$

@@ -11,6 +11,7 @@ use cluster::{Session, until};
 use place::{ANN, BEA, Place};
 use provider::{Answer, Say};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,9 +151,73 @@ async fn whoever_holds_a_reply_keeps_no_other_from_being_written_and_is_not_aske
     .await;
     gate.add_permits(20);
     assert_eq!(ended(&bea, &beas).await, ("done".into(), "one two three four five six".into()));
+    // Nor does the worker forget that it has it.
+    let admin = place.cluster.admin().await;
+    let lease = "select l.token::text from helper.job_leases l";
+    let token: String = admin.one(lease, &[]).await;
+    cleaned(&admin).await;
+    assert_eq!(admin.one::<String>(lease, &[]).await, token);
     place.admin.run("commit").await;
     assert_eq!(ended(&place.ann, &anns).await.0, "cancelled");
     assert_eq!(place.server.count(), 2);
+}
+
+/// Has the worker look for what nobody holds any more.
+async fn cleaned(admin: &Session) {
+    admin
+        .run(
+            "insert into helper.jobs (workspace_id, kind, principal_role, status, created_at, finished_at) \
+             select w.id, 'index', 'postgres', 'failed', '2020-01-01', '2020-01-01' from helper.workspaces w limit 1",
+        )
+        .await;
+    admin.run("select pg_reload_conf()").await;
+    let left = "select count(*) from helper.jobs j where j.created_at = '2020-01-01'";
+    until("the cleaning", async || (admin.one::<i64>(left, &[]).await == 0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_reply_that_somebody_holds_when_its_turn_comes_is_begun_once_they_let_go() {
+    let place = Place::new().await;
+    let conversation: String = place.ann.one("select helper.create_conversation('Turns')::text", &[]).await;
+    let ask = |text: &str| format!("select helper.ask_async('{text}', '{conversation}', knowledge => false)::text");
+    let gate = Arc::new(Notify::new());
+    place.server.next(Answer::Held(Arc::clone(&gate), Box::new(Answer::say("The first reply."))));
+    place.ann.run(&ask("First?")).await;
+    until("the first request", async || (place.server.count() == 1).then_some(())).await;
+    let second: String = place.ann.one(&ask("Second?"), &[]).await;
+    let holder = place.cluster.admin().await;
+    holder.run(&format!("begin; select from helper.messages where id = '{second}' for update")).await;
+    gate.notify_one();
+    // More often than it would be tried if that were its own fault.
+    let mut tries = BTreeSet::new();
+    let look = format!("select started_at::text from helper.jobs where payload ->> 'message_id' = '{second}'");
+    until("it to have been claimed again and again", async || {
+        tries.extend(place.admin.one::<Option<String>>(&look, &[]).await);
+        (tries.len() > 6).then_some(())
+    })
+    .await;
+    holder.run("commit").await;
+    assert_eq!(ended(&place.ann, &second).await, ("done".into(), "Grüße from the provider.".into()));
+    assert_eq!(place.server.count(), 2);
+}
+
+#[tokio::test]
+async fn a_worker_begins_although_somebody_holds_what_the_last_one_had() {
+    let place = Place::new().await;
+    let bea = place.cluster.user(BEA).await;
+    let workspace: String = bea.one("select helper.create_workspace('Bea')::text", &[]).await;
+    place.server.next(Answer::Hang);
+    let ask = "select helper.ask_async('Talk', knowledge => false)::text";
+    let beas: String = bea.one(ask, &[]).await;
+    until("Bea's request", async || (place.server.count() == 1).then_some(())).await;
+    bea.run(&format!("begin; select helper.delete_workspace('{workspace}')")).await;
+    let worker = place.admin.pids().await.worker;
+    assert!(place.admin.one::<bool>("select pg_terminate_backend($1, 10000)", &[&worker]).await);
+    let anns: String = place.ann.one(ask, &[]).await;
+    assert_eq!(ended(&place.ann, &anns).await.0, "done");
+    bea.run("rollback").await;
+    assert_eq!(ended(&bea, &beas).await.0, "done");
+    assert_eq!(place.server.count(), 3);
 }
 
 #[tokio::test]

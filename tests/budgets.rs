@@ -116,6 +116,33 @@ async fn whoever_is_gone_has_used_what_they_heard_and_no_more() {
 }
 
 #[tokio::test]
+async fn what_a_reply_took_is_settled_although_somebody_holds_its_row() {
+    let place = Place::new().await;
+    place.ann.run("select helper.set_budget(2400, workspace => helper.current_workspace())").await;
+    let gate = Arc::new(Semaphore::new(1));
+    let held = Arc::clone(&gate);
+    place.server.answer_by(move |seen| match seen.json()["stream"].as_bool() {
+        Some(true) => Answer::Say(Say { text: "few words".into(), gate: Some(Arc::clone(&held)), ..Say::default() }),
+        _ => Answer::say("Hello."),
+    });
+    let call = "select helper.complete('Talk', options => '{\"max_tokens\": 1800}')";
+    let talk = "select helper.ask_async('Talk', knowledge => false, options => '{\"max_tokens\": 1800}')::text";
+    let id: String = place.ann.one(talk, &[]).await;
+    until("the reply's first words", async || (gate.available_permits() == 0).then_some(())).await;
+    assert_eq!(place.ann.error(call).await.code().code(), "53400", "it is set aside while the reply is under way");
+    place.admin.run(&format!("begin; select from helper.messages where id = '{id}' for update")).await;
+    gate.add_permits(20);
+    until("its end to meet the lock", async || {
+        place.cluster.log().contains("somebody's transaction holds the reply").then_some(())
+    })
+    .await;
+    place.ann.run(call).await;
+    place.admin.run("commit").await;
+    let status = format!("select status from helper.messages where id = '{id}'");
+    until("the reply", async || (place.ann.one::<String>(&status, &[]).await == "done").then_some(())).await;
+}
+
+#[tokio::test]
 async fn what_a_workspaces_own_provider_says_it_counted_is_no_matter_of_others() {
     let place = Place::new().await;
     place.admin.run("select helper.set_budget(20000), helper.set_budget(1, 'money')").await;

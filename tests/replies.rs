@@ -138,9 +138,26 @@ async fn a_reply_whose_words_cannot_be_stored_ends_without_them() {
     let message = queued(&place.ann, "'Speak', knowledge => false").await;
     assert_eq!((&message["status"], &message["content"]), (&json!("error"), &json!("")), "{message}");
     assert_eq!(message["error"]["message"], "the reply could not be stored");
-    let job = "select j.status from helper.jobs j where j.kind = 'reply'";
-    assert_eq!(place.admin.one::<String>(job, &[]).await, "failed");
-    assert_eq!(place.server.count(), 1, "nobody pays for it twice");
+    // If that cannot be stored just now either, it is later.
+    place
+        .admin
+        .run(
+            "create function public.put_off() returns trigger language plpgsql as $$ begin \
+               if not exists (select from public.allowed) then raise exception 'not now' using errcode = '55P03'; end if; \
+               return new; end $$; \
+             create table public.allowed (); \
+             create trigger refuse_yet before update on helper.messages for each row when (new.error is not null) \
+             execute function public.put_off()",
+        )
+        .await;
+    let id: String = place.ann.one("select helper.ask_async('Speak', knowledge => false)::text", &[]).await;
+    until("the worker to be put off", async || place.cluster.log().contains("not now").then_some(())).await;
+    place.admin.run("insert into public.allowed default values").await;
+    let message = ended(&place.ann, &id).await;
+    assert_eq!((&message["status"], &message["content"]), (&json!("error"), &json!("")), "{message}");
+    let jobs = "select string_agg(j.status, ' ') from helper.jobs j where j.kind = 'reply'";
+    assert_eq!(place.admin.one::<String>(jobs, &[]).await, "failed failed");
+    assert_eq!(place.server.count(), 2, "nobody pays for one twice");
 }
 
 #[tokio::test]

@@ -285,12 +285,33 @@ async fn a_gateway_that_is_killed_sends_nothing_twice_but_what_may_be() {
     assert_eq!(desk.ended(&get).await["status"], "succeeded");
     assert_eq!((requests(&desk, "/pay", &pay), requests(&desk, "/get", &get)), (1, 2));
     // Nothing is left to be done again.
-    desk.admin.run("select helper._settle_calls()").await;
+    desk.admin
+        .run("select helper._settle_calls(array_agg(c.workspace_id), array_agg(c.id)) from helper.function_calls c")
+        .await;
     let left: i64 = desk
         .admin
         .one("select (select count(*) from helper.job_queue) + (select count(*) from helper.job_leases)", &[])
         .await;
     assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn what_a_worker_was_sending_is_settled_once_nobody_holds_it() {
+    let desk = Desk::new().await;
+    let (pay, get, answers) = under_way(&desk).await;
+    answers.store(true, Ordering::Relaxed);
+    let holder = desk.cluster.admin().await;
+    holder.run(&format!("begin; select from helper.function_calls where id = '{pay}' for update")).await;
+    let worker = desk.cluster.pids().await.worker;
+    assert!(desk.admin.one::<bool>("select pg_terminate_backend($1, 10000)", &[&worker]).await);
+    // The others are, and the worker works.
+    assert_eq!(desk.ended(&get).await["status"], "succeeded");
+    let later = desk.call("get", json!({"id": "2"})).await;
+    assert_eq!(desk.ended(&later).await["status"], "succeeded");
+    assert_eq!(desk.status(&pay).await["status"], "running");
+    holder.run("commit").await;
+    assert_eq!(desk.ended(&pay).await["status"], "uncertain");
+    assert_eq!((requests(&desk, "/pay", &pay), requests(&desk, "/get", &get)), (1, 2));
 }
 
 #[tokio::test]

@@ -99,18 +99,27 @@ $$;
 comment on function helper._break_off_whatsapp(uuid, uuid, boolean, jsonb) is
   'Ends a request that was claimed and not answered: uncertain where WhatsApp may have it, else queued again, some times and with longer and longer pauses';
 
-create function helper._settle_whatsapp() returns void
-language sql volatile set search_path = pg_catalog, pg_temp as $$
+create function helper._settle_whatsapp(workspaces uuid[], messages uuid[]) returns table (workspace_id uuid, message uuid)
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+begin
   with lost as (
     select o.workspace_id, o.id
-    from helper.wa_outbox o
+    from unnest(workspaces, messages) l (workspace_id, id)
+    join helper.wa_outbox o on o.workspace_id = l.workspace_id and o.id = l.id
     where o.status = 'sending' and o.by_worker
-    for update skip locked
+    for update of o skip locked
   )
   update helper.wa_outbox o
   set status = 'uncertain',
     error = '{"sqlstate": "55000", "message": "the server ended while it was sent"}'
   from lost l
-  where o.workspace_id = l.workspace_id and o.id = l.id
+  where o.workspace_id = l.workspace_id and o.id = l.id;
+  return query
+    select o.workspace_id, o.id
+    from unnest(workspaces, messages) l (workspace_id, id)
+    join helper.wa_outbox o on o.workspace_id = l.workspace_id and o.id = l.id
+    where o.status = 'sending' and o.by_worker;
+end
 $$;
-comment on function helper._settle_whatsapp() is 'Settles what an earlier worker was sending when it ended; a database has one';
+comment on function helper._settle_whatsapp(uuid[], uuid[]) is 'Settles what an earlier worker was sending when it ended; what is left for the next time, as somebody holds it';

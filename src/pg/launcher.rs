@@ -38,8 +38,10 @@ const LATER: Duration = Duration::from_secs(10);
 /// When it asks again for what it cannot have just now.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How often it looks whether all runners of a database are held by what takes long, once there are as many as there may be.
+/// How often it looks whether all runners of a database are held by what takes long, while all that there may be are busy,
 const HELD_LOOK: Duration = Duration::from_millis(250);
+/// and for how long afterwards.
+const WATCHED: Duration = Duration::from_secs(1);
 
 /// How long to wait before the next start of something that ends again and again.
 #[derive(Clone, Copy)]
@@ -103,6 +105,8 @@ struct Launcher {
     slots_told: Told,
     workers: HashMap<u32, Backoff>,
     runners: HashMap<u32, Backoff>,
+    /// When all of a database's runners were last seen busy.
+    full_at: HashMap<u32, Instant>,
     /// Databases that nobody has looked into since the server started, or that found no slot; none at all until it is known
     /// which databases there are.
     unseen: Option<Vec<u32>>,
@@ -131,6 +135,7 @@ pub extern "C-unwind" fn helper_ai_launcher_main(_arg: pg_sys::Datum) {
         gateway_backoff: Backoff::first(),
         workers: HashMap::new(),
         runners: HashMap::new(),
+        full_at: HashMap::new(),
         unseen: None,
         seen_at: Instant::now(),
     };
@@ -267,9 +272,10 @@ impl Launcher {
         let Some(unseen) = &mut self.unseen else { return AGAIN };
         let before = unseen.len();
         shared::change(|state| {
-            let turned_away = std::mem::take(&mut state.turned_away);
-            if turned_away != 0 && !unseen.contains(&turned_away) {
-                unseen.push(turned_away);
+            for database in std::mem::take(&mut state.turned_away) {
+                if database != 0 && !unseen.contains(&database) {
+                    unseen.push(database);
+                }
             }
             while let Some(database) = unseen.last() {
                 match state.slot_or_new(*database) {
@@ -303,8 +309,8 @@ impl Launcher {
         let most = settings::RUNNERS.get() as usize;
         let count = slot.regular().count();
         let runner = slot.runner_wanted && slot.regular().all(|runner| runner.busy) && (count < most || most == 0);
-        // Nobody says that a statement has taken long: that is looked for.
-        let later = if most > 0 && count >= most { HELD_LOOK } else { LATER };
+        // Nobody says that a statement has taken long: that is looked for, as long as they are all at something.
+        let later = if self.watches(database, most) { HELD_LOOK } else { LATER };
         let reserve = slot.is_held(most) && slot.started().count() == count;
         if !worker && !runner && !reserve {
             return later;
@@ -332,6 +338,7 @@ impl Launcher {
         if gone {
             self.workers.remove(&database);
             self.runners.remove(&database);
+            self.full_at.remove(&database);
             return LATER;
         }
         let mut next = later;
@@ -342,6 +349,27 @@ impl Launcher {
             next = next.min(self.start_runner(database, most, reserve));
         }
         next
+    }
+
+    /// Whether it looks often whether all of a database's runners are held. The one that makes them full says so.
+    fn watches(&mut self, database: u32, most: usize) -> bool {
+        let now = Instant::now();
+        let full_at = self.full_at.entry(database).or_insert(now);
+        let watched = shared::change(|state| {
+            let slot = state.slot(database)?;
+            if slot.is_full(most) {
+                *full_at = now;
+                slot.is_watched = true;
+            } else if full_at.elapsed() > WATCHED {
+                slot.is_watched = false;
+            }
+            Some(slot.is_watched)
+        });
+        let watched = watched == Some(true);
+        if !watched {
+            self.full_at.remove(&database);
+        }
+        watched
     }
 
     /// Notes which of a database's processes ended without clearing their entry, by an error or a signal: they are started

@@ -17,7 +17,7 @@ use crate::pg::messages::{self, Stored};
 use crate::pg::prompting::{self, Draft, FOLDING_MS, Sketch};
 use crate::pg::session::Led;
 use crate::pg::{answering, calling, embedding, extracting, owner, spi};
-pub use ended::Ended;
+pub use ended::{Ended, give_up};
 use pgrx::JsonB;
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -400,10 +400,16 @@ impl Replying {
         Ok(next)
     }
 
-    fn settle(&mut self, end: &CallEnd) {
+    /// Has the budgets know what a turn, or the summary, took, however often its end is stored.
+    pub fn settle(&mut self, end: &CallEnd) {
         if let Some(reservation) = self.reservation.take() {
             reservation.settle(end);
         }
+    }
+
+    /// Gives back what was set aside, but for what it is held to have taken.
+    pub fn give_back(&mut self) {
+        self.reservation = None;
     }
 
     /// What it asked for last is on its way.

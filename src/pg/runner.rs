@@ -225,26 +225,32 @@ impl Runner {
         let most = settings::RUNNERS.get() as usize;
         let is_due = self.next_look.is_some_and(|at| at <= now);
         let is_needed = self.worked_at.elapsed() < IDLE || self.next_look.is_some_and(|at| at <= now + IDLE);
-        shared::change(|state| {
-            let Some(slot) = state.slot(self.database) else { return Step::Leave };
+        let (step, launcher) = shared::change(|state| {
+            let launcher = state.launcher;
+            let Some(slot) = state.slot(self.database) else { return (Step::Leave, 0) };
             if slot.held_by != 0 || slot.regular().count() > most {
-                return Step::Leave;
+                return (Step::Leave, 0);
             }
             let is_wanted = slot.runner_wanted;
             let others_rest = slot.regular().any(|other| other.pid != self.pid && !other.busy);
-            let Some(entry) = slot.runner(self.pid) else { return Step::Leave };
+            let Some(entry) = slot.runner(self.pid) else { return (Step::Leave, 0) };
             entry.busy = is_due || is_wanted;
             if entry.busy {
                 // Who works anyway leaves the wish to the one that it woke.
                 slot.runner_wanted &= is_due && others_rest;
-                Step::Work
+                let is_told = slot.is_watched || !slot.is_full(most);
+                slot.is_watched |= !is_told;
+                (Step::Work, if is_told { 0 } else { launcher })
             } else if is_needed {
-                Step::Rest
+                (Step::Rest, 0)
             } else {
                 *entry = shared::Runner::default();
-                Step::Leave
+                (Step::Leave, 0)
             }
-        })
+        });
+        // Somebody has to see whether it comes to be held.
+        shared::wake_process(launcher);
+        step
     }
 
     /// Sees who holds the others.

@@ -62,6 +62,8 @@ pub struct Slot {
     pub runners: [Runner; RUNNERS + 1],
     /// There may be work for a runner that none has looked for yet.
     pub runner_wanted: bool,
+    /// The launcher looks whether all its runners are held.
+    pub is_watched: bool,
     /// A runner ended in the middle of something; the worker gives its leases back.
     pub runner_lost: bool,
 }
@@ -80,6 +82,11 @@ impl Slot {
     /// Whether all runners that there may be are held, so that nobody else is served.
     pub fn is_held(&self, most: usize) -> bool {
         most > 0 && self.regular().count() >= most && self.regular().all(Runner::is_held)
+    }
+
+    /// Whether all runners that there may be are at something, so that they may come to be held.
+    pub fn is_full(&self, most: usize) -> bool {
+        most > 0 && self.regular().count() >= most && self.regular().all(|runner| runner.busy)
     }
 
     /// The entry of a runner.
@@ -145,8 +152,8 @@ pub struct Shared {
     pub gateway_problem: Note,
     /// A slot for each database that has, or may have, the extension.
     pub slots: [Slot; SLOTS],
-    /// The last database for which there was no slot, or 0; the launcher finds it one.
-    pub turned_away: u32,
+    /// Databases for which there was no slot, or 0; the launcher finds them one.
+    pub turned_away: [u32; 8],
 }
 
 impl Default for Shared {
@@ -157,7 +164,7 @@ impl Default for Shared {
             gateway_starts: 0,
             gateway_problem: Note::default(),
             slots: [Slot::default(); SLOTS],
-            turned_away: 0,
+            turned_away: [0; 8],
         }
     }
 }
@@ -209,12 +216,21 @@ impl Shared {
             .position(|slot| slot.database == database)
             .or_else(|| self.slots.iter().position(|slot| slot.database == 0));
         let Some(at) = at else {
-            self.turned_away = database;
+            self.turn_away(database);
             return None;
         };
         let slot = &mut self.slots[at];
         slot.database = database;
         Some(slot)
+    }
+
+    /// Notes that there is no slot for a database. Should more have come than there is room for, they come again.
+    fn turn_away(&mut self, database: u32) {
+        if !self.turned_away.contains(&database)
+            && let Some(free) = self.turned_away.iter_mut().find(|noted| **noted == 0)
+        {
+            *free = database;
+        }
     }
 }
 

@@ -7,10 +7,12 @@ mod ledger;
 mod reembeds;
 mod replies;
 mod sent;
+mod settling;
 mod tidying;
 mod whatsapp;
 
 use replies::{Fetching, Unended, Unstored};
+use settling::Inherited;
 
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{Frame, Request, ToolReply};
@@ -21,7 +23,7 @@ use crate::pg::jobs::{Job, end, first, requeue};
 use crate::pg::reembedding::Reembedding;
 use crate::pg::replying::Replying;
 use crate::pg::report::Notes;
-use crate::pg::transaction::{extension_exists, lasting_transaction, transaction};
+use crate::pg::transaction::{extension_exists, transaction};
 use crate::pg::whatsapp::Message;
 use crate::pg::worker::sent::Sent;
 use crate::pg::worker::tidying::Chore;
@@ -51,8 +53,8 @@ enum Leave {
 }
 
 struct Worker {
-    /// What an earlier worker left behind was given back.
-    is_settled: bool,
+    /// What an earlier worker left behind.
+    inherited: Inherited,
     link: Option<Link>,
     tasks: HashMap<u32, Indexing>,
     /// Documents that are claimed of one workspace at once: more while all of them find room.
@@ -173,7 +175,7 @@ impl Worker {
     fn new() -> Self {
         let now = Instant::now();
         Worker {
-            is_settled: false,
+            inherited: Inherited::Unknown,
             link: None,
             tasks: HashMap::new(),
             share: 1,
@@ -271,20 +273,6 @@ impl Worker {
             // Who wanted it while it waited for a lock has woken it from that.
             wait::wait(socket, Some(if shared::is_wanted(database) { Duration::ZERO } else { pause }));
         }
-    }
-
-    /// Gives back, once, what an earlier worker left behind: a database has one, so that is all which this one seems to do
-    /// until then. Says whether that is done; where somebody's lock is in the way nothing else is begun before.
-    fn settle(&mut self) -> bool {
-        if !self.is_settled {
-            let released = transaction(|| spi::run("select helper._settle_calls(), helper._release_leases()", &[]));
-            let settled = lasting_transaction(|| spi::run("select helper._settle_whatsapp()", &[]));
-            let passes = |outcome: &Result<()>| outcome.as_ref().is_err_and(|error| error.kind == Kind::NotReady);
-            self.is_settled = !passes(&released) && !passes(&settled);
-            self.note(released);
-            self.note(settled);
-        }
-        self.is_settled
     }
 
     /// Logs an error; the work goes on.

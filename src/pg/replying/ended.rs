@@ -25,10 +25,9 @@ pub enum Ended {
 }
 
 impl Replying {
-    /// What the end of a turn comes to, inside a transaction: calls the tools that the model called, or stores the whole
+    /// What the end of a turn comes to, which is settled, inside a transaction: calls the tools that the model called, or stores the whole
     /// reply. An error is the job's. [`Replying::take`] has it once that is committed.
     pub fn ended(&mut self, end: &CallEnd) -> Result<Ended> {
-        self.settle(end);
         if let Some(error) = &end.error {
             return Err(error.clone());
         }
@@ -116,24 +115,28 @@ impl Replying {
         self.to_check.take()
     }
 
-    /// Stores why there is no reply, or no whole one, inside a transaction.
+    /// Stores why there is no reply, or no whole one, inside a transaction. Errors: 55000 where somebody holds its row.
     pub fn fail(&self, status: &str, error: Option<&Error>) -> Result<()> {
+        self.check_free()?;
         let calls = self.turns.as_ref().map(Turns::tool_calls);
         let facts = error.map(messages::facts);
         messages::fail(self.job.workspace, self.stored.reply, &self.shown, status, facts, calls)
     }
 
-    /// Stores that nobody heard what the model said, which may have been asked, inside a transaction.
+    /// Stores that nobody heard what the model said, which may have been asked, inside a transaction. Errors: as [`Replying::fail`].
     pub fn lose(&self, error: &Error) -> Result<()> {
+        self.check_free()?;
         let calls = self.turns.as_ref().map(Turns::tool_calls);
         let mut facts = messages::facts(error);
         facts["reason"] = Reason::Unanswered.name().into();
         messages::fail(self.job.workspace, self.stored.reply, &self.shown, "error", Some(facts), calls)
     }
+}
 
-    /// Stores that there is no whole reply, and nothing of what it has, inside a transaction: what was stored of it stays.
-    pub fn give_up(&self) -> Result<()> {
-        let facts = messages::facts(&Error::bug("the reply could not be stored").hint("The server log says why."));
-        messages::fail(self.job.workspace, self.stored.reply, "", "error", Some(facts), None)
-    }
+/// Stores that there is no whole reply, and nothing of what it has, inside a transaction: what was stored of it stays.
+/// Errors: 55000 where somebody holds its row.
+pub fn give_up(workspace: pgrx::Uuid, reply: pgrx::Uuid) -> Result<()> {
+    super::check_free(workspace, reply)?;
+    let facts = messages::facts(&Error::bug("the reply could not be stored").hint("The server log says why."));
+    messages::fail(workspace, reply, "", "error", Some(facts), None)
 }

@@ -4,8 +4,8 @@ use super::Worker;
 use crate::core::error::{Error, Kind, Result};
 use crate::core::wire::{self, CallEnd, Frame, Item, Reply, Tag, ToolReply};
 use crate::pg::acting::Errand;
-use crate::pg::jobs::{self, MOST_ATTEMPTS, Wanted, claim, requeue};
-use crate::pg::replying::{Ended, Next, Replying};
+use crate::pg::jobs::{self, Job, MOST_ATTEMPTS, Wanted, claim, requeue};
+use crate::pg::replying::{self, Ended, Next, Replying};
 use crate::pg::session::durable;
 use crate::pg::transaction::{bare_transaction, lasting_transaction, transaction};
 use crate::pg::{calling, owner, settings, spi};
@@ -38,14 +38,16 @@ const STORE_AGAIN: Duration = Duration::from_secs(1);
 /// How a reply ends that is not whole.
 enum How {
     /// Nobody heard what the model said.
-    Lost,
+    Lost(Box<Replying>),
     /// With an error, or because nobody wants it any more.
-    Failed,
+    Failed(Box<Replying>),
+    /// Without its words, which could not be stored.
+    Wordless { message: pgrx::Uuid },
 }
 
 /// A reply that has ended without being whole.
 pub(super) struct Unended {
-    reply: Box<Replying>,
+    job: Job,
     how: How,
     error: Error,
     /// When it is stored.
@@ -53,30 +55,56 @@ pub(super) struct Unended {
 }
 
 impl Unended {
-    fn new(reply: Box<Replying>, how: How, error: &Error) -> Self {
-        Unended { reply, how, error: error.clone(), at: Instant::now() }
+    fn new(mut reply: Box<Replying>, how: impl FnOnce(Box<Replying>) -> How, error: &Error) -> Self {
+        // Nothing more comes of what was set aside.
+        reply.give_back();
+        Unended { job: reply.job.clone(), how: how(reply), error: error.clone(), at: Instant::now() }
+    }
+
+    /// Its job.
+    pub(super) fn job(&self) -> &Job {
+        &self.job
+    }
+
+    /// The reply, as long as its words are kept.
+    fn reply(&self) -> Option<&Replying> {
+        match &self.how {
+            How::Lost(reply) | How::Failed(reply) => Some(reply),
+            How::Wordless { .. } => None,
+        }
+    }
+
+    /// Whether it is tried once more to store it so, where that may pass.
+    fn stores_again(&mut self) -> bool {
+        match &mut self.how {
+            How::Lost(reply) | How::Failed(reply) => reply.stores_again(),
+            How::Wordless { .. } => true,
+        }
     }
 
     /// Stores it with the end of its job, as the owner; inside a transaction.
     fn store(&self) -> Result<()> {
-        let Unended { reply, how, error, .. } = self;
-        reply.check_free()?;
+        let Unended { job, how, error, .. } = self;
         let status = match (how, error.kind) {
-            (How::Lost, _) => {
+            (How::Lost(reply), _) => {
                 reply.lose(error)?;
                 "failed"
             }
             // Out of time is an error like any other, and says how much it had.
-            (How::Failed, Kind::Cancelled) if error.detail.is_none() => {
+            (How::Failed(reply), Kind::Cancelled) if error.detail.is_none() => {
                 reply.fail("cancelled", Some(error))?;
                 "cancelled"
             }
-            (How::Failed, _) => {
+            (How::Failed(reply), _) => {
                 reply.fail("error", Some(error))?;
                 "failed"
             }
+            (How::Wordless { message }, _) => {
+                replying::give_up(job.workspace, *message)?;
+                "failed"
+            }
         };
-        jobs::end(&reply.job, status, Some(error))
+        jobs::end(job, status, Some(error))
     }
 }
 
@@ -108,8 +136,10 @@ impl Worker {
                     }
                     Ok(None) => self.finish(&job, "cancelled", None),
                     Err(error) => {
-                        self.note::<()>(Err(error.clone()));
-                        let given = transaction(|| requeue(&job, 1.0, true));
+                        // It is no try where somebody holds it.
+                        let counts = error.kind != Kind::NotReady;
+                        self.note::<()>(Err(error));
+                        let given = transaction(|| requeue(&job, 1.0, counts));
                         if self.note(given).is_none() {
                             self.owed.push(job);
                         }
@@ -121,10 +151,11 @@ impl Worker {
 
     /// How many replies may be claimed at once. What goes with one is known once it is claimed, so that they are few.
     fn room_for_replies(&self) -> usize {
-        let unstored = self.unstored.iter().map(|unstored| &unstored.reply);
-        let unstored = unstored.chain(self.unended.iter().map(|unended| &unended.reply));
-        let fetching = self.fetching.values().map(|fetching| &fetching.reply);
-        let weights = self.replies.values().chain(fetching).chain(unstored).map(|reply| reply.weight());
+        let unstored = self.unstored.iter().map(|unstored| &*unstored.reply);
+        let unstored = unstored.chain(self.unended.iter().filter_map(Unended::reply));
+        let fetching = self.fetching.values().map(|fetching| &*fetching.reply);
+        let weights =
+            self.replies.values().map(|reply| &**reply).chain(fetching).chain(unstored).map(|reply| reply.weight());
         let (count, bytes) = weights.fold((0, 0), |(count, bytes), weight| (count + 1, bytes + weight));
         let at_once = match bytes {
             0 => FEW,
@@ -376,6 +407,7 @@ impl Worker {
     }
 
     pub(super) fn reply_ended(&mut self, mut reply: Box<Replying>, end: CallEnd) {
+        reply.settle(&end);
         let stored = bare_transaction(|| {
             durable();
             owner::as_owner(|| reply.check_free())?;
@@ -466,23 +498,26 @@ impl Worker {
     /// be, what was said or called may be the cause, and the reply ends without.
     fn end_reply(&mut self, mut ending: Unended) {
         let ended = transaction(|| ending.store());
-        let passes = ended.as_ref().err().is_none_or(|error| error.kind == Kind::NotReady);
+        let passes = ended.as_ref().is_err_and(|error| error.kind == Kind::NotReady);
         if self.note(ended).is_some() {
             return;
         }
-        if passes && ending.reply.stores_again() {
-            ending.at = Instant::now() + STORE_AGAIN;
-            self.next_look = self.next_look.min(ending.at);
-            return self.unended.push(ending);
+        if passes && ending.stores_again() {
+            return self.end_later(ending);
         }
-        let Unended { reply, error, .. } = ending;
-        let ended = transaction(|| {
-            reply.give_up()?;
-            jobs::end(&reply.job, "failed", Some(&error))
-        });
-        if self.note(ended).is_none() {
-            self.finish(&reply.job, "failed", Some(&error));
+        match &ending.how {
+            How::Lost(reply) | How::Failed(reply) => {
+                ending.how = How::Wordless { message: reply.message() };
+                self.end_reply(ending);
+            }
+            How::Wordless { .. } => self.finish(&ending.job, "failed", Some(&ending.error)),
         }
+    }
+
+    fn end_later(&mut self, mut ending: Unended) {
+        ending.at = Instant::now() + STORE_AGAIN;
+        self.next_look = self.next_look.min(ending.at);
+        self.unended.push(ending);
     }
 
     /// Writes what has come of all replies that are due, in one transaction.

@@ -3,6 +3,7 @@
 //! Each workspace's is a transaction of its own, so that trouble with one never keeps the others waiting.
 
 use super::Worker;
+use super::replies::Unended;
 use crate::core::error::Result;
 use crate::pg::indexing::Indexing;
 use crate::pg::transaction::transaction;
@@ -106,15 +107,16 @@ impl Worker {
     }
 
     /// Tokens of the leases that the worker holds.
-    fn alive(&self) -> Vec<pgrx::Uuid> {
+    pub(super) fn alive(&self) -> Vec<pgrx::Uuid> {
         let documents = self.tasks.values().flat_map(Indexing::jobs);
         let reembeds = self.reembeds.values().map(|reembed| &reembed.job);
         let replies = self.replies.values().map(|reply| &reply.job);
         let unstored = self.unstored.iter().map(|unstored| &unstored.reply.job);
+        let unended = self.unended.iter().map(Unended::job);
         let fetching = self.fetching.values().map(|fetching| &fetching.reply.job);
         let calls = self.calls.values().chain(self.unstored_calls.iter().map(|(sent, _)| sent)).map(|sent| &sent.job);
-        let jobs =
-            documents.chain(reembeds).chain(replies).chain(unstored).chain(fetching).chain(calls).chain(&self.owed);
+        let replies = replies.chain(unstored).chain(unended).chain(fetching);
+        let jobs = documents.chain(reembeds).chain(replies).chain(calls).chain(&self.owed);
         jobs.map(|job| job.token).collect()
     }
 }
