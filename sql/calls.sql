@@ -206,6 +206,7 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout
 declare
   v_call record;
   v_state text;
+  v_held uuid[] := '{}';
 begin
   for v_call in
     select c.workspace_id, c.id, c.in_queue, coalesce(f.idempotent, false) as idempotent
@@ -215,6 +216,7 @@ begin
     where c.status = 'running'
     for update of c skip locked
   loop
+    continue when v_call.workspace_id = any (v_held);
     v_state := case when not v_call.idempotent then 'uncertain' when v_call.in_queue then 'queued' else 'failed' end;
     -- A reply that somebody's open transaction holds keeps nobody else's calls from being settled.
     begin
@@ -227,7 +229,7 @@ begin
             else 'Whether the tool has done it is not known: look there before it is called again.'
           end)) end);
     exception
-      when lock_not_available then null;
+      when lock_not_available then v_held := v_held || v_call.workspace_id;
     end;
   end loop;
   return query

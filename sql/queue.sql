@@ -301,6 +301,7 @@ language plpgsql set search_path = pg_catalog, pg_temp set lock_timeout = '50ms'
 declare
   v_runners uuid[];
   v_lease record;
+  v_held uuid[] := '{}';
   v_left bigint;
 begin
   for v_lease in
@@ -310,11 +311,12 @@ begin
     where case when l.runner is null then l.token <> all (alive) else l.runner <> all (helper._runners()) end
     for update skip locked
   loop
+    continue when v_lease.workspace_id = any (v_held);
     -- What somebody's open transaction holds keeps nobody else's job from being given back.
     begin
       perform helper._requeue(v_lease.workspace_id, v_lease.job_id, v_lease.token, interval '0', true);
     exception
-      when lock_not_available then null;
+      when lock_not_available then v_held := v_held || v_lease.workspace_id;
     end;
   end loop;
   v_runners := helper._runners();

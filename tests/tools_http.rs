@@ -301,16 +301,19 @@ async fn what_a_worker_was_sending_is_settled_once_nobody_holds_it() {
     let (pay, get, answers) = under_way(&desk).await;
     answers.store(true, Ordering::Relaxed);
     let holder = desk.cluster.admin().await;
-    holder.run(&format!("begin; select from helper.function_calls where id = '{pay}' for update")).await;
+    holder.run("begin; select from helper.function_calls where status = 'running' for update").await;
     let worker = desk.cluster.pids().await.worker;
     assert!(desk.admin.one::<bool>("select pg_terminate_backend($1, 10000)", &[&worker]).await);
-    // The others are, and the worker works.
-    assert_eq!(desk.ended(&get).await["status"], "succeeded");
+    // The worker works, and what waits for its call to be settled waits on.
     let later = desk.call("get", json!({"id": "2"})).await;
     assert_eq!(desk.ended(&later).await["status"], "succeeded");
-    assert_eq!(desk.status(&pay).await["status"], "running");
+    assert_eq!(
+        (desk.status(&pay).await["status"].clone(), desk.status(&get).await["status"].clone()),
+        (json!("running"), json!("running"))
+    );
     holder.run("commit").await;
     assert_eq!(desk.ended(&pay).await["status"], "uncertain");
+    assert_eq!(desk.ended(&get).await["status"], "succeeded");
     assert_eq!((requests(&desk, "/pay", &pay), requests(&desk, "/get", &get)), (1, 2));
 }
 

@@ -56,9 +56,16 @@ create function helper._claim_whatsapp("limit" integer, share integer, without u
 returns table (workspace_id uuid, message_id uuid, request jsonb)
 language sql volatile set search_path = pg_catalog, pg_temp as $$
   -- A sender that was lost may have sent: what it held is never sent again by itself.
+  with lost as (
+    select o.workspace_id, o.id
+    from helper.wa_outbox o
+    where o.status = 'sending' and o.claimed_at < (select clock_timestamp() - interval '5 minutes')
+    for update skip locked
+  )
   update helper.wa_outbox o
   set status = 'uncertain'
-  where o.status = 'sending' and o.claimed_at < (select clock_timestamp() - interval '5 minutes');
+  from lost l
+  where o.workspace_id = l.workspace_id and o.id = l.id;
   -- Workspaces that have something to send, those who wait the longest first, share what is given out: nobody's broadcast
   -- keeps the others waiting. The recursion steps from one to the next, so that its cost depends on their number alone.
   with recursive waiting (workspace_id, send_at) as (

@@ -43,7 +43,7 @@ struct Waiting {
 
 enum Found {
     Waiting(Box<Waiting>),
-    /// Another transaction has it.
+    /// Another transaction has it, or an earlier worker had.
     Taken,
     Gone,
 }
@@ -67,7 +67,11 @@ fn find(workspace: Uuid, call: Uuid) -> Result<Found> {
             return Ok(Found::Waiting(Box::new(waiting)));
         }
         let taken = spi::change(
-            &format!("select true from helper.function_calls c where c.workspace_id = $1 and c.id = $2 and {WAITS}"),
+            // One that runs while its job waits is an earlier worker's, and held: it waits once it is settled.
+            &format!(
+                "select true from helper.function_calls c \
+                 where c.workspace_id = $1 and c.id = $2 and ({WAITS} or c.status = 'running')"
+            ),
             &[workspace.into(), call.into()],
             |row| row.get::<bool>(1),
         )?;

@@ -426,8 +426,9 @@ impl Worker {
                 self.note::<()>(Err(error));
                 self.keep_unstored(reply, end);
             }
-            Err(error) if reply.is_once() && end.lost => self.reply_lost(reply, &error),
-            Err(error) => self.reply_failed(reply, &error),
+            // What is wrong with the reply is told, not that it could not be told at once.
+            Err(error) if reply.is_once() && end.lost => self.reply_lost(reply, end.error.as_ref().unwrap_or(&error)),
+            Err(error) => self.reply_failed(reply, end.error.as_ref().unwrap_or(&error)),
         }
     }
 

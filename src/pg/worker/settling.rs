@@ -61,7 +61,9 @@ impl Worker {
             }
             self.inherited = self.note(found).unwrap_or(Inherited::Settled);
         }
-        if !matches!(self.inherited, Inherited::Known { at, .. } if at <= Instant::now()) {
+        let Inherited::Known { at, .. } = self.inherited else { return true };
+        if at > Instant::now() {
+            self.next_look = self.next_look.min(at);
             return true;
         }
         let alive = self.alive();
